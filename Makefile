@@ -1,0 +1,42 @@
+# Every target sets up what it needs in .venv with pip; nothing but Python is expected on the machine.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEVELOPED := $(VENV)/.developed
+TESTS ?= tests
+PYTEST_FLAGS ?= -q -n 2
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --quiet --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint types
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+quickstart: $(INSTALLED) ## set up, then tune, reward, PPO and evaluate the embedded model (offline after set-up)
+	HF_HUB_OFFLINE=1 $(BIN)/align run $(ARGS)
+
+test: $(DEVELOPED) ## set up, then run the tests (TESTS=tests/align for some of them)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS)
+
+lint: $(DEVELOPED) ## check style with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEVELOPED) ## check types with mypy
+	$(BIN)/mypy
+
+$(BIN)/python:
+	@echo "making $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV): torch and its companions, some minutes on a slow line"
+	@$(PIP) --editable .
+	@touch $@
+
+$(DEVELOPED): $(INSTALLED)
+	@echo "installing the tools for tests, lint and types"
+	@$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Adapter methods: which weights may change. One file per method; each registers itself."""

@@ -1,0 +1,109 @@
+"""The adapter protocol: an adapter decides which weights of a tree may change, and how they are kept on disk.
+
+A method is a dataclass whose fields are Hydra options. It lives in one file of this folder and registers itself with
+`@adapter("name")`; the command line, sweeps, `--help` and the contract tests then see it with no second edit.
+Importing a method must not import torch: modules that need it live in `align/adapters/layers/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from data_prep.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+    from align.low_rank import LowRankTerms
+
+AdapterT = TypeVar("AdapterT", bound="type[Adapter]")
+
+adapters: Registry[Adapter] = Registry("adapter", "align.adapters")
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What a method can and cannot do, stated once and read by checks and documentation."""
+
+    mergeable: bool = True
+    """Its effect can be folded into the base's weights."""
+    low_rank: bool = True
+    """Its effect on every linear layer is exactly a low-rank term, so another method can be stacked on it."""
+    four_bit: bool = True
+    """It can stand on a base kept in 4 bits."""
+    gradient_checkpointing: bool = True
+    owns_weights: bool = False
+    """It trains a private copy of the base's weights instead of a few tensors beside them."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Parameter counts of one method on one architecture; heads are never included."""
+
+    trainable: int
+    frozen: int
+    """Frozen tensors the method itself brings along (VeRA's projections)."""
+    total: int
+    """Base and adapter together."""
+
+
+def adapter(name: str) -> Callable[[AdapterT], AdapterT]:
+    """Register a method under `name`, as a Hydra choice too (`adapter=name`)."""
+
+    def register(cls: AdapterT) -> AdapterT:
+        from hydra.core.config_store import ConfigStore
+
+        ConfigStore.instance().store(group="adapter", name=name, node=cls)
+        adapters.register(name)(cls)
+        return cls
+
+    return register
+
+
+@dataclass
+class Adapter:
+    """Base of every method. Trees are Hugging Face causal language models from `SharedBase.tree()`."""
+
+    traits: ClassVar[Traits] = Traits()
+
+    def quantization(self) -> str | None:
+        """Precision the base must be loaded at (`nf4`), or None when the method does not care."""
+        return None
+
+    def attach(self, tree: PreTrainedModel, trainable: bool) -> PreTrainedModel:
+        """Insert the method into `tree`, freeze what it does not train, and return the carrier to call.
+
+        The base's shared tensors stay as they are: same storage, `requires_grad` False.
+        """
+        raise NotImplementedError
+
+    def parameter_groups(self, tree: torch.nn.Module, lr: float) -> list[dict[str, Any]]:
+        """Optimiser groups of the trainable parameters below `tree`; `lr` is the stage's learning rate."""
+        return [{"params": [p for p in tree.parameters() if p.requires_grad], "lr": lr}]
+
+    def after_step(self, tree: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Called after every optimiser step, for methods that move weights outside autograd."""
+
+    def count(self, model_config: dict[str, Any]) -> Counts:
+        """Parameter counts by closed form from a `config.json`; equal to counting the attached modules."""
+        raise NotImplementedError
+
+    def save(self, carrier: PreTrainedModel, folder: Path) -> None:
+        """Write the trained tensors into `folder`, in PEFT format where peft knows the method."""
+        raise NotImplementedError
+
+    def load(self, tree: PreTrainedModel, folder: Path, trainable: bool) -> PreTrainedModel:
+        """Attach the method as saved in `folder`; every tensor must be found, and none may be left over."""
+        raise NotImplementedError
+
+    def low_rank_terms(self, carrier: PreTrainedModel) -> LowRankTerms:
+        """The adapter's effect as exact low-rank terms per linear layer; only where `traits.low_rank`."""
+        raise NotImplementedError
+
+    def files(self) -> tuple[str, ...]:
+        """Names of the files that `save` writes and that a checkpoint must contain."""
+        return ("adapter_config.json", "adapter_model.safetensors")

@@ -1,0 +1,1 @@
+"""Modules that adapters insert into a tree; everything here needs torch."""

@@ -1,0 +1,70 @@
+"""Methods that peft implements well: everything but the configuration is written once, here.
+
+Checkpoints keep the PEFT format, so they load in peft, transformers and vLLM wherever those know the method.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.adapters.base import Adapter
+from data_prep.errors import UserError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig, PeftModel
+    from transformers import PreTrainedModel
+
+
+@dataclass
+class PeftAdapter(Adapter):
+    """Fills every call of the protocol except `peft_config` and the counts."""
+
+    def peft_config(self) -> PeftConfig:
+        """The method's peft configuration for a causal language model."""
+        raise NotImplementedError
+
+    def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
+        from peft import get_peft_model
+
+        try:
+            carrier = get_peft_model(tree, self.peft_config())
+        except ValueError as error:
+            raise UserError(f"cannot attach {self.__class__.__name__} to {type(tree).__name__} ({error})") from error
+        return _set_trainable(carrier, trainable)
+
+    def load(self, tree: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
+        from peft import get_peft_model_state_dict, set_peft_model_state_dict
+        from safetensors.torch import load_file
+
+        carrier = self.attach(tree, trainable=True)
+        file = folder / "adapter_model.safetensors"
+        saved = load_file(file, device=str(tree.device))
+        expected = get_peft_model_state_dict(carrier, save_embedding_layers=False)
+        _refuse_mismatch(file, {k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in saved.items()})
+        set_peft_model_state_dict(carrier, saved)
+        return _set_trainable(carrier, trainable)
+
+    def save(self, carrier: PeftModel, folder: Path) -> None:  # type: ignore[override]
+        carrier.save_pretrained(str(folder), save_embedding_layers=False)
+
+
+def _set_trainable(carrier: PeftModel, trainable: bool) -> PeftModel:
+    if not trainable:
+        carrier.requires_grad_(False)
+    carrier.eval()
+    return carrier
+
+
+def _refuse_mismatch(file: Path, expected: dict[str, Any], saved: dict[str, Any]) -> None:
+    """Zero missing, zero unexpected, equal shapes; peft itself only warns."""
+    missing, unexpected = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
+    wrong = [name for name in expected.keys() & saved.keys() if expected[name] != saved[name]]
+    if missing or unexpected or wrong:
+        first = (missing or unexpected or wrong)[0]
+        raise UserError(
+            f"adapter tensors do not fit this base ({len(missing)} missing, {len(unexpected)} unexpected, "
+            f"{len(wrong)} of another shape; first: {first})",
+            file=str(file),
+        )

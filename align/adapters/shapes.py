@@ -1,0 +1,50 @@
+"""Shapes of an architecture, read off its modules on the meta device: exact for every model, and no weight is made."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from align.adapters.targets import resolve_targets
+from data_prep.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def base_parameters(model_config: dict[str, Any]) -> int:
+    """Number of parameters of the causal language model a `config.json` describes; tied weights count once."""
+    return sum(parameter.numel() for parameter in _meta_model(_key(model_config)).parameters())
+
+
+def linear_shapes(model_config: dict[str, Any], targets: Any) -> dict[str, tuple[int, int]]:
+    """Module name -> (out, in) of the linear layers that `targets` selects."""
+    from torch.nn import Linear
+
+    model = _meta_model(_key(model_config))
+    chosen = resolve_targets(targets)
+    head = model.get_output_embeddings()
+    linear = {name: m for name, m in model.named_modules() if isinstance(m, Linear) and m is not head}
+    if chosen != "all-linear":
+        wanted = [chosen] if isinstance(chosen, str) else chosen
+        linear = {n: m for n, m in linear.items() if any(n == w or n.endswith("." + w) for w in wanted)}
+    if not linear:
+        raise UserError(f"target_modules {targets} selects no linear layer of {type(model).__name__}")
+    return {name: (module.out_features, module.in_features) for name, module in linear.items()}
+
+
+def _key(model_config: dict[str, Any]) -> str:
+    return json.dumps(model_config, sort_keys=True)
+
+
+@lru_cache(maxsize=8)
+def _meta_model(key: str) -> PreTrainedModel:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = json.loads(key)
+    config = AutoConfig.for_model(**fields)
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    return model

@@ -1,0 +1,83 @@
+"""VeRA: two trained vectors per layer around one pair of frozen random projections shared by all layers.
+
+"VeRA: Vector-based Random Matrix Adaptation", arXiv 2310.11454, eq. 2: h = W0 x + diag(b) B diag(d) A x.
+peft's implementation. The projections are drawn from `projection_seed` and not saved: the seed is in the checkpoint and
+every tree of a base shares one copy of them. Cost: (r + out) trained parameters per layer; more activations than LoRA.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from align.adapters.base import Counts, Traits, adapter
+from align.adapters.peft_backed import PeftAdapter
+from align.adapters.shapes import base_parameters, linear_shapes
+from align.adapters.targets import resolve_targets, targets_option
+from align.fields import option
+
+if TYPE_CHECKING:
+    from peft import PeftModel, VeraConfig
+    from transformers import PreTrainedModel
+
+    from align.low_rank import LowRankTerms
+
+
+@adapter("vera")
+@dataclass
+class Vera(PeftAdapter):
+    """Train two vectors per linear layer around shared frozen projections."""
+
+    method: str = "vera"
+    rank: int = option(256, "rank r of the shared frozen projections")
+    d_initial: float = option(0.1, "start value of the vector d")
+    dropout: float = option(0.0, "dropout on the term's input during supervised training; always off in PPO")
+    projection_seed: int = option(0, "seed of the frozen projections; equal for all adapters of a base")
+    target_modules: Any = targets_option()
+
+    traits: ClassVar[Traits] = Traits()
+
+    def peft_config(self) -> VeraConfig:
+        from peft import TaskType, VeraConfig
+
+        return VeraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=self.rank,
+            d_initial=self.d_initial,
+            vera_dropout=self.dropout,
+            projection_prng_key=self.projection_seed,
+            save_projection=False,
+            target_modules=resolve_targets(self.target_modules),
+        )
+
+    def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
+        carrier = super().attach(tree, trainable)
+        for name in ("vera_A", "vera_B"):
+            projections = getattr(carrier.base_model, name)
+            fresh = projections["default"]
+            shared = tree.align_shared  # type: ignore[attr-defined]
+            key = (name, self.projection_seed, tuple(fresh.shape), fresh.dtype)
+            projections["default"] = shared.setdefault(key, fresh)
+        return carrier
+
+    def count(self, model_config: dict[str, Any]) -> Counts:
+        shapes = linear_shapes(model_config, self.target_modules)
+        trainable = sum(self.rank + rows for rows, _ in shapes.values())
+        widest_out = max(rows for rows, _ in shapes.values())
+        widest_in = max(columns for _, columns in shapes.values())
+        frozen = self.rank * (widest_in + widest_out)
+        return Counts(trainable, frozen, base_parameters(model_config) + trainable + frozen)
+
+    def low_rank_terms(self, carrier: PeftModel) -> LowRankTerms:  # type: ignore[override]
+        from peft.tuners.vera import VeraLayer
+
+        from align.low_rank import LowRankTerm
+
+        terms: LowRankTerms = {}
+        for name, module in carrier.get_base_model().named_modules():
+            if isinstance(module, VeraLayer):
+                inner, outer = module.vera_lambda_d["default"].detach(), module.vera_lambda_b["default"].detach()
+                down = module.vera_A["default"][:, : module.in_features]
+                up = module.vera_B["default"][: module.out_features]
+                terms[name] = LowRankTerm(inner[:, None] * down, outer[:, None] * up, 1.0)
+        return terms

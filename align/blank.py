@@ -1,0 +1,73 @@
+"""A base from nothing: a tokenizer trained on the run's own text, and random weights of a given shape.
+
+This is how the embedded base `nano` began (`experiment=nano_pretrain`).
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from align.options import ModelOptions
+from data_prep.errors import UserError
+from data_prep.options import DataOptions
+
+
+def make_blank(model: ModelOptions, data: DataOptions, seed: int, folder: Path) -> Path:
+    """Write a model folder with fresh weights; deterministic for a seed. Returns `folder`.
+
+    Raises:
+        UserError: `model.tokenizer` or `model.config` lacks what is needed.
+    """
+    if (folder / "model.safetensors").is_file():
+        return folder
+    for key in ("vocab_size", "template"):
+        if key not in model.tokenizer:
+            raise UserError("a fresh model needs this", field=f"model.tokenizer.{key}")
+    folder.mkdir(parents=True, exist_ok=True)
+    specials = _train_tokenizer(model.tokenizer, data, folder)
+    _random_weights(model.config, specials, seed, folder)
+    return folder
+
+
+def _train_tokenizer(options: dict[str, Any], data: DataOptions, folder: Path) -> dict[str, int]:
+    """Byte-level BPE on the run's text; returns the ids of pad, end and the vocabulary's size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    from data_prep.formats.base import DOCUMENT
+    from data_prep.reading import read_records, source_for
+
+    end, pad = str(options.get("end_token", "<|end|>")), str(options.get("pad_token", "<|pad|>"))
+    extra = [str(token) for token in options.get("control_tokens", [])]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=int(options["vocab_size"]),
+        special_tokens=[pad, end, *extra],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    documents, _, _ = read_records(source_for(data, DOCUMENT), DOCUMENT, 0)
+    tokenizer.train_from_iterator((document.text for document in documents), trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": pad, "extra_special_tokens": extra}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(str(options["template"]), encoding="utf-8")
+    return {"pad": tokenizer.token_to_id(pad), "end": tokenizer.token_to_id(end), "size": tokenizer.get_vocab_size()}
+
+
+def _random_weights(config: dict[str, Any], specials: dict[str, int], seed: int, folder: Path) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if "model_type" not in config:
+        raise UserError("a fresh model needs an architecture", field="model.config.model_type")
+    torch.manual_seed(seed)
+    fields = {**config, "vocab_size": specials["size"], "pad_token_id": specials["pad"], "eos_token_id": specials["end"]}
+    fields["bos_token_id"] = None
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    model.generation_config.eos_token_id = specials["end"]
+    model.generation_config.pad_token_id = specials["pad"]
+    model.save_pretrained(folder)

@@ -1,0 +1,213 @@
+"""The command `align`: verbs, their flags, and errors as exit codes. Verbs import what they need when they run.
+
+    0 done | 2 the user can mend it (one line) | 3 training stopped itself | 130 interrupted
+With `--json` standard output is exactly one JSON object; everything else goes to standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import importlib
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn
+
+from data_prep.errors import TrainingStopped, UserError, nearest, unknown
+
+INTERRUPTED = 130
+QUIET = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
+    "DATASETS_VERBOSITY": "error",
+    "BITSANDBYTES_NOWELCOME": "1",
+    "WANDB_SILENT": "true",
+}
+"""Environment of libraries that talk too much; what the user has set stays."""
+OUR_FAULT_NOT = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
+"""Operating system errors that a user can mend: full, read-only or forbidden folders."""
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A verb of the command line: `module.function(args) -> int` does the work."""
+
+    name: str
+    usage: str
+    summary: str
+    function: str
+    multirun: bool = False
+
+
+VERBS = [
+    Verb("run", "[OVERRIDES]", "run a pipeline; the same command again goes on", "align.cli_run:run", True),
+    Verb("eval", "TARGET [OVERRIDES]", "evaluate a checkpoint or a run again", "align.cli_run:evaluate"),
+    Verb("ls", "[KIND]", "list adapters, stages, data, recipes, models or runs", "align.cli_show:ls"),
+    Verb("show", "[RECIPE] [OVERRIDES]", "print the resolved recipe of a run, without running it", "align.cli_show:show"),
+    Verb("lineage", "TARGET", "print what a checkpoint stands on", "align.cli_show:lineage"),
+    Verb("verify", "TARGET", "check files, hashes and parents of a checkpoint or a run", "align.cli_show:verify"),
+]
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors as one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise instead of printing the usage; an unknown flag is answered with the nearest one."""
+        if message.startswith("unrecognized arguments: "):
+            flag = message.partition(": ")[2].split()[0]
+            near = nearest(flag, list(self._option_string_actions))
+            raise UserError(f"unknown flag '{flag}'", hint=f"did you mean '{near}'?" if near else None, code="bad_flag")
+        raise UserError(message, code="bad_flag")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb; `argv` defaults to the command line. Returns the exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(overview())
+        return 0
+    if words[0] == "--version":
+        from importlib import metadata
+
+        print(metadata.version("align-toolkit"))
+        return 0
+    as_json = "--json" in words
+    quieten()
+    with json_only() if as_json else contextlib.nullcontext():
+        code, answer = _guarded(words)
+    if as_json:
+        print(json.dumps(answer, indent=1))
+    return code
+
+
+def overview() -> str:
+    """What `align --help` prints."""
+    width = max(len(f"{verb.name} {verb.usage}") for verb in VERBS)
+    lines = [f"  align {f'{verb.name} {verb.usage}':<{width}}  {verb.summary}" for verb in VERBS]
+    return "\n".join(
+        [
+            "align: supervised tuning, reward models and PPO with any adapter, chained through checkpoints",
+            "",
+            *lines,
+            "",
+            "Overrides are KEY=VALUE: adapter=vera  stages.ppo.lr=1e-5  model=hf model.path=FOLDER  seed=1",
+            "TARGET is a path, RUN or RUN/STAGE. Every verb takes --json, --config-dir DIR and --help.",
+            "Start with: align run",
+        ]
+    )
+
+
+def quieten() -> None:
+    """Keep libraries from writing over progress and verdicts."""
+    for key, value in QUIET.items():
+        os.environ.setdefault(key, value)
+    for category in (FutureWarning, DeprecationWarning, UserWarning):
+        warnings.filterwarnings("ignore", category=category)
+
+
+@contextlib.contextmanager
+def json_only() -> Iterator[None]:
+    """Send everything that is printed, by libraries and child processes too, to standard error."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
+    """Run a verb; exceptions become an exit code, a line on standard error and the `error` object."""
+    try:
+        with _terminated_as_interrupt():
+            return _dispatch(words)
+    except (UserError, TrainingStopped) as problem:
+        print(f"align: {problem}", file=sys.stderr)
+        return problem.exit_code, {"error": problem.as_dict()}
+    except KeyboardInterrupt:
+        message = "interrupted; the same command goes on where it stopped"
+        print(f"align: {message}", file=sys.stderr)
+        return INTERRUPTED, {"error": UserError(message, code="interrupted").as_dict()}
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 0, {}
+    except OSError as problem:
+        if problem.errno not in OUR_FAULT_NOT:
+            raise
+        error = UserError(problem.strerror or str(problem), file=problem.filename, code="output")
+        print(f"align: {error}", file=sys.stderr)
+        return error.exit_code, {"error": error.as_dict()}
+    except Exception as problem:
+        if "--json" not in words:
+            raise
+        traceback.print_exc()
+        return 1, {"error": UserError(f"{type(problem).__name__}: {problem}", code="internal").as_dict()}
+
+
+def _dispatch(words: list[str]) -> tuple[int, dict[str, Any]]:
+    """Find the verb, read its flags, and call it."""
+    verbs = {verb.name: verb for verb in VERBS}
+    if words[0] not in verbs:
+        first = next((word for word in words if not word.startswith("-")), words[0])
+        if first not in verbs:
+            raise unknown("verb", first, verbs)
+        words = [first, *[word for word in words if word != first]]
+    verb = verbs[words[0]]
+    args = _parser(verb).parse_intermixed_args(words[1:])
+    module, _, function = verb.function.partition(":")
+    if args.help:
+        print(importlib.import_module("align.cli_help").help_of(verb))
+        return 0, {}
+    code, answer = getattr(importlib.import_module(module), function)(args)
+    return int(code), dict(answer)
+
+
+def _parser(verb: Verb) -> _Parser:
+    """The flags of a verb."""
+    parser = _Parser(prog=f"align {verb.name}", add_help=False, allow_abbrev=False)
+    parser.add_argument("words", nargs="*")
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--config-dir")
+    if verb.multirun:
+        parser.add_argument("-m", "--multirun", action="store_true")
+    return parser
+
+
+@contextlib.contextmanager
+def _terminated_as_interrupt() -> Iterator[None]:
+    """A polite kill (SIGTERM) ends a run as Ctrl-C does."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, interrupt)
+    except ValueError:  # not in the main thread: signals are somebody else's
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,184 @@
+"""The verbs that only look: `align ls | show | lineage | verify`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.adapters.base import adapters
+from align.cli_help import options_of, summary
+from align.composition import group_choices, recipe_comment, recipes
+from align.config import compose
+from align.overrides import parse, raw_value
+from align.stages.base import stages
+from align.typed import plain
+from data_prep.errors import UserError, nearest, unknown
+
+Answer = tuple[int, dict[str, Any]]
+
+
+def ls(args: argparse.Namespace) -> Answer:
+    """List one kind of thing, or the names of all kinds."""
+    words, overrides = split_words(args.words, 1)
+    kinds: dict[str, Callable[[argparse.Namespace, list[str]], list[dict[str, Any]]]] = {
+        "adapters": lambda args, overrides: _registered(adapters.items(), {"method"}),
+        "stages": lambda args, overrides: _registered(stages.items(), {"data", "adapter"}),
+        "data": lambda args, overrides: _recipe_rows(args, ["data"]),
+        "models": lambda args, overrides: _recipe_rows(args, ["model"]),
+        "recipes": lambda args, overrides: _recipe_rows(args, ["experiment", "pipeline"]),
+        "runs": lambda args, overrides: _runs(run_folder(overrides)),
+    }
+    if words and words[0] not in kinds:
+        raise unknown("kind", words[0], kinds)
+    answer = {kind: kinds[kind](args, overrides) for kind in (words or kinds)}
+    for kind, rows in answer.items():
+        say(args, kind if rows else f"{kind}: none")
+        width = max((len(row["name"]) for row in rows), default=0)
+        for row in rows:
+            say(args, f"  {row['name']:<{width}}  {row['summary']}".rstrip())
+            for option in row.get("options", []) if words else []:
+                say(args, f"  {'':<{width}}    {option['name']} [{option['default']}]  {option['help']}")
+    return 0, answer
+
+
+def say(args: argparse.Namespace, *lines: str) -> None:
+    """Print lines for people; with `--json` the object is the answer."""
+    if not args.json:
+        print("\n".join(lines))
+
+
+def split_words(words: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+    """The plain words of a command and its overrides; at most so many plain words."""
+    plain_words = [word for word in words if "=" not in word and not word.startswith("~")]
+    if len(plain_words) > most:
+        raise UserError(f"unexpected '{plain_words[most]}'", hint="overrides are KEY=VALUE", code="bad_override")
+    return plain_words, [word for word in words if word not in plain_words]
+
+
+def run_folder(overrides: Sequence[str]) -> str:
+    """The folder of runs: `out=DIR` among the overrides, the only one that these verbs take."""
+    out = "runs"
+    for override in parse(overrides):
+        if override.key_or_group != "out":
+            near = nearest(override.key_or_group, ["out"])
+            raise UserError(
+                f"unknown option '{override.key_or_group}'",
+                hint="did you mean 'out'?" if near else "this verb takes out=DIR",
+                code="unknown_key",
+            )
+        out = raw_value(override)
+    return out
+
+
+def _registered(items: Sequence[tuple[str, Any]], without: set[str]) -> list[dict[str, Any]]:
+    """The entries of a registry with their options."""
+    return [
+        {"name": name, "summary": summary(cls), "options": plain(options_of(cls, without))} for name, cls in items
+    ]
+
+
+def _recipe_rows(args: argparse.Namespace, groups: list[str]) -> list[dict[str, Any]]:
+    """The choices of config groups with the first words of their files."""
+    with recipes(args.config_dir):
+        return [
+            {"name": f"{group}={name}", "summary": recipe_comment(group, name)}
+            for group in groups
+            for name in group_choices(group)
+        ]
+
+
+def _runs(out: str) -> list[dict[str, Any]]:
+    """The run folders below `out`, the oldest first."""
+    rows = []
+    for path in sorted(Path(out).glob("*/run.json"), key=lambda path: path.stat().st_mtime):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            finished = [f"{stage['name']} {stage['status']}" for stage in record["stages"]]
+            rows.append({"name": path.parent.name, "summary": f"{record['status']}: {', '.join(finished)}"})
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            rows.append({"name": path.parent.name, "summary": f"unreadable run.json ({type(problem).__name__})"})
+    return rows
+
+
+def show(args: argparse.Namespace) -> Answer:
+    """Print a recipe with everything resolved: a run's own, an experiment's, or what overrides make of the default."""
+    words, overrides = split_words(args.words, 1)
+    if words:
+        saved = _saved_recipe(words[0], overrides)
+        if saved is not None:
+            say(args, saved.rstrip())
+            return 0, {"recipe": yaml.safe_load(saved)}
+        overrides = [f"experiment={words[0]}", *overrides]
+    config = compose(overrides, args.config_dir)
+    say(args, yaml.safe_dump(config.resolved, sort_keys=False, allow_unicode=True, width=110).rstrip())
+    return 0, {"name": config.name, "digest": config.digest, "recipe": config.resolved}
+
+
+def _saved_recipe(target: str, overrides: Sequence[str]) -> str | None:
+    """The `recipe.yaml` of a run or checkpoint, if `target` is one."""
+    out = next((raw_value(item) for item in parse(overrides) if item.key_or_group == "out"), "runs")
+    for folder in (Path(target), Path(out) / target):
+        if (folder / "recipe.yaml").is_file():
+            return (folder / "recipe.yaml").read_text(encoding="utf-8")
+    return None
+
+
+def lineage(args: argparse.Namespace) -> Answer:
+    """Print the checkpoints that a target stands on."""
+    from align.checkpoint import resolve_target
+    from align.lineage import lineage as trace
+
+    target, out = _target(args, "lineage")
+    graph = trace(resolve_target(target, out))
+    say(args, *_chain(graph))
+    return 0, graph
+
+
+def _chain(graph: dict[str, Any]) -> list[str]:
+    """One line for each checkpoint, and under it what it stands on."""
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    lines = []
+    for key, node in nodes.items():
+        words = [str(node[name]) for name in ("stage", "role", "method", "load", "on_parent") if node.get(name)]
+        lines.append(f"{' '.join(words)}  {key[:8]}  {node['path']}")
+        for edge in graph["edges"]:
+            if edge["from"] == key:
+                lines.append(f"  {edge['role']}: {nodes[edge['to']]['stage']} {edge['to'][:8]}")
+    return lines
+
+
+def verify(args: argparse.Namespace) -> Answer:
+    """Check a checkpoint, or every checkpoint of a run; exit code 2 when a check fails."""
+    from align.checkpoint import Checkpoint, read_run, resolve_target
+
+    target, out = _target(args, "verify")
+    folder = resolve_target(target, out)
+    if (folder / "checkpoint.json").is_file():
+        checks = Checkpoint.open(folder).verify()
+    else:
+        kept = [entry for entry in read_run(folder)["stages"] if (folder / entry["dir"] / "checkpoint.json").is_file()]
+        checks = [
+            {**check, "name": f"{entry['name']}: {check['name']}"}
+            for entry in kept
+            for check in Checkpoint.open(folder / entry["dir"]).verify()
+        ]
+        if not checks:
+            raise UserError("this run has no checkpoint yet", file=str(folder), code="no_checkpoint")
+    for check in checks:
+        say(args, f"{'ok  ' if check['ok'] else 'FAIL'}  {check['name']}  {check['detail']}".rstrip())
+    good = all(check["ok"] for check in checks)
+    say(args, f"{target}: {'all checks passed' if good else 'not intact'}")
+    return (0 if good else 2), {"ok": good, "checks": checks}
+
+
+def _target(args: argparse.Namespace, verb: str) -> tuple[str, str]:
+    """The target of a verb and the folder of runs."""
+    words, overrides = split_words(args.words, 1)
+    if not words:
+        raise UserError(f"{verb} needs a TARGET: a path, RUN or RUN/STAGE", code="no_target")
+    return words[0], run_folder(overrides)

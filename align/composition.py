@@ -1,0 +1,187 @@
+"""Hydra behind one door: the recipes' groups, composing them, and its errors as one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra import version as hydra_version
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
+
+from align.adapters.base import adapters
+from align.stages.base import stages
+from align.typed import convert, option_types, shown, unknown_key
+from data_prep.errors import UserError, unknown
+
+
+
+def recipes_place() -> str:
+    """Where the project's recipes are, for Hydra: the installed package, or the folder of a source tree not installed."""
+    if importlib.util.find_spec("align.recipes") is not None:
+        return "pkg://align.recipes"
+    return str(Path(__file__).resolve().parent.parent / "recipes")
+
+
+@contextmanager
+def recipes(config_dir: str | None) -> Iterator[None]:
+    """Hydra set up over the project's recipes and the user's folder; what was set up before comes back after.
+
+    Raises:
+        UserError: `config_dir` is not a folder.
+    """
+    adapters.load()
+    stages.load()
+    search_path = create_config_search_path(recipes_place())
+    if config_dir is not None:
+        folder = Path(config_dir).absolute()
+        if not folder.is_dir():
+            raise UserError(f"no such folder: {config_dir}", field="--config-dir", code="no_folder")
+        search_path.append("command-line", f"file://{folder}")
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    hydra_version.setbase("1.3")
+    try:
+        Hydra.create_main_hydra2("align", search_path)
+        yield
+    finally:
+        GlobalHydra.instance().clear()
+        GlobalHydra.instance().hydra = before
+
+
+def group_choices(group: str) -> list[str]:
+    """The names in a config group, the user's own included (inside `recipes`)."""
+    return [str(name) for name in GlobalHydra.instance().config_loader().get_group_options(group)]
+
+
+def recipe_comment(group: str, name: str) -> str:
+    """The first comment of a recipe's file, package line aside; empty where the choice has no file (inside `recipes`)."""
+    for source in GlobalHydra.instance().config_loader().get_sources():
+        if source.scheme() not in ("file", "pkg") or not source.is_config(f"{group}/{name}"):
+            continue
+        found = _folder(source.scheme(), source.path) / group / f"{name}.yaml"
+        comments = [line.lstrip("# ").strip() for line in found.read_text("utf-8").splitlines() if line.startswith("#")]
+        return next((line for line in comments if not line.startswith("@package")), "")
+    return ""
+
+
+def _folder(scheme: str, path: str) -> Path:
+    """The folder of a Hydra config source."""
+    if scheme == "file":
+        return Path(path)
+    return Path(str(importlib.resources.files(path)))
+
+
+def compose_tree(config: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Hydra's composition as plain data, interpolations unresolved, and the choice each group took.
+
+    Args:
+        config: name of the primary configuration: `config`, or `adapter/mine` for one preset.
+        overrides: in Hydra's own form.
+    """
+    hydra = GlobalHydra.instance().hydra
+    assert hydra is not None, "compose_tree is called inside recipes()"
+    with explained():
+        tree = hydra.compose_config(config, overrides=list(overrides), run_mode=RunMode.RUN)
+        choices = {str(key): value for key, value in tree.hydra.runtime.choices.items()}
+        content = OmegaConf.to_container(tree, resolve=False, enum_to_str=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items() if key != "hydra"}, choices
+
+
+def preset(group: str, name: str, where: str) -> dict[str, Any]:
+    """The content of one choice of a group, interpolations unresolved.
+
+    Raises:
+        UserError: the group has no such choice; `where` (`stages.sft`) is named.
+    """
+    choices = group_choices(group)
+    if name not in choices:
+        problem = unknown(group, name, choices)
+        raise UserError(problem.message, field=f"{where}.{group}", code=problem.code)
+    tree, _ = compose_tree(f"{group}/{name}", [])
+    content = tree.get(group)
+    if not isinstance(content, dict):
+        raise UserError(f"the {group} preset '{name}' is not a mapping", field=f"{where}.{group}", code="bad_recipe")
+    return content
+
+
+def resolved(tree: dict[str, Any]) -> dict[str, Any]:
+    """The tree with every `${...}` replaced by its value.
+
+    Raises:
+        UserError: an interpolation that points nowhere, or a value left as `???`.
+    """
+    with explained():
+        content = OmegaConf.to_container(OmegaConf.create(tree), resolve=True, throw_on_missing=True)
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turn what Hydra, OmegaConf and YAML raise into one line for the user."""
+    try:
+        yield
+    except yaml.MarkedYAMLError as problem:
+        mark = problem.problem_mark
+        raise UserError(
+            f"not valid YAML: {problem.problem or 'cannot be read'}",
+            file=_shown_file(mark.name) if mark else None,
+            row=mark.line + 1 if mark else None,
+            code="bad_recipe",
+        ) from problem
+    except (HydraException, OmegaConfBaseException) as problem:
+        raise _explain(problem) from problem
+
+
+def _explain(problem: Exception) -> UserError:
+    """The user's version of an exception of Hydra or OmegaConf."""
+    if isinstance(problem, MissingConfigException) and problem.missing_cfg_file:
+        group, _, name = str(problem.missing_cfg_file).rpartition("/")
+        if problem.options:
+            return unknown(f"{group} recipe" if group else "recipe", name, problem.options)
+    cause = problem if isinstance(problem, OmegaConfBaseException) else problem.__cause__
+    if isinstance(cause, OmegaConfBaseException):
+        return _explain_node(cause)
+    return UserError(_first_line(problem), code="bad_recipe")
+
+
+def _explain_node(problem: OmegaConfBaseException) -> UserError:
+    """The user's version of an exception about one node of the configuration."""
+    path = str(problem.full_key or problem.key or "")
+    owner = problem.object_type
+    if isinstance(problem, InterpolationKeyError):
+        return UserError(_first_line(problem), field=path or None, code="bad_recipe")
+    if isinstance(problem, MissingMandatoryValue):
+        return UserError("needs a value", field=path, code="missing_value", hint=f"add {path}=VALUE")
+    if dataclasses.is_dataclass(owner) and isinstance(owner, type):
+        hints = option_types(owner)
+        if isinstance(problem, (ConfigKeyError, AttributeError)):
+            return unknown_key(path, hints)
+        try:
+            convert(hints[path.rpartition(".")[2]], problem.value, path)
+        except (UserError, KeyError) as better:
+            if isinstance(better, UserError):
+                return better
+    return UserError(f"{_first_line(problem)} (got {shown(problem.value)})", field=path or None, code="bad_value")
+
+
+def _first_line(problem: Exception) -> str:
+    return str(problem).strip().split("\n")[0]
+
+
+def _shown_file(name: str) -> str:
+    """The file of a YAML mark as the user knows it."""
+    return name.removeprefix("file://")

@@ -1,0 +1,240 @@
+"""Recipes and overrides in, one checked `RunConfig` out. Everything a run does is decided here; no torch.
+
+Hydra puts the YAML recipes together, every stage gets its own complete adapter and data options, and the result
+becomes the registered dataclasses. See `align/overrides.py` for the forms that overrides may take.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.core.override_parser.types import Override
+
+from align.adapters.base import adapters
+from align.composition import compose_tree, group_choices, preset, recipes, resolved
+from align.options import ModelOptions, OnPrecisionChange, RunOptions
+from align.overrides import GROUPS, NAMES, Landscape, first_choice, is_group, parse, rewrite
+from align.stages.base import TrainingStage, stages
+from align.typed import build, convert, option_types, plain, unknown_key
+from data_prep.errors import UserError
+from data_prep.options import DataOptions
+
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageSpec:
+    """One stage of a run with everything it needs."""
+
+    name: str
+    stage: Any
+    """An instance of a registered stage's dataclass."""
+    adapter: Any
+    """An instance of a registered adapter's dataclass."""
+    data: DataOptions
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run, checked. `resolved` is the same as plain data, complete: what `recipe.yaml` holds."""
+
+    pipeline: str
+    seed: int
+    out: str
+    name: str
+    model: ModelOptions
+    on_precision_change: OnPrecisionChange
+    stages: list[StageSpec]
+    resolved: dict[str, Any]
+    digest: str
+    """SHA-256 of `resolved` without `out` and `name`."""
+    command: list[str]
+
+
+def compose(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
+    """The run that the recipes and `overrides` describe.
+
+    Args:
+        overrides: Hydra overrides in the forms of `align/overrides.py`.
+        config_dir: a folder of the user's own groups (`data/mine.yaml`, `experiment/mine.yaml`).
+
+    Raises:
+        UserError: anything unknown or of the wrong type: one line with the nearest valid name.
+    """
+    given = parse(overrides)
+    for override in given:
+        if override.is_sweep_override():
+            raise UserError(f"'{override.input_line}' sweeps over several values", hint="add -m", code="sweep")
+    with recipes(config_dir):
+        tree, choices = compose_tree("config", rewrite(given, landscape(given)))
+        kinds = _stage_kinds(tree, choices)
+        _check_reach(tree, kinds, given)
+        for name, node in tree["stages"].items():
+            for group in NAMES:
+                node[group] = _own_options(tree, node, group, f"stages.{name}")
+        command = ["align", "run", *overrides, *(["--config-dir", config_dir] if config_dir else [])]
+        return _checked(resolved(tree), kinds, choices, command)
+
+
+def landscape(given: Sequence[Override]) -> Landscape:
+    """What overrides may name, given the group choices among them (inside `recipes`)."""
+    groups = {group: group_choices(group) for group in GROUPS}
+    chosen = [item for item in given if is_group(item)]
+    rewrite(chosen, Landscape(groups=groups, stages={}))
+    tree, choices = compose_tree("config", [first_choice(item) for item in chosen])
+    kinds = _stage_kinds(tree, choices)
+    for name, node in tree["stages"].items():
+        for group, key in NAMES.items():
+            if isinstance(node.get(group), str):
+                raise UserError(
+                    f"a recipe names it as {{{key}: {node[group]}}}", field=f"stages.{name}.{group}", code="bad_recipe"
+                )
+    return Landscape(groups=groups, stages=kinds)
+
+
+def _stage_kinds(tree: Tree, choices: Mapping[str, Any]) -> dict[str, type]:
+    """Stage name -> its dataclass: what the recipe chose for it, else the stage of the same name.
+
+    Raises:
+        UserError: no stages, a stage that is not a mapping, or a recipe file without its package line.
+    """
+    for group in ("pipeline", "experiment"):
+        if group in tree:
+            raise UserError(
+                f"the recipe {group}/{choices.get(group)}.yaml must begin with the line '# @package _global_'",
+                code="bad_recipe",
+            )
+    nodes = tree.get("stages")
+    if not isinstance(nodes, dict) or not nodes:
+        raise UserError("the pipeline has no stage", field="stages", code="bad_recipe")
+    kinds: dict[str, type] = {}
+    for name in list(nodes):
+        nodes[name] = {} if nodes[name] is None else nodes[name]
+        if not isinstance(nodes[name], dict):
+            raise UserError("a stage is a mapping of options", field=f"stages.{name}", code="bad_value")
+        kinds[name] = stages.get(str(choices.get(f"stage@stages.{name}") or name))  # type: ignore[assignment]
+    return kinds
+
+
+def follows(node: Tree, group: str) -> bool:
+    """Whether a stage takes the run's adapter (or data), perhaps with some options changed."""
+    own = node.get(group)
+    return own is None or (isinstance(own, dict) and NAMES[group] not in own)
+
+
+def _check_reach(tree: Tree, kinds: Mapping[str, type], given: Sequence[Override]) -> None:
+    """Refuse `adapter.rank=8` (or `data.path=x`) that would reach no stage at all."""
+    for override in given:
+        group, _, tail = override.key_or_group.partition(".")
+        if group not in NAMES or not tail or override.package is not None:
+            continue
+        takers = [name for name, kind in kinds.items() if group == "data" or issubclass(kind, TrainingStage)]
+        if any(follows(tree["stages"][name], group) for name in takers):
+            continue
+        why = "every stage has its own" if takers else "no stage of this pipeline trains one"
+        hint = f"set stages.{takers[0]}.{group}.{tail}" if takers else None
+        raise UserError(f"reaches no stage: {why}", field=override.key_or_group, hint=hint, code="reaches_no_stage")
+
+
+def _own_options(tree: Tree, node: Tree, group: str, where: str) -> Tree:
+    """A stage's complete options of `group`: the run's, or a preset's, with the stage's changes on top."""
+    own = node.get(group)
+    if own is not None and not isinstance(own, dict):
+        raise UserError(f"expected a name or a mapping (got {own})", field=f"{where}.{group}", code="bad_value")
+    key = NAMES[group]
+    base = tree[group] if follows(node, group) else preset(group, str((own or {})[key]), where)
+    return merged(base, {name: value for name, value in (own or {}).items() if name != key})
+
+
+def merged(base: Tree, changes: Tree) -> Tree:
+    """`base` with `changes` on top, mapping by mapping; neither is changed."""
+    result = dict(base)
+    for key, value in changes.items():
+        held = result.get(key)
+        result[key] = merged(held, value) if isinstance(held, dict) and isinstance(value, dict) else value
+    return {key: merged(value, {}) if isinstance(value, dict) else value for key, value in result.items()}
+
+
+def _checked(tree: Tree, kinds: Mapping[str, type], choices: Mapping[str, Any], command: list[str]) -> RunConfig:
+    """The typed run of a resolved tree; every unknown key and wrong type is found here."""
+    top = option_types(RunOptions)
+    for key in tree:
+        if key not in top:
+            raise unknown_key(key, top)
+    scalars = {key: convert(top[key], tree.get(key), key) for key in ("seed", "out", "name", "on_precision_change")}
+    if not scalars["out"].strip():
+        raise UserError("needs a folder", field="out", code="bad_value")
+    model = build(ModelOptions, tree.get("model"), "model")
+    build_adapter(tree.get("adapter"), "adapter")
+    build(DataOptions, tree.get("data"), "data")
+    specs = [_stage_spec(name, kind, tree["stages"][name]) for name, kind in kinds.items()]
+    content: Tree = {
+        "pipeline": str(choices.get("pipeline")),
+        **plain(scalars),
+        "model": plain(model),
+        "stages": {spec.name: _shown_stage(spec) for spec in specs},
+    }
+    digest = digest_of(content)
+    name = content["name"] = checked_name(scalars["name"] or f"{content['pipeline']}-{digest[:8]}")
+    return RunConfig(
+        pipeline=content["pipeline"],
+        seed=scalars["seed"],
+        out=scalars["out"],
+        name=name,
+        model=model,
+        on_precision_change=scalars["on_precision_change"],
+        stages=specs,
+        resolved=content,
+        digest=digest,
+        command=command,
+    )
+
+
+def _stage_spec(name: str, kind: type, node: Tree) -> StageSpec:
+    """A stage's dataclasses from its complete node."""
+    where = f"stages.{name}"
+    own = {key: value for key, value in node.items() if key not in NAMES}
+    return StageSpec(
+        name=name,
+        stage=build(kind, own, where),
+        adapter=build_adapter(node["adapter"], f"{where}.adapter"),
+        data=build(DataOptions, node["data"], f"{where}.data"),
+    )
+
+
+def build_adapter(node: Any, where: str) -> Any:
+    """An instance of the adapter that `node["method"]` names.
+
+    Raises:
+        UserError: no method, an unknown one, or an option the method does not have.
+    """
+    if not isinstance(node, dict) or not node.get("method"):
+        raise UserError("the adapter names no method", field=where, code="bad_recipe")
+    return build(adapters.get(str(node["method"])), node, where)  # type: ignore[arg-type]
+
+
+def _shown_stage(spec: StageSpec) -> Tree:
+    """A stage as `recipe.yaml` shows it."""
+    options = {key: value for key, value in plain(spec.stage).items() if key not in NAMES}
+    return {"stage": spec.stage.name, **options, "adapter": plain(spec.adapter), "data": plain(spec.data)}
+
+
+def digest_of(content: Tree) -> str:
+    """SHA-256 (hex) of a resolved recipe without its place and name."""
+    kept = {key: value for key, value in content.items() if key not in ("out", "name")}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def checked_name(name: str) -> str:
+    """`name` if it can be the name of one folder.
+
+    Raises:
+        UserError: it is empty, has a slash in it, or is `.` or `..`.
+    """
+    if not name.strip(". ") or any(mark in name for mark in "/\\\0\n"):
+        raise UserError(f"'{name}' is not the name of one folder", field="name", code="bad_value")
+    return name

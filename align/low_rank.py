@@ -1,0 +1,48 @@
+"""Low-rank terms: the exact form `W x + s B A x` that lets one method be stacked on another, or merged."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from align.adapters.layers.four_bit import is_four_bit
+from align.adapters.layers.stacked import StackedLinear, StackedLinear4bit, append_term
+from data_prep.errors import UserError
+
+
+@dataclass(frozen=True)
+class LowRankTerm:
+    """One frozen term of a linear layer: `scale * up @ (down @ x)`."""
+
+    down_RI: Tensor
+    up_OR: Tensor
+    scale: float
+
+    def delta(self) -> Tensor:
+        """The dense change of the weight, [out, in], float32."""
+        return self.scale * (self.up_OR.float() @ self.down_RI.float())
+
+
+LowRankTerms = dict[str, LowRankTerm]
+"""Module name inside the tree -> its term."""
+
+
+def stack(tree: PreTrainedModel, terms: LowRankTerms) -> None:
+    """Put frozen terms inside the tree's own linear layers; adapters then wrap them like any linear layer."""
+    for name, term in terms.items():
+        module = tree.get_submodule(name)
+        if not isinstance(module, torch.nn.Linear):
+            raise UserError(f"cannot stack on '{name}': not a linear layer", hint="use on_parent=merge")
+        if not isinstance(module, StackedLinear | StackedLinear4bit):
+            module.__class__ = StackedLinear4bit if is_four_bit(module) else StackedLinear
+        append_term(module, term.down_RI, term.up_OR, term.scale)
+
+
+def merge(model: PreTrainedModel, terms: LowRankTerms) -> None:
+    """Add terms to the weights of a private float32 copy, in place."""
+    for name, term in terms.items():
+        weight = model.get_submodule(name).weight
+        weight.data += term.delta().to(weight.device)

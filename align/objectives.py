@@ -1,0 +1,132 @@
+"""What the supervised stages minimise: next-token loss on chosen tokens, and the pairwise loss of a reward model.
+
+Both run on packed rows. The language-model head is computed only where a token is supervised; a preference pair computes
+its prompt once for both replies.
+
+Shape suffixes: N packed tokens, M supervised tokens, P pairs, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from align.functional import token_logprobs
+from align.packing import Packed, pack, pack_branches
+from align.roles import Role
+from align.training import Objective
+from data_prep.types import PairTokens, Tokens
+from reward.loss import bradley_terry
+
+_CHUNK_ELEMENTS = 1 << 27  # logits above this many elements are computed, and recomputed in backward, in chunks
+
+
+@dataclass
+class SupervisedBatch:
+    """Packed sequences and the positions whose next token is supervised."""
+
+    packed: Packed
+    source_M: Tensor
+    targets_M: Tensor
+    weight: float
+    ids: Sequence[str]
+
+    def to(self, device: torch.device) -> SupervisedBatch:
+        """The batch on `device`."""
+        return SupervisedBatch(
+            self.packed.to(device), self.source_M.to(device), self.targets_M.to(device), self.weight, self.ids
+        )
+
+
+class LanguageModeling(Objective):
+    """Summed negative log-likelihood of the supervised tokens, in nats."""
+
+    def __init__(self, role: Role) -> None:
+        super().__init__()
+        self.role = role
+
+    def collate(self, rows: Sequence[Tokens]) -> SupervisedBatch:
+        """Pack rows; a token is predicted from the position before it, never across rows."""
+        packed = pack([row.ids for row in rows])
+        mask = np.concatenate([np.concatenate([[False], row.mask[1:]]) for row in rows])
+        targets = torch.from_numpy(np.flatnonzero(mask))
+        return SupervisedBatch(
+            packed, targets - 1, packed.ids_1N[0, targets], float(len(targets)), [row.id for row in rows]
+        )
+
+    def forward(self, batch: SupervisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed loss; no further numbers."""
+        hidden_MD = self.role.hidden(batch.packed)[batch.source_M]
+        return -chosen_logprobs(self.role, hidden_MD, batch.targets_M).sum(), {}
+
+
+def chosen_logprobs(role: Role, hidden_MD: Tensor, targets_M: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities [M] of the targets, in chunks where the logits would be large."""
+
+    def head(hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_logprobs(role.logits(hidden), targets, temperature)
+
+    vocabulary = role.tree.config.get_text_config().vocab_size
+    rows = max(1, _CHUNK_ELEMENTS // vocabulary)
+    if hidden_MD.shape[0] <= rows or not torch.is_grad_enabled():
+        return head(hidden_MD, targets_M)
+    parts = [
+        checkpoint(head, hidden_MD[i : i + rows], targets_M[i : i + rows], use_reentrant=False)
+        for i in range(0, hidden_MD.shape[0], rows)
+    ]
+    return torch.cat(parts)
+
+
+@dataclass
+class PairBatch:
+    """Packed preference pairs and the positions of both replies' last tokens."""
+
+    packed: Packed
+    chosen_P: Tensor
+    rejected_P: Tensor
+    margin_P: Tensor | None
+    weight: float
+    ids: Sequence[str]
+
+    def to(self, device: torch.device) -> PairBatch:
+        """The batch on `device`."""
+        margin = None if self.margin_P is None else self.margin_P.to(device)
+        return PairBatch(
+            self.packed.to(device), self.chosen_P.to(device), self.rejected_P.to(device), margin, self.weight, self.ids
+        )
+
+
+class Pairwise(Objective):
+    """Summed Bradley-Terry loss over preference pairs, with counts of right orders and summed margins."""
+
+    def __init__(self, role: Role, centering: float = 0.0) -> None:
+        super().__init__()
+        self.role = role
+        self.centering = centering
+
+    def collate(self, rows: Sequence[PairTokens]) -> PairBatch:
+        """Pack prompts once, each followed by its two replies."""
+        packed = pack_branches([row.prompt for row in rows], [(row.chosen, row.rejected) for row in rows])
+        ends = np.cumsum([len(part) for row in rows for part in (row.prompt, row.chosen, row.rejected)]) - 1
+        has_margin = any(row.margin is not None for row in rows)
+        margin = torch.tensor([row.margin or 0.0 for row in rows]) if has_margin else None
+        chosen, rejected = torch.from_numpy(ends[1::3]), torch.from_numpy(ends[2::3])
+        return PairBatch(packed, chosen, rejected, margin, float(len(rows)), [row.id for row in rows])
+
+    def scores(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
+        """Float32 scores of chosen and rejected replies, read at their last tokens."""
+        both = self.role.scores(batch.packed, torch.cat([batch.chosen_P, batch.rejected_P]))
+        return both[: len(batch.ids)], both[len(batch.ids) :]
+
+    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Summed loss, number of rightly ordered pairs (a tie counts half), summed score differences."""
+        chosen_P, rejected_P = self.scores(batch)
+        loss_P = bradley_terry(chosen_P, rejected_P, batch.margin_P, self.centering)
+        gap_P = (chosen_P - rejected_P).detach()
+        right = (gap_P > 0).float() + 0.5 * (gap_P == 0).float()
+        return loss_P.sum(), {"accuracy": right.sum(), "margin": gap_P.sum()}

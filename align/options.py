@@ -1,0 +1,62 @@
+"""What can be set at the top of a run: dataclasses that Hydra shows and checks.
+
+The options of stages, adapters and data live beside what they set: `align/stages/`, `align/adapters/`,
+`data_prep/options.py`. This file has the rest: the base model, and the run itself.
+"""
+
+# No `from __future__ import annotations`: OmegaConf reads these annotations as types.
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+from align.fields import option
+from data_prep.options import DataOptions
+
+
+class Load(Enum):
+    """Precision at which a base's weights are kept in memory."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+    nf4 = "nf4"
+
+
+class OnPrecisionChange(Enum):
+    """What to do when a stage would load the base at another precision than its parent did."""
+
+    refuse = "refuse"
+    recalibrate = "recalibrate"
+
+
+def _map(text: str) -> Any:
+    return field(default_factory=dict, metadata={"help": text})
+
+
+@dataclass
+class ModelOptions:
+    """The base model: a folder, a hub id, the embedded one, or a fresh one built from a configuration."""
+
+    name: str = option("hf", "name of the base, for cards and reports")
+    path: Optional[str] = option(None, "folder or hub id org/name; package:nano is the embedded base")
+    revision: Optional[str] = option(None, "branch, tag or commit of a hub id")
+    load: Optional[Load] = option(None, "fp32|bf16|nf4 (default: as the parent was trained, else fp32)")
+    init: Optional[str] = option(None, "random: build fresh weights from `config` instead of loading any")
+    config: dict[str, Any] = _map("with init=random: the fields of the model's config.json")
+    tokenizer: dict[str, Any] = _map("with init=random: vocab_size and template of the tokenizer to train")
+    trust_remote_code: bool = option(False, "never true in this toolkit's own recipes; code from a hub stays off")
+
+
+@dataclass
+class RunOptions:
+    """Every top-level key of a recipe; `config.yaml` fills it and overrides change it."""
+
+    model: ModelOptions = field(default_factory=ModelOptions, metadata={"help": "the base model"})
+    adapter: Any = option(None, "adapter of every stage that has none of its own")
+    data: DataOptions = field(default_factory=DataOptions, metadata={"help": "data of every stage"})
+    stages: dict[str, Any] = _map("the stages of the pipeline, in order; stages.NAME.OPTION=VALUE changes one")
+    seed: int = option(0, "seed of every random choice")
+    out: str = option("runs", "folder that run folders are made in")
+    name: Optional[str] = option(None, "name of the run folder (default: the pipeline and the config's digest)")
+    on_precision_change: OnPrecisionChange = option(
+        OnPrecisionChange.refuse, "refuse|recalibrate: a parent trained at another precision than this stage's"
+    )

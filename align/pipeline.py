@@ -1,0 +1,423 @@
+"""run(config): the stages in order, names resolved to checkpoints, finished stages skipped, everything recorded.
+
+This is the one road from a configuration to a result; a single stage is a pipeline of one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.chain import footing, options_of
+from align.checkpoint import (
+    Checkpoint,
+    clear_staging,
+    model_folder,
+    publish,
+    read_run,
+    resolve_checkpoint,
+    write_json,
+)
+from align.config import RunConfig, StageSpec
+from align.fingerprint import base_fingerprint, canonical_json, digest_of, file_sha256
+from align.options import Load, OnPrecisionChange
+from data_prep.digests import template_digest, tokenizer_digest
+from data_prep.errors import TrainingStopped, UserError
+from data_prep.prepare import data_digest
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+_CODE_VERSION = 1  # raised when a change makes equal inputs give another result
+_NOT_INPUTS = {"init", "reward", "data", "adapter"}
+
+
+@dataclass
+class Run:
+    """One run folder while it is worked on."""
+
+    config: RunConfig
+    folder: Path
+    base_folder: Path
+    accelerator: Accelerator
+    record: dict[str, Any]
+    made: dict[str, Checkpoint] = field(default_factory=dict)
+    """Checkpoints of this run by stage name, in order."""
+
+    def write(self) -> None:
+        """Bring run.json up to date."""
+        if self.accelerator.is_main_process:
+            write_json(self.folder / "run.json", self.record)
+
+
+def run(config: RunConfig, *, json: bool = False) -> dict[str, Any]:
+    """Run every stage of `config` that is not finished yet; returns the content of run.json.
+
+    Raises:
+        UserError: something does not fit; nothing already saved is touched.
+        TrainingStopped: training stopped itself; finished stages stay.
+    """
+    folder = _make_folder(config)
+    with _locked(folder):
+        with _quiet_libraries():
+            accelerator = _accelerator()
+            base_folder = _base_folder(config, folder)
+        state = Run(config, folder, base_folder, accelerator, _record(config))
+        try:
+            for spec in config.stages:
+                _stage(state, spec)
+            state.record["status"] = "done"
+        except BaseException as error:
+            stopped = isinstance(error, TrainingStopped | KeyboardInterrupt)
+            state.record["status"] = "stopped" if stopped else "failed"
+            state.record["error"] = str(error) or type(error).__name__
+            raise
+        finally:
+            state.write()
+            if accelerator.is_main_process:
+                _report(folder)
+    return state.record
+
+
+def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
+    """Evaluate a checkpoint against its ancestors, on the data of the run it comes from unless overridden."""
+    from align.config import compose
+
+    out = next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs")
+    checkpoint = resolve_checkpoint(target, out)
+    reward = next((p for p in checkpoint.parents() if p.role == "reward"), None)
+    words = ["pipeline=evaluate", f"stages.evaluate.init={checkpoint.folder.resolve()}"]
+    if reward is not None:
+        found = checkpoint.parent("reward")
+        assert found is not None
+        words.append(f"stages.evaluate.reward={found.folder.resolve()}")
+    given = {o.split("=", 1)[0].lstrip("+") for o in overrides}
+    words += [word for word in _recorded_choices(checkpoint.folder) if word.split("=", 1)[0] not in given]
+    config = compose([*words, *overrides])
+    record = run(config)
+    import json as _json
+
+    folder = Path(config.out) / config.name
+    entry = next(entry for entry in record["stages"] if entry["name"] == "evaluate")
+    result: dict[str, Any] = _json.loads((folder / entry["dir"] / "result.json").read_text(encoding="utf-8"))
+    return {**result, "run": str(folder)}
+
+
+def _recorded_choices(folder: Path) -> list[str]:
+    """The model and data overrides of the command that made a checkpoint."""
+    if not (folder.parent / "run.json").is_file():
+        return []
+    command = read_run(folder.parent).get("command", [])
+    keep = ("model", "data", "experiment")
+    words = [w for w in command if "=" in w and w.split("=", 1)[0].split(".", 1)[0] in keep]
+    return [w for w in words if not w.startswith("experiment=")]
+
+
+def _stage(state: Run, spec: StageSpec) -> None:
+    """One stage: resolve what it stands on, skip it when its result is there, else run and publish it."""
+    stage, started = spec.stage, time.monotonic()
+    init = _input(state, stage.init, "policy")
+    reward = _input(state, stage.reward, "reward") if stage.needs_reward else None
+    if stage.needs_reward and reward is None and not stage.reward_optional:
+        raise UserError(
+            f"{spec.name} needs a reward model",
+            code="missing_reward",
+            hint=f"set stages.{spec.name}.reward=RUN/reward_model, or use pipeline=rlhf",
+        )
+    for checkpoint in (init, reward):
+        if checkpoint is not None:
+            checkpoint.require(state.base_folder)
+    standing = footing(init, spec.adapter, stage.on_parent, state.config.model.load, state.config.on_precision_change)
+    _check_reward_load(state, spec, reward, standing.load)
+    digest = _inputs_digest(state, spec, init, reward, standing)
+    final = state.folder / spec.name
+    entry = _finished(state, spec, final, digest)
+    if entry is None:
+        entry = _train(state, spec, (init, reward), standing, digest)
+        entry["seconds"] = round(time.monotonic() - started, 3)
+    state.record["stages"].append(entry)
+    state.write()
+    if (final / "checkpoint.json").is_file():
+        state.made[spec.name] = Checkpoint.open(final)
+    _say(state, entry)
+
+
+def _input(state: Run, wanted: str | None, role: str) -> Checkpoint | None:
+    """A named input (stage of this run, RUN/STAGE or path), or the run's latest checkpoint of that role."""
+    if wanted == "base":
+        return None
+    if wanted is None:
+        fitting = [c for c in state.made.values() if c.record["role"] == role]
+        return fitting[-1] if fitting else None
+    if wanted in state.made:
+        return state.made[wanted]
+    if any(spec.name == wanted for spec in state.config.stages) and not (state.folder / wanted).is_dir():
+        raise UserError(f"stage '{wanted}' comes later in this pipeline than the stage that needs it")
+    found = resolve_checkpoint(wanted, state.config.out)
+    if found.record["role"] != role:
+        raise UserError(
+            f"'{wanted}' is a {found.record['role']} checkpoint where a {role} is needed",
+            code="wrong_role",
+            file=str(found.folder),
+        )
+    return found
+
+
+def _check_reward_load(state: Run, spec: StageSpec, reward: Checkpoint | None, load: Load) -> None:
+    if reward is None or spec.stage.reward_optional or reward.load == load.value:
+        return
+    if state.config.on_precision_change is OnPrecisionChange.refuse:
+        raise UserError(
+            f"the reward model was trained on a {reward.load} base, {spec.name} would load it as {load.value}, "
+            "where it scores differently",
+            code="precision_change",
+            hint="train both at one precision, or set on_precision_change=recalibrate",
+        )
+
+
+def _inputs_digest(state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: Any) -> str:
+    """Hash of everything that decides the stage's result."""
+    options = {k: v for k, v in asdict(spec.stage).items() if k not in _NOT_INPUTS}
+    base = [base_fingerprint(state.base_folder), tokenizer_digest(state.base_folder), template_digest(state.base_folder)]
+    return digest_of(
+        {
+            "code": _CODE_VERSION,
+            "stage": spec.name,
+            "options": _plain(options),
+            "adapter": options_of(spec.adapter),
+            "data": {kind: data_digest(spec.data, kind) for kind in spec.stage.needs_data},
+            "gold": _plain(asdict(spec.data.gold)) if "prompts" in spec.stage.needs_data else None,
+            "base": base,
+            "parents": [c.digest if c else None for c in (init, reward)],
+            "footing": [standing.mode.name if standing.mode else None, standing.load.value],
+            "processes": state.accelerator.num_processes,
+            "seed": state.config.seed,
+        }
+    )
+
+
+def _finished(state: Run, spec: StageSpec, final: Path, digest: str) -> dict[str, Any] | None:
+    """The record of a finished stage with the same inputs; a finished stage whose files changed is refused."""
+    previous = state.folder / "run.json"
+    if not final.is_dir():
+        return None
+    if (final / "checkpoint.json").is_file():
+        checkpoint = Checkpoint.open(final)
+        checkpoint.check_files()
+        known, own = checkpoint.record["inputs_digest"], checkpoint.digest
+    elif (final / "result.json").is_file():
+        import json
+
+        known = json.loads((final / "inputs.json").read_text(encoding="utf-8"))["inputs_digest"]
+        own = file_sha256(final / "result.json")
+    else:
+        return None
+    if known != digest:
+        return None
+    entries = [e for e in _previous_entries(previous) if e["name"] == spec.name and e.get("digest") == own]
+    entry = entries[-1] if entries else {"name": spec.name, "dir": spec.name, "digest": own, "metrics": {}}
+    return {**entry, "status": "done", "skipped": True}
+
+
+def _previous_entries(path: Path) -> list[dict[str, Any]]:
+    kept = path.with_name(".run.previous.json")
+    for candidate in (kept, path):
+        if candidate.is_file():
+            import json
+
+            try:
+                return list(json.loads(candidate.read_text(encoding="utf-8"))["stages"])
+            except (ValueError, KeyError):
+                continue
+    return []
+
+
+def _train(
+    state: Run, spec: StageSpec, inputs: tuple[Checkpoint | None, Checkpoint | None], standing: Any, digest: str
+) -> dict[str, Any]:
+    """Run a stage in its staging folder and publish the result."""
+    from align.base import BaseIdentity
+    from align.machine import peak_rss, reset_peak_rss
+    from align.roles import Bases
+    from align.tracking import Metrics
+    from align.work import Work
+
+    config, process = state.config, state.accelerator
+    staging = state.folder / f".staging-{spec.name}"
+    if process.is_main_process:
+        clear_staging(staging)
+    process.wait_for_everyone()
+    identity = BaseIdentity(_base_id(config, state.base_folder), config.model.revision, base_fingerprint(state.base_folder))
+    bases = Bases(state.base_folder, identity, process.device)
+    metrics = Metrics(staging / "metrics.jsonl", spec.name)
+    init, reward = inputs
+    work = Work(
+        config, spec, process, bases, _renderer(state.base_folder), standing, init, reward, staging, metrics, digest
+    )
+    reset_peak_rss()
+    (staging / "recipe.yaml").write_text(_yaml(config.resolved["stages"][spec.name]), encoding="utf-8")
+    saved = spec.stage.run(work)
+    final = state.folder / spec.name
+    if process.is_main_process:
+        if saved is None:
+            write_json(staging / "inputs.json", {"inputs_digest": digest})
+        publish(staging, final)
+    process.wait_for_everyone()
+    own = file_sha256(final / ("checkpoint.json" if saved is not None else "result.json"))
+    entry = {
+        "name": spec.name,
+        "status": "done",
+        "dir": spec.name,
+        "digest": own,
+        "parents": [{"role": r, "digest": c.digest} for r, c in (("init", init), ("reward", reward)) if c],
+        "adapter": options_of(spec.adapter)["method"],
+        "on_parent": standing.mode.name if standing.mode else None,
+        "load": standing.load.value,
+        "skipped": False,
+        "peak_rss_bytes": peak_rss(),
+        "trainable": work.numbers.get("trainable", 0),
+        "total": work.numbers.get("total", 0),
+        "metrics": work.numbers.get("metrics", {}),
+    }
+    del work, bases
+    gc.collect()
+    return entry
+
+
+def _record(config: RunConfig) -> dict[str, Any]:
+    from align.machine import versions
+
+    return {
+        "format_version": 1,
+        "name": config.name,
+        "status": "running",
+        "pipeline": config.pipeline,
+        "seed": config.seed,
+        "command": config.command,
+        "versions": versions(),
+        "stages": [],
+    }
+
+
+def _make_folder(config: RunConfig) -> Path:
+    folder = Path(config.out).expanduser().resolve() / config.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = folder / f".recipe.{os.getpid()}"
+        recipe.write_text(_yaml(config.resolved), encoding="utf-8")
+        os.replace(recipe, folder / "recipe.yaml")
+        if (folder / "run.json").is_file():
+            shutil.copyfile(folder / "run.json", folder / ".run.previous.json")
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run folder ({error.strerror or error})",
+            code="cannot_write",
+            file=str(folder),
+            hint="choose another place with out=FOLDER",
+        ) from None
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process (group) works on a run folder at a time."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError("another process is working on this run", code="locked", file=str(folder)) from None
+        yield
+
+
+def _base_folder(config: RunConfig, folder: Path) -> Path:
+    if config.model.init == "random":
+        from align.blank import make_blank
+
+        return make_blank(config.model, config.stages[0].data, config.seed, folder / "blank")
+    if config.model.init is not None:
+        raise UserError(f"unknown init '{config.model.init}' (choices: random)", field="model.init")
+    if not config.model.path:
+        raise UserError("no model is given", field="model.path", hint="set model=hf model.path=FOLDER")
+    return model_folder(config.model.path)
+
+
+def _base_id(config: RunConfig, folder: Path) -> str:
+    path = config.model.path
+    if config.model.init == "random":
+        return f"random:{config.seed}"
+    assert path is not None
+    return str(folder) if Path(path).expanduser().exists() else path
+
+
+def _accelerator() -> Accelerator:
+    from accelerate import Accelerator
+
+    return Accelerator()
+
+
+def _renderer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    from data_prep.prepare import Renderer
+
+    return Renderer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+def _report(folder: Path) -> None:
+    from align.report import write_report
+
+    write_report(folder)
+
+
+def _say(state: Run, entry: dict[str, Any]) -> None:
+    """One line per stage on stderr."""
+    if state.accelerator.is_main_process:
+        if entry["skipped"]:
+            text = f"{entry['name']}: finished before, skipped ({entry['digest'][:8]})"
+        else:
+            numbers = {k: v for k, v in entry["metrics"].items() if isinstance(v, int | float)}
+            shown = " ".join(f"{k}={v:.4g}" for k, v in list(numbers.items())[:6])
+            text = f"{entry['name']}: done in {entry['seconds']:.0f} s ({entry['digest'][:8]}) {shown}"
+        print(text, file=sys.stderr)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
+
+
+@contextmanager
+def _quiet_libraries() -> Iterator[None]:
+    """Keep third-party start-up chatter off the screen."""
+    import logging
+    import warnings
+
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    for name in ("transformers", "peft", "accelerate", "bitsandbytes"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    yield
+
+
+__all__ = ["canonical_json", "evaluate", "run"]

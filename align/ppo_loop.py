@@ -1,0 +1,71 @@
+"""The rollout half of a PPO update: which prompts, which replies, and how the KL coefficient follows its target."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from align.experience import Cast, Experience, RewardRule, collect
+from align.rollout import RolloutEngine, Sampling
+from align.training import batches
+
+if TYPE_CHECKING:
+    from align.stages.ppo import PPO
+    from align.work import Work
+    from data_prep.types import PromptTokens
+
+
+class Rollouts:
+    """Draws each update's prompts (a function of seed and update alone) and samples one reply for each."""
+
+    def __init__(self, work: Work, prompts: Sequence[PromptTokens], cast: Cast, options: PPO) -> None:
+        self._work = work
+        self._prompts = prompts
+        self._cast = cast
+        self._options = options
+        self._engine = RolloutEngine(cast.policy, work.renderer.end_token_id, work.renderer.pad_token_id)
+        self._sampling = Sampling(options.max_new_tokens, options.temperature)
+
+    def collect(self, update: int, rule: RewardRule) -> Experience:
+        """This process's share of an update's experience; statistics are means over all processes."""
+        process = self._work.accelerator
+        per_epoch = max(1, len(self._prompts) // self._options.batch_size)
+        epoch, place = divmod(update, per_epoch)
+        index = batches(len(self._prompts), self._options.batch_size, self._work.seed, epoch)[place]
+        index = index[: self._options.batch_size][process.process_index :: process.num_processes]
+        rows = [self._prompts[i] for i in index]
+        generator = torch.Generator(device=process.device)
+        generator.manual_seed(((self._work.seed + 1) * 1_000_003 + update) * 4096 + process.process_index)
+        prompts = [row.ids for row in rows]
+        replies = self._engine.generate(prompts, self._sampling, generator)
+        chunk = self._options.micro_batch_size or len(rows)
+        experience = collect(self._cast, prompts, replies, rule, chunk, self._sum)
+        for made, row in zip(experience.rows, rows, strict=True):
+            made.id = row.id
+        return Experience(experience.rows, self._averaged(experience.stats))
+
+    def _sum(self, value: torch.Tensor) -> torch.Tensor:
+        process = self._work.accelerator
+        if process.num_processes == 1:
+            return value
+        moved = value.to(process.device)
+        return process.reduce(moved, "sum").to(value.device)  # type: ignore[no-any-return]
+
+    def _averaged(self, stats: dict[str, float]) -> dict[str, float]:
+        """Means over processes, which hold equal shares but for a row."""
+        count = self._work.accelerator.num_processes
+        if count == 1:
+            return stats
+        totals = self._sum(torch.tensor(list(stats.values()), dtype=torch.float64))
+        return {name: float(total) / count for name, total in zip(stats, totals, strict=True)}
+
+
+def adapted_kl_coef(coefficient: float, kl: float, options: PPO) -> float:
+    """The next KL coefficient: proportional control of the measured KL towards `kl_target`.
+
+    "Fine-Tuning Language Models from Human Preferences", arXiv 1909.08593, section 2.2; the error is clipped to +-0.2.
+    """
+    error = max(-0.2, min(0.2, kl / options.kl_target - 1.0))
+    return coefficient * (1.0 + error * options.batch_size / options.kl_horizon)

@@ -1,0 +1,225 @@
+"""Roles: policy, reference, reward and value as module trees over one set of base weights.
+
+`Bases` finds the weights a checkpoint's adapter stands on and loads each set once. A `Role` is a tree with its adapter
+and, for reward and value, a scalar head beside the language model; tree and head are one module, built before any
+distributed wrapping.
+
+Shape suffixes: N packed tokens, M selected tokens, D width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from align.adapters.base import Adapter
+from align.base import BaseIdentity, SharedBase
+from align.chain import Footing, adapter_of
+from align.checkpoint import Checkpoint
+from align.fingerprint import base_fingerprint, digest_of
+from align.low_rank import LowRankTerms, merge, stack
+from align.options import Load
+from align.packing import Packed
+from align.stages.base import OnParent
+from data_prep.errors import UserError
+from reward.head import ScalarHead
+
+
+class Role(nn.Module):
+    """A module tree with an adapter, and a head where the role scores instead of speaking."""
+
+    def __init__(self, name: str, carrier: PreTrainedModel, adapter: Adapter | None, head: ScalarHead | None = None):
+        super().__init__()
+        self.name = name
+        self.carrier = carrier
+        self.adapter = adapter
+        self.head = head
+
+    @property
+    def tree(self) -> PreTrainedModel:
+        """The causal language model itself, adapters inserted."""
+        unwrap = getattr(self.carrier, "get_base_model", None)
+        tree: PreTrainedModel = unwrap() if unwrap else self.carrier
+        return tree
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """Last hidden states of every packed token, [N, D]."""
+        backbone = getattr(self.tree, self.tree.base_model_prefix)
+        out = backbone(
+            input_ids=packed.ids_1N, position_ids=packed.positions_1N, layout=packed.layout, use_cache=False
+        )
+        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+
+    def logits(self, hidden_MD: Tensor) -> Tensor:
+        """The language-model head on selected hidden states only: [M, D] -> [M, V]."""
+        logits_MV = self.tree.get_output_embeddings()(hidden_MD)
+        softcap = getattr(self.tree.config, "final_logit_softcapping", None)
+        return torch.tanh(logits_MV / softcap) * softcap if softcap else logits_MV  # type: ignore[no-any-return]
+
+    def scores(self, packed: Packed, index_M: Tensor) -> Tensor:
+        """The head's float32 output at selected packed positions, [M]."""
+        if self.head is None:
+            raise RuntimeError(f"role {self.name} has no head")
+        return self.head(self.hidden(packed)[index_M])  # type: ignore[no-any-return]
+
+    def freeze(self) -> Role:
+        """Stop all gradients of this role; shared base tensors never had any."""
+        self.requires_grad_(False)
+        self.eval()
+        return self
+
+    def silence_dropout(self) -> Role:
+        """Turn every dropout off, adapters included, so that repeated forwards are equal."""
+        for module in self.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        return self
+
+    def trainable_state(self) -> dict[str, Tensor]:
+        """Copies of the trained tensors, to go back to the best evaluation."""
+        return {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put trained tensors back as `trainable_state` gave them."""
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if name in state:
+                    parameter.copy_(state[name])
+
+
+class Bases:
+    """Every set of base weights a stage needs, each loaded once."""
+
+    def __init__(self, folder: Path, identity: BaseIdentity, device: torch.device) -> None:
+        self.folder = folder
+        self.identity = identity
+        self.device = device
+        self._open: dict[tuple[str, Load], SharedBase] = {}
+
+    def root(self, load: Load) -> SharedBase:
+        """The base the chain starts from."""
+        return self._get(self.identity, load, lambda: SharedBase.open(self.folder, self.identity, load, self.device))
+
+    def under(self, checkpoint: Checkpoint, load: Load) -> SharedBase:
+        """The base that a checkpoint's own adapter stands on."""
+        parent = checkpoint.parent("init")
+        if parent is None:
+            return self.root(load)
+        if checkpoint.on_parent == OnParent.merge.name:
+            return self.merged(parent, load)
+        return self.over(parent, load)
+
+    def over(self, checkpoint: Checkpoint, load: Load) -> SharedBase:
+        """The base of whatever is put on top of a checkpoint: a fully tuned one is a base itself."""
+        if not adapter_of(checkpoint).traits.owns_weights:
+            return self.under(checkpoint, load)
+        identity = BaseIdentity(f"{checkpoint.stage}:{checkpoint.digest[:16]}", None, base_fingerprint(checkpoint.folder))
+        return self._get(identity, load, lambda: SharedBase.open(checkpoint.folder, identity, load, self.device))
+
+    def merged(self, parent: Checkpoint, load: Load) -> SharedBase:
+        """A private copy of the parent's base with the parent folded in: a second base, with its own fingerprint."""
+        below = self.over(parent, Load(parent.load))
+        fingerprint = digest_of(["merge", below.identity.fingerprint, parent.digest, load.value])
+        identity = BaseIdentity(f"merge:{parent.digest[:16]}", None, fingerprint)
+
+        def fold() -> SharedBase:
+            model = below.private()
+            for terms in self.terms(parent, Load(parent.load)):
+                merge(model, terms)
+            if load is Load.bf16:
+                model.to(torch.bfloat16)
+            return SharedBase.freeze(model, identity, load)
+
+        return self._get(identity, load, fold)
+
+    def terms(self, checkpoint: Checkpoint, load: Load) -> list[LowRankTerms]:
+        """The low-rank terms that make up a checkpoint on top of its base, lowest first."""
+        below = self.terms_under(checkpoint, load)
+        if adapter_of(checkpoint).traits.owns_weights:
+            return []
+        shared = self.under(checkpoint, load).shared
+        key = ("terms", checkpoint.digest)
+        if key not in shared:
+            role = self.realise(checkpoint, "frozen", load)
+            shared[key] = adapter_of(checkpoint).low_rank_terms(role.carrier)
+        return [*below, shared[key]]
+
+    def terms_under(self, checkpoint: Checkpoint, load: Load) -> list[LowRankTerms]:
+        """The terms that a checkpoint's own adapter is stacked on."""
+        parent = checkpoint.parent("init")
+        if parent is None or checkpoint.on_parent == OnParent.merge.name:
+            return []
+        if checkpoint.on_parent == OnParent.stack.name:
+            return self.terms(parent, load)
+        return self.terms_under(parent, load)
+
+    def realise(self, checkpoint: Checkpoint, name: str, load: Load, trainable: bool = False) -> Role:
+        """A checkpoint as a role: the tree it was trained on, its adapter, and its head if it has one."""
+        adapter = adapter_of(checkpoint)
+        if adapter.traits.owns_weights:
+            base = self.over(checkpoint, load)
+            tree = base.private() if trainable else base.tree()
+        else:
+            tree = self.under(checkpoint, load).tree()
+            for terms in self.terms_under(checkpoint, load):
+                stack(tree, terms)
+        carrier = adapter.load(tree, checkpoint.folder, trainable)
+        head = load_head(checkpoint, self.device) if checkpoint.record.get("head") else None
+        role = Role(name, carrier, adapter, head)
+        return role if trainable else role.freeze()
+
+    def fresh(self, parent: Checkpoint | None, adapter: Adapter, footing: Footing, name: str) -> Role:
+        """A trainable role on a parent as its footing says; its head, if any, is the stage's business."""
+        load = footing.load
+        if parent is not None and footing.mode is OnParent["continue"]:
+            role = self.realise(parent, name, load, trainable=True)
+            role.adapter = adapter
+            role.head = None
+            return role
+        if parent is None:
+            base = self.root(load)
+        elif footing.mode is OnParent.merge:
+            base = self.merged(parent, load)
+        else:
+            base = self.over(parent, load)
+        tree = base.private() if adapter.traits.owns_weights else base.tree()
+        if parent is not None and footing.mode is OnParent.stack:
+            for terms in self.terms(parent, load):
+                stack(tree, terms)
+        return Role(name, adapter.attach(tree, trainable=True), adapter)
+
+    def standing_on(self, parent: Checkpoint | None, footing: Footing) -> BaseIdentity:
+        """Identity of the base that a stage's adapter stands on, for its record."""
+        if parent is None:
+            return self.identity
+        if footing.mode is OnParent.merge:
+            return self.merged(parent, footing.load).identity
+        return self.over(parent, footing.load).identity
+
+    def opened(self) -> list[SharedBase]:
+        """Every base in memory."""
+        return list(self._open.values())
+
+    def _get(self, identity: BaseIdentity, load: Load, make: Any) -> SharedBase:
+        key = (identity.fingerprint, load)
+        if key not in self._open:
+            self._open[key] = make()
+        return self._open[key]
+
+
+def load_head(checkpoint: Checkpoint, device: torch.device) -> ScalarHead:
+    """The checkpoint's scalar head; a record without one, or another shape, is refused."""
+    from safetensors.torch import load_file
+
+    record = checkpoint.record["head"]
+    tensors = load_file(checkpoint.folder / "head.safetensors", device=str(device))
+    head = ScalarHead(int(record["shape"][-1])).to(device)
+    expected = {name: tuple(value.shape) for name, value in head.state_dict().items()}
+    if expected != {name: tuple(value.shape) for name, value in tensors.items()}:
+        raise UserError("head does not have the shape its record says", file=str(checkpoint.folder / "head.safetensors"))
+    head.load_state_dict(tensors)
+    return head

@@ -1,0 +1,1 @@
+"""Stages: each turns a checkpoint and a data set into a checkpoint. One file per stage; each registers itself."""

@@ -1,0 +1,107 @@
+"""The stage protocol: a stage turns a checkpoint and a data set into a checkpoint.
+
+A stage is a dataclass whose fields are Hydra options (`stages.NAME.FIELD=VALUE`). It lives in one file of this folder
+and registers itself with `@stage("name")`. Importing a stage must not import torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+
+from align.fields import option
+from data_prep.options import OnLong
+from data_prep.registry import Registry
+
+if TYPE_CHECKING:
+    from align.checkpoint import Checkpoint
+    from align.work import Work
+
+StageT = TypeVar("StageT", bound="type[Stage]")
+
+stages: Registry[Stage] = Registry("stage", "align.stages")
+
+
+# How a stage stands on its parent: `continue` is a Python keyword, hence the functional form.
+OnParent = Enum("OnParent", ["auto", "continue", "stack", "merge"])
+
+
+class Schedule(Enum):
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Optimizer(Enum):
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
+    paged_adamw_8bit = "paged_adamw_8bit"
+    sgd = "sgd"
+
+
+class Autocast(Enum):
+    off = "off"
+    bf16 = "bf16"
+
+
+def stage(name: str) -> Callable[[StageT], StageT]:
+    """Register a stage under `name`, as a Hydra choice of the group `stage` too."""
+
+    def register(cls: StageT) -> StageT:
+        from hydra.core.config_store import ConfigStore
+
+        ConfigStore.instance().store(group="stage", name=name, node=cls)
+        stages.register(name)(cls)
+        return cls
+
+    return register
+
+
+@dataclass
+class Stage:
+    """What every stage takes: where it starts from, on which data, with which adapter."""
+
+    name: ClassVar[str]
+    needs_data: ClassVar[tuple[str, ...]] = ()
+    """Kinds of data it reads: conversations, preferences, prompts, text."""
+    needs_reward: ClassVar[bool] = False
+    """Whether it takes a reward model beside its parent."""
+    reward_optional: ClassVar[bool] = False
+    """Whether it also works without that reward model."""
+
+    init: str | None = option(None, "checkpoint to start from: a path, RUN or RUN/STAGE (default: the stage before)")
+    reward: str | None = option(None, "reward model for stages that take one (default: the run's reward_model)")
+    on_parent: OnParent = option(OnParent.auto, "how a new adapter stands on the parent: auto|continue|stack|merge")
+    data: Any = option(None, "data recipe of this stage alone (default: the run's data)")
+    adapter: Any = option(None, "adapter of this stage alone (default: the run's adapter)")
+
+    def run(self, work: Work) -> Checkpoint | None:
+        """Do the stage's work inside `work.staging`; returns the checkpoint written there, if it makes one."""
+        raise NotImplementedError
+
+
+@dataclass
+class TrainingStage(Stage):
+    """Options of every stage that runs the optimisation loop of `align/training.py`."""
+
+    lr: float = option(1e-3, "peak learning rate of the adapter")
+    schedule: Schedule = option(Schedule.cosine, "learning rate after warm-up: constant|linear|cosine (to zero)")
+    warmup: float = option(0.05, "share of the steps with rising learning rate")
+    epochs: float = option(1.0, "passes over the training rows")
+    max_steps: int = option(0, "stop after this many optimiser steps (0: as epochs say)")
+    batch_size: int = option(32, "rows per optimiser step, over all processes")
+    micro_batch_size: int = option(0, "rows per forward pass of one process (0: the whole share of the batch)")
+    optimizer: Optimizer = option(Optimizer.adamw, "adamw|adamw_8bit|paged_adamw_8bit|sgd")
+    weight_decay: float = option(0.0, "decoupled weight decay")
+    beta2: float = option(0.999, "second-moment decay of Adam")
+    eps: float = option(1e-8, "denominator constant of Adam")
+    max_grad_norm: float = option(1.0, "gradient norm is clipped to this")
+    autocast: Autocast = option(Autocast.off, "off|bf16: precision of matrix products during training")
+    gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
+    eval_every: int = option(0, "optimiser steps between evaluations (0: four times per run)")
+    patience: int = option(0, "stop after this many evaluations without improvement (0: never)")
+    max_length: int = option(1024, "longest row in tokens")
+    on_long: OnLong = option(OnLong.drop, "rows over max_length: drop (counted) or error")
+    max_lost: float = option(0.05, "stop when more than this share of the rows is dropped")

@@ -1,0 +1,70 @@
+"""What the supervised stages share: one run of the loop with its progress bar and metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from align.stages.base import TrainingStage
+
+if TYPE_CHECKING:
+    import torch
+
+    from align.roles import Role
+    from align.training import Objective
+    from align.work import Work
+    from data_prep.prepare import Prepared
+
+
+def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepared[Any]) -> dict[str, float]:
+    """Train `objective` over prepared rows; returns the numbers of the evaluation that counts."""
+    from align.tracking import Progress
+    from align.training import Updater, fit, total_steps
+
+    options = cast(TrainingStage, work.spec.stage)
+    steps = total_steps(len(prepared.train), options)
+    ready_to_train(role, options)
+    updater = Updater(objective, groups_of(role, options.lr), options, steps, work.accelerator, hooks_of(role))
+    record_counts(work, role)
+    with Progress(work.spec.name, steps, enabled=work.is_main) as progress:
+
+        def log(step: int, split: str, numbers: dict[str, float]) -> None:
+            if work.is_main:
+                work.metrics.log(step, split, numbers)
+            if split == "train":
+                progress.advance(1, loss=numbers["loss"])
+            else:
+                progress.show(eval_loss=numbers["loss"])
+
+        return fit(updater, prepared.train, prepared.eval, work.seed, log)
+
+
+def ready_to_train(role: Role, options: TrainingStage) -> None:
+    """Switch on what the stage's options ask of the tree."""
+    if options.gradient_checkpointing:
+        role.tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def groups_of(role: Role, lr: float) -> list[dict[str, Any]]:
+    """Optimiser groups of a role: its adapter's own, and its head at the same learning rate."""
+    assert role.adapter is not None
+    groups = role.adapter.parameter_groups(role.carrier, lr)
+    if role.head is not None:
+        groups.append({"params": [p for p in role.head.parameters() if p.requires_grad], "lr": lr})
+    return [group for group in groups if group["params"]]
+
+
+def hooks_of(role: Role) -> list[Any]:
+    """The adapter's per-step hook, bound to its tree."""
+    adapter = role.adapter
+    assert adapter is not None
+
+    def after_step(optimizer: torch.optim.Optimizer, step: int) -> None:
+        adapter.after_step(role.carrier, optimizer, step)
+
+    return [after_step]
+
+
+def record_counts(work: Work, role: Role) -> None:
+    """Trainable and total parameters of the stage's role, for run.json; the head is counted in both."""
+    work.numbers["trainable"] = sum(p.numel() for p in role.parameters() if p.requires_grad)
+    work.numbers["total"] = sum(p.numel() for p in role.parameters())

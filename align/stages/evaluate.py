@@ -1,0 +1,242 @@
+"""Evaluation: the same held-out prompts answered by every stage of a chain, and judged.
+
+Held-out loss on conversations, reward of greedy replies by the reward model, gold score where the data knows the truth, and
+the win rate of the last stage against its parent with a 95 % Wilson interval (ties count half). The judge of the win
+rate is the gold score where there is one, else the reward model; which one is said in the result. No paper; costs one
+rollout and two scoring passes per stage.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from align.fields import option
+from align.stages.base import Stage, stage
+from data_prep.options import LengthOptions, OnLong
+
+if TYPE_CHECKING:
+    from align.checkpoint import Checkpoint
+    from align.roles import Role
+    from align.rollout import Reply
+    from align.work import Work
+    from data_prep.types import PromptTokens
+
+
+@dataclass
+class Answers:
+    """One stage's greedy replies to the evaluation prompts, with what the judges say of them."""
+
+    texts: list[str]
+    finished: list[bool]
+    rewards: list[float] | None
+    gold: list[dict[str, float]] | None
+    loss: float | None
+
+
+@stage("evaluate")
+@dataclass
+class Evaluate(Stage):
+    """Answer the same held-out prompts with every stage of the chain, and judge the answers."""
+
+    needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
+    needs_reward: ClassVar[bool] = True
+    reward_optional: ClassVar[bool] = True
+
+    prompts: int = option(500, "most held-out prompts to answer")
+    max_new_tokens: int = option(32, "longest reply in tokens")
+    batch_size: int = option(128, "prompts answered at a time")
+    temperature: float = option(0.0, "sampling temperature (0: greedy)")
+    max_length: int = option(1024, "longest row in tokens")
+    on_long: OnLong = option(OnLong.drop, "rows over max_length: drop (counted) or error")
+    max_lost: float = option(0.05, "stop when more than this share of the rows is dropped")
+
+    def run(self, work: Work) -> Checkpoint | None:
+        """Write result.json and samples.jsonl; there are no weights to save."""
+        from align.tracking import Progress
+        from data_prep.prepare import prepare_prompts
+
+        prepared = prepare_prompts(work.spec.data, work.renderer, self._lengths(), work.seed)
+        work.write_card(prepared)
+        rows = (prepared.eval or prepared.train)[: self.prompts]
+        chain = chain_of(work.init)
+        judge = work.bases.realise(work.reward, "reward", _load(work.reward)) if work.reward else None
+        answers: dict[str, Answers] = {}
+        with Progress("evaluate", len(chain), enabled=work.is_main) as progress:
+            for name, checkpoint in chain:
+                answers[name] = self._answers(work, checkpoint, rows, judge)
+                progress.advance(1)
+        result = self._result(work, answers)
+        work.numbers["metrics"] = result["stages"][chain[-1][0]]
+        if work.is_main:
+            (work.staging / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            _write_samples(work, rows, answers)
+        return None
+
+    def _answers(self, work: Work, checkpoint: Checkpoint | None, rows: list[PromptTokens], judge: Role | None) -> Answers:
+        from align.experience import score_replies
+        from align.roles import Role
+
+        load = _load(checkpoint) if checkpoint else work.footing.load
+        if checkpoint is not None:
+            role = work.bases.realise(checkpoint, "policy", load)
+        else:
+            role = Role("policy", work.bases.root(load).tree(), None).freeze()
+        replies = self._replies(work, role, rows)
+        texts = [work.renderer.decode(reply.ids) for reply in replies]
+        pairs = [(row.ids, reply.ids) for row, reply in zip(rows, replies, strict=True)]
+        return Answers(
+            texts,
+            [reply.finished for reply in replies],
+            score_replies(judge, pairs, self.batch_size) if judge is not None else None,
+            _gold(work, rows, texts, replies),
+            self._loss(work, role),
+        )
+
+    def _replies(self, work: Work, role: Role, rows: list[PromptTokens]) -> list[Reply]:
+        import torch
+
+        from align.rollout import RolloutEngine, Sampling
+
+        engine = RolloutEngine(role, work.renderer.end_token_id, work.renderer.pad_token_id)
+        sampling = Sampling(self.max_new_tokens, self.temperature or 1.0, greedy=self.temperature == 0)
+        generator = torch.Generator(device=work.accelerator.device)
+        generator.manual_seed(work.seed)
+        replies: list[Reply] = []
+        for start in range(0, len(rows), self.batch_size):
+            prompts = [row.ids for row in rows[start : start + self.batch_size]]
+            replies += engine.generate(prompts, sampling, generator)
+        return replies
+
+    def _loss(self, work: Work, role: Role) -> float | None:
+        """Mean held-out loss per supervised token, where the data has conversations."""
+        import torch
+
+        from align.objectives import LanguageModeling
+        from data_prep.options import DataOptions
+        from data_prep.prepare import prepare_conversations
+
+        data: DataOptions = work.spec.data
+        if not (data.conversations.path or data.conversations.generator):
+            return None
+        prepared = prepare_conversations(data, work.renderer, self._lengths(), work.seed)
+        rows = (prepared.eval or prepared.train)[: self.prompts]
+        objective = LanguageModeling(role).eval()
+        total = weight = 0.0
+        with torch.no_grad():
+            for start in range(0, len(rows), self.batch_size):
+                batch = objective.collate(rows[start : start + self.batch_size]).to(work.accelerator.device)
+                total += float(objective(batch)[0])
+                weight += batch.weight
+        return total / weight
+
+    def _result(self, work: Work, answers: dict[str, Answers]) -> dict[str, Any]:
+        from reward.metrics import win_rate
+
+        result: dict[str, Any] = {"stages": {name: _summary(found) for name, found in answers.items()}}
+        names = list(answers)
+        if len(names) > 1:
+            last, before = answers[names[-1]], answers[names[-2]]
+            judged = [(_verdicts(found)) for found in (last, before)]
+            if judged[0] is not None and judged[1] is not None:
+                result["win_rate"] = {
+                    **win_rate(judged[0], judged[1]),
+                    "against": names[-2],
+                    "judge": "gold" if last.gold is not None else "reward",
+                }
+        if work.reward is not None:
+            metrics = work.reward.record["metrics"]
+            keys = ("accuracy", "low", "high", "ece", "length_corr", "n")
+            result["reward_model"] = {key: metrics[key] for key in keys if key in metrics}
+        if len(names) > 1 and answers[names[-1]].gold is not None:
+            result["gain"] = _gain(answers[names[-1]], answers[names[-2]])
+        return result
+
+    def _lengths(self) -> LengthOptions:
+        return LengthOptions(self.max_length, self.on_long, self.max_lost)
+
+
+def chain_of(checkpoint: Checkpoint | None) -> list[tuple[str, Checkpoint | None]]:
+    """The base and every policy from it to `checkpoint`, in order, named by stage."""
+    chain: list[tuple[str, Checkpoint | None]] = []
+    while checkpoint is not None:
+        chain.append((checkpoint.stage, checkpoint))
+        checkpoint = checkpoint.parent("init")
+    chain.append(("base", None))
+    chain.reverse()
+    named: dict[str, Checkpoint | None] = {}
+    for name, found in chain:
+        number = 2
+        unique = name
+        while unique in named:
+            unique, number = f"{name}-{number}", number + 1
+        named[unique] = found
+    return list(named.items())
+
+
+def _load(checkpoint: Checkpoint) -> Any:
+    from align.options import Load
+
+    return Load(checkpoint.load)
+
+
+def _gold(work: Work, rows: list[PromptTokens], texts: list[str], replies: list[Reply]) -> list[dict[str, float]] | None:
+    """The gold rule's verdict on every reply, where the data names one."""
+    gold = work.spec.data.gold
+    if gold.rule is None:
+        return None
+    from data_prep.prepare import source_rows
+    from reward.rules import rules
+
+    rule = rules.get(gold.rule)(table=source_rows(work.spec.data, gold.source), **gold.options)
+    return [
+        rule.score(row.text, str(row.meta.get("topic", "")), text, reply.finished)
+        for row, text, reply in zip(rows, texts, replies, strict=True)
+    ]
+
+
+def _summary(found: Answers) -> dict[str, Any]:
+    count = len(found.texts)
+    summary: dict[str, Any] = {
+        "n": count,
+        "finished": sum(found.finished) / count,
+        "loss": found.loss,
+        "reward": sum(found.rewards) / count if found.rewards else None,
+        "gold": None,
+    }
+    if found.gold:
+        means = {key: sum(verdict[key] for verdict in found.gold) / count for key in found.gold[0]}
+        se = (means["score"] * (1 - means["score"]) / count) ** 0.5
+        summary["gold"] = {**means, "n": count, "se": se}
+    return summary
+
+
+def _verdicts(found: Answers) -> list[float] | None:
+    if found.gold is not None:
+        return [verdict["score"] for verdict in found.gold]
+    return found.rewards
+
+
+def _gain(last: Answers, before: Answers) -> dict[str, float]:
+    """Paired change of the gold score from the parent to the last stage."""
+    from reward.metrics import paired_difference
+
+    assert last.gold is not None and before.gold is not None
+    mean, se = paired_difference([g["score"] for g in last.gold], [g["score"] for g in before.gold])
+    return {"gold": mean, "se": se}
+
+
+def _write_samples(work: Work, rows: list[PromptTokens], answers: dict[str, Answers]) -> None:
+    with (work.staging / "samples.jsonl").open("w", encoding="utf-8") as stream:
+        for i, row in enumerate(rows):
+            replies = {
+                name: {
+                    "text": found.texts[i],
+                    "reward": found.rewards[i] if found.rewards else None,
+                    "gold": found.gold[i]["score"] if found.gold else None,
+                    "finished": found.finished[i],
+                }
+                for name, found in answers.items()
+            }
+            stream.write(json.dumps({"prompt": row.text, "id": row.id, "replies": replies}, ensure_ascii=False) + "\n")

@@ -1,0 +1,241 @@
+"""PPO: move the policy towards replies the reward model scores higher, without leaving its parent.
+
+"Proximal Policy Optimization Algorithms", arXiv 1707.06347, in the form of "The N+ Implementation Details of RLHF with PPO",
+arXiv 2403.17031; `docs/ppo.md` lists the 32 details with our defaults. Differs from common implementations in that policy,
+reference, reward and value are adapters on one base held once in memory, and in that its invariants are checked at
+step 0 of every run. Costs per update: one rollout, five scoring passes, and `ppo_epochs` passes of training two roles.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from align.fields import option
+from align.stages.base import Schedule, TrainingStage, stage
+from data_prep.errors import TrainingStopped, UserError
+from data_prep.options import LengthOptions
+
+if TYPE_CHECKING:
+    from align.checkpoint import Checkpoint
+    from align.experience import Cast, Experience, RewardRule
+    from align.training import Updater
+    from align.work import Work
+    from data_prep.prepare import Prepared
+    from data_prep.types import PromptTokens
+
+
+@stage("ppo")
+@dataclass
+class PPO(TrainingStage):
+    """Reinforcement learning against the reward model, held near the parent."""
+
+    needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
+    needs_reward: ClassVar[bool] = True
+
+    lr: float = option(3e-4, "peak learning rate of the policy's adapter")
+    schedule: Schedule = option(Schedule.linear, "learning rate after warm-up: constant|linear|cosine (to zero)")
+    warmup: float = option(0.0, "share of the steps with rising learning rate")
+    batch_size: int = option(128, "prompts per update, over all processes")
+    updates: int = option(40, "rollout-and-update rounds")
+    ppo_epochs: int = option(2, "passes over each round's replies")
+    minibatches: int = option(4, "optimiser steps per pass")
+    eps: float = option(1e-5, "denominator constant of Adam")
+    beta2: float = option(0.95, "second-moment decay of Adam")
+    max_new_tokens: int = option(32, "longest reply in tokens")
+    temperature: float = option(1.0, "sampling temperature, also of the log-probabilities that are trained")
+    kl_coef: float = option(0.05, "weight of the per-token KL penalty (k1) in the reward")
+    kl_target: float = option(0.0, "KL per reply that an adaptive kl_coef steers to (0: fixed coefficient)")
+    kl_horizon: int = option(10000, "replies over which the adaptive coefficient moves")
+    kl_limit: float = option(15.0, "stop the stage once the mean KL per reply, in nats, passes this")
+    gamma: float = option(1.0, "discount")
+    lam: float = option(0.95, "lambda of generalised advantage estimation")
+    clip: float = option(0.2, "ratio clip of the policy loss")
+    dual_clip: float = option(0.0, "bound of the loss for negative advantages (0: off; usual 3)")
+    value_clip: float = option(0.2, "clip of the value's change (0: off)")
+    value_coef: float = option(1.0, "weight of the value loss")
+    value_lr_ratio: float = option(3.0, "learning rate of the value role over the policy's")
+    reward_clip: float = option(10.0, "normalised scores are clipped to this")
+    missing_eos_penalty: float = option(1.0, "subtracted from the reward of a reply that does not end")
+    critic_warmup: int = option(5, "first updates that train the value role alone")
+    max_approx_kl: float = option(0.1, "end an update's passes once KL(old, new) per token passes this")
+    max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this")
+
+    def run(self, work: Work) -> Checkpoint:
+        """Stand four roles on one base, improve the policy, and save policy and critic."""
+        from align import ppo_checks
+        from align.stages.common import record_counts
+
+        prepared = self._prompts(work)
+        work.write_card(prepared)
+        cast = self._assemble(work)
+        record_counts(work, cast.policy)
+        before = ppo_checks.adapter_digests(cast)
+        rule = self._rule(work, cast)
+        updater = self._updater(work, cast)
+        step0: dict[str, Any] = {"reward_parity": ppo_checks.reward_parity(cast, work)}
+        last = self._improve(work, prepared, cast, rule, updater, step0)
+        ppo_checks.require_unchanged(cast, before)
+        work.numbers["metrics"] = {
+            **last,
+            "step0": step0,
+            "memory": ppo_checks.memory(cast, work.bases, updater),
+            "reference_unchanged": True,
+        }
+        return self._save(work, prepared, cast)
+
+    def _prompts(self, work: Work) -> Prepared[PromptTokens]:
+        from data_prep.prepare import prepare_prompts
+
+        lengths = LengthOptions(self.max_length - self.max_new_tokens, self.on_long, self.max_lost)
+        prepared = prepare_prompts(work.spec.data, work.renderer, lengths, work.seed)
+        if len(prepared.train) < self.batch_size:
+            raise UserError(
+                f"{len(prepared.train)} training prompts are fewer than one batch of {self.batch_size}",
+                hint=f"set stages.ppo.batch_size={max(1, len(prepared.train))} or give more prompts",
+            )
+        return prepared
+
+    def _assemble(self, work: Work) -> Cast:
+        """Policy and reference from the parent, reward from the reward model, value as a trainable copy of it."""
+        from align.experience import Cast
+        from align.roles import Role
+
+        assert work.reward is not None
+        load = work.footing.load
+        policy = work.fresh_role("policy")
+        if work.init is not None:
+            reference = work.bases.realise(work.init, "reference", load)
+        else:
+            reference = Role("reference", work.bases.root(load).tree(), None).freeze()
+        reward = work.bases.realise(work.reward, "reward", load)
+        value = work.bases.realise(work.reward, "value", load, trainable=True)
+        cast = Cast(policy, reference, reward, value)
+        for role in cast.all():
+            role.silence_dropout()
+        return cast
+
+    def _rule(self, work: Work, cast: Cast) -> RewardRule:
+        """Reward normalisation from the reward model; the value head starts in the same units."""
+        import torch
+
+        from align.experience import RewardRule
+
+        assert work.reward is not None and cast.value.head is not None
+        norm = work.reward.record["reward_norm"]
+        with torch.no_grad():
+            cast.value.head.score.weight /= norm["std"]
+            cast.value.head.score.bias.sub_(norm["mean"]).div_(norm["std"])
+        return RewardRule(
+            kl_coef=self.kl_coef,
+            mean=norm["mean"],
+            std=norm["std"],
+            clip=self.reward_clip,
+            missing_eos_penalty=self.missing_eos_penalty,
+            gamma=self.gamma,
+            lam=self.lam,
+            temperature=self.temperature,
+        )
+
+    def _updater(self, work: Work, cast: Cast) -> Updater:
+        from align.actor_critic import ActorCritic
+        from align.stages.common import groups_of, hooks_of, ready_to_train
+        from align.training import Updater
+
+        objective = ActorCritic(cast.policy, cast.value, self.clip, self.value_clip, self.value_coef)
+        objective.temperature, objective.dual_clip = self.temperature, self.dual_clip
+        groups = groups_of(cast.policy, self.lr) + groups_of(cast.value, self.lr * self.value_lr_ratio)
+        for role in (cast.policy, cast.value):
+            ready_to_train(role, self)
+        steps = self.updates * self.ppo_epochs * self.minibatches
+        return Updater(objective, groups, self, steps, work.accelerator, hooks_of(cast.policy) + hooks_of(cast.value))
+
+    def _improve(
+        self,
+        work: Work,
+        prepared: Prepared[PromptTokens],
+        cast: Cast,
+        rule: RewardRule,
+        updater: Updater,
+        step0: dict[str, Any],
+    ) -> dict[str, float]:
+        """All updates: rollout, experience, passes over it. Returns the last update's statistics."""
+        from dataclasses import replace
+
+        from align import ppo_checks
+        from align.ppo_loop import Rollouts, adapted_kl_coef
+        from align.tracking import Progress
+
+        rollouts = Rollouts(work, prepared.train, cast, self)
+        stats: dict[str, float] = {}
+        with Progress("ppo", self.updates, enabled=work.is_main) as progress:
+            for update in range(self.updates):
+                experience = rollouts.collect(update, rule)
+                if update == 0:
+                    ppo_checks.require_equal_start(experience.stats, step0)
+                numbers = self._passes(work, updater, experience, update, step0)
+                stats = {**experience.stats, **numbers}
+                if work.is_main:
+                    work.metrics.log(update + 1, "train", stats)
+                progress.advance(
+                    1, reward=stats["objective/score_shaped"], kl=stats["objective/kl_k1"], eos=stats["response/eos_rate"]
+                )
+                if stats["objective/kl_k1"] > self.kl_limit:
+                    stats["stopped_on_kl"] = 1.0
+                    break
+                if self.kl_target > 0:
+                    rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], self))
+        return stats
+
+    def _passes(
+        self, work: Work, updater: Updater, experience: Experience, update: int, step0: dict[str, Any]
+    ) -> dict[str, float]:
+        """The update's passes over its experience, ended early when the policy has moved far enough."""
+        import numpy as np
+
+        from align import ppo_checks
+        from align.actor_critic import ActorCritic
+
+        objective = updater.objective
+        assert isinstance(objective, ActorCritic)
+        objective.policy_weight = 0.0 if update < self.critic_warmup else 1.0
+        rows = experience.rows
+        numbers: dict[str, float] = {}
+        for number in range(self.ppo_epochs):
+            order = np.random.default_rng([work.seed, update, number, work.accelerator.process_index]).permutation(len(rows))
+            for part in np.array_split(order, min(self.minibatches, len(rows))):
+                size = self.micro_batch_size or len(part)
+                window = [
+                    objective.collate([rows[i] for i in part[start : start + size]])
+                    for start in range(0, len(part), size)
+                ]
+                numbers = updater.step(window)
+                if update == 0 and number == 0 and "ratio_dev" not in step0:
+                    ppo_checks.record_first_minibatch(numbers, objective, work, step0)
+                if numbers["policy/ratio_mean"] > self.max_ratio:
+                    raise TrainingStopped(
+                        f"mean ratio {numbers['policy/ratio_mean']:.1f} at update {update + 1} passes max_ratio",
+                        code="ratio",
+                        hint="lower stages.ppo.lr or ppo_epochs",
+                    )
+            if numbers["policy/approxkl"] > self.max_approx_kl:
+                break
+        return {name: value for name, value in numbers.items() if name != "max_ratio_dev"}
+
+    def _save(self, work: Work, prepared: Prepared[PromptTokens], cast: Cast) -> Checkpoint:
+        from align.work import Result, save_result
+
+        assert work.reward is not None
+        probe = [row.ids[:64] for row in (prepared.eval or prepared.train)[:2]]
+        below = [("init", work.init)] if work.init is not None else []
+        critic = Result(cast.value, "value", [("init", work.reward)], probe, {}, "continue")
+        save_result(work, critic, work.staging / "value")
+        policy = Result(
+            role=cast.policy,
+            kind="policy",
+            parents=[*below, ("reward", work.reward)],
+            probe_ids=probe,
+            metrics=work.numbers["metrics"],
+            on_parent=work.footing.mode.name if work.footing.mode else None,
+        )
+        return save_result(work, policy, work.staging)

@@ -1,0 +1,37 @@
+"""Pretraining: predict every token of plain text.
+
+The loss of `sft` with every token supervised. Used to make the embedded base `nano` (`experiment=nano_pretrain`) and to
+continue pretraining on one's own documents. Costs as SFT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from align.fields import option
+from align.stages.base import stage
+from align.stages.sft import SFT
+
+if TYPE_CHECKING:
+    from align.work import Work
+    from data_prep.prepare import Prepared
+    from data_prep.types import Tokens
+
+
+@stage("pretrain")
+@dataclass
+class Pretrain(SFT):
+    """Predict every token of plain text."""
+
+    needs_data: ClassVar[tuple[str, ...]] = ("text",)
+
+    lr: float = option(2e-3, "peak learning rate")
+    epochs: float = option(1.0, "passes over the documents")
+    max_length: int = option(256, "longest piece of a document in tokens")
+
+    def prepare(self, work: Work) -> Prepared[Tokens]:
+        """Pieces of documents, every token supervised."""
+        from data_prep.prepare import prepare_text
+
+        return prepare_text(work.spec.data, work.renderer, self.lengths(), work.seed)

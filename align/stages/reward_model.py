@@ -1,0 +1,99 @@
+"""Reward model: learn from preference pairs which reply people prefer.
+
+"Training language models to follow instructions with human feedback", arXiv 2203.02155, eq. 1: a Bradley-Terry loss on the
+difference of two scores. The score is a scalar head on the causal model's hidden state at a reply's last token; the head
+is saved in a file of its own, where no adapter format can lose it. Differs from common practice in that a pair's prompt is
+computed once. Costs one forward and backward over prompt + both replies per pair and epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from align.fields import option
+from align.stages.base import TrainingStage, stage
+from data_prep.options import LengthOptions
+
+if TYPE_CHECKING:
+    from align.checkpoint import Checkpoint
+    from align.objectives import Pairwise
+    from align.work import Work
+    from data_prep.types import PairTokens
+
+
+@stage("reward_model")
+@dataclass
+class RewardModel(TrainingStage):
+    """Learn from preference pairs which reply is better."""
+
+    needs_data: ClassVar[tuple[str, ...]] = ("preferences",)
+
+    lr: float = option(1e-3, "peak learning rate of adapter and head")
+    epochs: float = option(1.0, "passes over the preference pairs")
+    centering: float = option(0.01, "weight of the pull of each pair's mean score towards zero")
+
+    def run(self, work: Work) -> Checkpoint:
+        """Train adapter and head on prepared pairs, measure them on held-out pairs, and save."""
+        import torch
+
+        from align.objectives import Pairwise
+        from align.stages.common import supervised_run
+        from align.work import Result, save_result
+        from data_prep.prepare import prepare_preferences
+        from reward.head import ScalarHead
+
+        lengths = LengthOptions(self.max_length, self.on_long, self.max_lost)
+        prepared = prepare_preferences(work.spec.data, work.renderer, lengths, work.seed)
+        work.write_card(prepared)
+        role = work.fresh_role("reward")
+        torch.manual_seed(work.seed)
+        role.head = ScalarHead(role.tree.config.get_text_config().hidden_size).to(work.accelerator.device)
+        objective = Pairwise(role, self.centering)
+        supervised_run(work, objective, role, prepared)
+        measured = measure(objective, prepared.eval or prepared.train, self.micro_batch_size or 64)
+        work.numbers["metrics"] = measured.pop("metrics")
+        probe_rows = (prepared.eval or prepared.train)[:4]
+        work.numbers["metrics"]["probe_scores"] = measured["scores"][: len(probe_rows)]
+        result = Result(
+            role=role,
+            kind="reward",
+            parents=[("init", work.init)] if work.init else [],
+            probe_ids=[[*row.prompt, *row.chosen] for row in probe_rows],
+            metrics=work.numbers["metrics"],
+            on_parent=work.footing.mode.name if work.footing.mode else None,
+            reward_norm=measured["norm"],
+        )
+        return save_result(work, result, work.staging)
+
+
+def measure(objective: Pairwise, rows: list[PairTokens], chunk: int) -> dict[str, Any]:
+    """Held-out quality of a reward model: accuracy with interval, calibration, length correlation, score statistics."""
+    import torch
+
+    from reward.metrics import accuracy_interval, expected_calibration_error, length_correlation
+
+    chosen: list[float] = []
+    rejected: list[float] = []
+    device = objective.role.tree.device
+    objective.eval()
+    with torch.no_grad():
+        for start in range(0, len(rows), chunk):
+            chosen_P, rejected_P = objective.scores(objective.collate(rows[start : start + chunk]).to(device))
+            chosen += chosen_P.tolist()
+            rejected += rejected_P.tolist()
+    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
+    right = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
+    accuracy, low, high = accuracy_interval(right, len(rows))
+    scores = torch.tensor(chosen + rejected, dtype=torch.float64)
+    lengths = [len(row.chosen) for row in rows] + [len(row.rejected) for row in rows]
+    metrics = {
+        "accuracy": accuracy,
+        "low": low,
+        "high": high,
+        "n": len(rows),
+        "ece": expected_calibration_error(margins),
+        "length_corr": length_correlation(chosen + rejected, lengths),
+    }
+    norm = {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
+    return {"metrics": metrics, "norm": norm, "scores": chosen}

@@ -1,0 +1,64 @@
+"""Supervised fine-tuning: imitate the assistant's turns of conversations.
+
+"Training language models to follow instructions with human feedback", arXiv 2203.02155, section 3.5 (step 1). The loss is the
+mean negative log-likelihood of supervised tokens (the assistant's words and their end-of-turn token) over the whole
+batch, not a mean of per-row means. Costs one forward and backward per row and epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from align.fields import option
+from align.stages.base import TrainingStage, stage
+from data_prep.options import LengthOptions
+
+if TYPE_CHECKING:
+    from align.checkpoint import Checkpoint
+    from align.work import Work
+    from data_prep.prepare import Prepared
+    from data_prep.types import Tokens
+
+
+@stage("sft")
+@dataclass
+class SFT(TrainingStage):
+    """Imitate the assistant's turns of conversations."""
+
+    needs_data: ClassVar[tuple[str, ...]] = ("conversations",)
+
+    lr: float = option(2e-3, "peak learning rate of the adapter")
+    epochs: float = option(3.0, "passes over the training rows")
+
+    def run(self, work: Work) -> Checkpoint:
+        """Train a policy on the prepared rows and save it."""
+        from align.objectives import LanguageModeling
+        from align.stages.common import supervised_run
+        from align.work import Result, save_result
+
+        prepared = self.prepare(work)
+        work.write_card(prepared)
+        role = work.fresh_role("policy")
+        final = supervised_run(work, LanguageModeling(role), role, prepared)
+        work.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": math.exp(min(final["loss"], 50.0))}
+        result = Result(
+            role=role,
+            kind="policy",
+            parents=[("init", work.init)] if work.init else [],
+            probe_ids=[row.ids[:64] for row in (prepared.eval or prepared.train)[:2]],
+            metrics=work.numbers["metrics"],
+            on_parent=work.footing.mode.name if work.footing.mode else None,
+        )
+        return save_result(work, result, work.staging)
+
+    def prepare(self, work: Work) -> Prepared[Tokens]:
+        """Rows of token ids with the mask of supervised tokens."""
+        from data_prep.prepare import prepare_conversations
+
+        return prepare_conversations(work.spec.data, work.renderer, self.lengths(), work.seed)
+
+    def lengths(self) -> LengthOptions:
+        """The row-length rules as data_prep takes them."""
+        return LengthOptions(self.max_length, self.on_long, self.max_lost)

@@ -1,0 +1,299 @@
+"""The only optimisation loop: windows of micro-batches, one optimiser step each, on one process or many.
+
+A window's loss is its sum over units (tokens, pairs) divided by the units of the whole window over all processes, so the
+gradient does not depend on how a batch is cut into micro-batches or spread over processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from align.stages.base import Autocast, Optimizer, Schedule, TrainingStage
+from data_prep.errors import TrainingStopped, UserError
+
+RowT = TypeVar("RowT")
+
+
+class Batch(Protocol):
+    """What the loop needs to know about a micro-batch."""
+
+    weight: float
+    """Units (tokens, pairs) its summed loss is over."""
+    ids: Sequence[str]
+    """Names of its rows, for error messages."""
+
+    def to(self, device: torch.device) -> Batch: ...
+
+
+class Objective(nn.Module):
+    """A module whose forward turns a micro-batch into a summed loss and summed numbers.
+
+    Numbers whose name starts with `max_` are combined by maximum, all others by sum.
+    """
+
+    def collate(self, rows: Sequence[Any]) -> Batch:
+        """Rows to one micro-batch, on the CPU."""
+        raise NotImplementedError
+
+    def clip_groups(self) -> list[list[nn.Parameter]]:
+        """Groups of trainable parameters whose gradient norms are clipped apart."""
+        return [[p for p in self.parameters() if p.requires_grad]]
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, schedule: Schedule) -> float:
+    """Share of the peak learning rate used by optimiser step `step` (from 0) of `total`.
+
+    Linear rise over `warmup` steps, then constant, linear to zero, or half a cosine to zero.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if schedule is Schedule.linear:
+        return max(0.0, 1.0 - done)
+    if schedule is Schedule.cosine:
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return 1.0
+
+
+def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """Row numbers of every batch of an epoch: a function of (seed, epoch) alone, so nothing needs saving.
+
+    Sizes differ by at most one and are never below `batch_size`, unless the data is.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(count)
+    return list(np.array_split(order, max(1, count // batch_size)))
+
+
+def total_steps(count: int, options: TrainingStage) -> int:
+    """Optimiser steps of a run over `count` rows."""
+    per_epoch = max(1, count // options.batch_size)
+    return options.max_steps or max(1, round(per_epoch * options.epochs))
+
+
+def make_optimizer(groups: list[dict[str, Any]], options: TrainingStage) -> torch.optim.Optimizer:
+    """The optimiser a stage asks for; groups carry their own learning rates."""
+    if not any(group["params"] for group in groups):
+        raise UserError("nothing to train: the adapter leaves no trainable parameter")
+    adam = {"betas": (0.9, options.beta2), "eps": options.eps, "weight_decay": options.weight_decay}
+    if options.optimizer is Optimizer.sgd:
+        return torch.optim.SGD(groups, lr=options.lr, weight_decay=options.weight_decay)
+    if options.optimizer is Optimizer.adamw:
+        return torch.optim.AdamW(groups, lr=options.lr, fused=True, **adam)
+    import bitsandbytes as bnb
+
+    kind = bnb.optim.AdamW8bit if options.optimizer is Optimizer.adamw_8bit else bnb.optim.PagedAdamW8bit
+    optimizer: torch.optim.Optimizer = kind(groups, lr=options.lr, **adam)
+    return optimizer
+
+
+class Updater:
+    """Takes optimiser steps: accumulation, distributed sums, clipping, schedule, adapter hooks, stop on NaN."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        groups: list[dict[str, Any]],
+        options: TrainingStage,
+        steps: int,
+        accelerator: Accelerator,
+        after_step: Sequence[Callable[[torch.optim.Optimizer, int], None]] = (),
+    ) -> None:
+        self.objective = objective
+        self.options = options
+        self.accelerator = accelerator
+        self.steps = steps
+        self.step_number = 0
+        self.optimizer = make_optimizer(groups, options)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self._warmup = round(options.warmup * steps)
+        self._after_step = after_step
+        self._module = accelerator.prepare_model(objective) if accelerator.num_processes > 1 else objective
+        self._clip_groups = objective.clip_groups()
+
+    def autocast(self) -> Any:
+        """Context of the forward pass at the stage's precision."""
+        if self.options.autocast is Autocast.bf16:
+            return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def step(self, window: Sequence[Batch]) -> dict[str, float]:
+        """One optimiser step over a window of micro-batches; returns its loss, gradient norms and numbers.
+
+        Raises:
+            TrainingStopped: a loss or gradient is not finite; weights are as before the step.
+        """
+        device = self.accelerator.device
+        weight = self._reduce(torch.tensor(sum(batch.weight for batch in window), device=device))
+        totals: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, batch in enumerate(window):
+            last = number == len(window) - 1
+            sync = nullcontext() if last else self.accelerator.no_sync(self._module)
+            with sync:
+                with self.autocast():
+                    loss, numbers = self._module(batch.to(device))
+                (loss * (self.accelerator.num_processes / weight)).backward()
+            accumulate(totals, {"loss": loss.detach(), **numbers})
+        norms = [self._clip(group) for group in self._clip_groups]
+        result = self._averaged(totals, float(weight))
+        result |= {f"grad_norm_{i}" if i else "grad_norm": norm for i, norm in enumerate(norms)}
+        self._stop_on_nan(result, norms, window)
+        factor = learning_rate_factor(self.step_number, self.steps, self._warmup, self.options.schedule)
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+        if self.step_number == 0:
+            self._require_gradients()
+        self.optimizer.step()
+        self.step_number += 1
+        for hook in self._after_step:
+            hook(self.optimizer, self.step_number)
+        result["lr"] = self._peaks[0] * factor
+        return result
+
+    @torch.no_grad()
+    def evaluate(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
+        """Mean loss and numbers over this process's share of the evaluation rows, combined over all processes."""
+        device = self.accelerator.device
+        totals: dict[str, Tensor] = {}
+        self.objective.eval()
+        for batch in micro_batches:
+            with self.autocast():
+                loss, numbers = self.objective(batch.to(device))
+            accumulate(totals, {"loss": loss, **numbers})
+        self.objective.train()
+        weight = self._reduce(torch.tensor(sum(batch.weight for batch in micro_batches), device=device))
+        return self._averaged(totals, float(weight))
+
+    def _clip(self, parameters: list[nn.Parameter]) -> float:
+        return float(torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm))
+
+    def _reduce(self, value: Tensor) -> Tensor:
+        value = value.double()
+        return self.accelerator.reduce(value, "sum") if self.accelerator.num_processes > 1 else value  # type: ignore[no-any-return]
+
+    def _averaged(self, totals: dict[str, Tensor], weight: float) -> dict[str, float]:
+        result = {}
+        for name, value in totals.items():
+            if name.startswith("max_"):
+                gathered = self.accelerator.gather(value.reshape(1)) if self.accelerator.num_processes > 1 else value
+                result[name] = float(gathered.max())
+            else:
+                result[name] = float(self._reduce(value)) / weight
+        return result
+
+    def _stop_on_nan(self, result: dict[str, float], norms: list[float], window: Sequence[Batch]) -> None:
+        if math.isfinite(result["loss"]) and all(math.isfinite(norm) for norm in norms):
+            return
+        rows = [name for batch in window for name in batch.ids]
+        shown = ", ".join(rows[:5]) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        raise TrainingStopped(
+            f"loss {result['loss']} or gradient norm {norms} is not finite at step {self.step_number + 1} "
+            f"(rows {shown}); the weights before this step are kept out of the run folder",
+            code="not_finite",
+            hint="lower the learning rate, or look at these rows",
+        )
+
+    def _require_gradients(self) -> None:
+        """Run-time guard of the first step: every trainable tensor of the optimiser has received a gradient."""
+        without = [n for n, p in self.objective.named_parameters() if p.requires_grad and p.grad is None]
+        if without:
+            raise TrainingStopped(
+                f"{len(without)} trainable tensors received no gradient (first: {without[0]})", code="no_gradient"
+            )
+
+
+def accumulate(totals: dict[str, Tensor], numbers: dict[str, Tensor]) -> None:
+    """Add micro-batch numbers to running totals (`max_*` by maximum), in float64."""
+    for name, value in numbers.items():
+        value = value.detach().double()
+        if name not in totals:
+            totals[name] = value
+        else:
+            totals[name] = torch.maximum(totals[name], value) if name.startswith("max_") else totals[name] + value
+
+
+@dataclass
+class Best:
+    """The best evaluation so far and the weights that gave it."""
+
+    loss: float = math.inf
+    step: int = 0
+    state: dict[str, Tensor] | None = None
+    misses: int = 0
+
+    def offer(self, loss: float, step: int, keep: Callable[[], dict[str, Tensor]]) -> bool:
+        """Record an evaluation; true when it is the best so far."""
+        if loss < self.loss:
+            self.loss, self.step, self.state, self.misses = loss, step, keep(), 0
+            return True
+        self.misses += 1
+        return False
+
+
+def fit(
+    updater: Updater,
+    train: Sequence[RowT],
+    held_out: Sequence[RowT],
+    seed: int,
+    log: Callable[[int, str, dict[str, float]], None],
+) -> dict[str, float]:
+    """Run a supervised objective to the end of its schedule, or until evaluations stop improving.
+
+    `log(step, split, numbers)` is called after every step ("train") and evaluation ("eval"). With patience, the best
+    weights are put back at the end. Returns the last (or best) evaluation's numbers.
+    """
+    options, process = updater.options, updater.accelerator
+    objective = updater.objective
+    every = options.eval_every or max(1, math.ceil(updater.steps / 4))
+    best, final = Best(), {"loss": math.nan}
+    objective.train()
+    held_out_batches = _micro(objective, _share(held_out, process), options.micro_batch_size or options.batch_size)
+    epoch = 0
+    while updater.step_number < updater.steps:
+        for index in batches(len(train), options.batch_size, seed, epoch):
+            rows = _share([train[i] for i in index], process)
+            if not rows:
+                raise UserError(f"{len(train)} training rows cannot be spread over {process.num_processes} processes")
+            numbers = updater.step(_micro(objective, rows, options.micro_batch_size))
+            log(updater.step_number, "train", numbers)
+            done = updater.step_number >= updater.steps
+            if held_out_batches and (done or updater.step_number % every == 0):
+                final = updater.evaluate(held_out_batches)
+                log(updater.step_number, "eval", final)
+                best.offer(final["loss"], updater.step_number, lambda: _state(objective))
+            if done or (options.patience and best.misses >= options.patience):
+                return _finish(updater, best, final, held_out_batches)
+        epoch += 1
+    return final
+
+
+def _finish(updater: Updater, best: Best, final: dict[str, float], held_out: list[Batch]) -> dict[str, float]:
+    if not updater.options.patience or best.state is None:
+        return final
+    with torch.no_grad():
+        for name, parameter in updater.objective.named_parameters():
+            if name in best.state:
+                parameter.copy_(best.state[name])
+    return {**updater.evaluate(held_out), "best_step": float(best.step)}
+
+
+def _state(objective: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in objective.named_parameters() if p.requires_grad}
+
+
+def _share(rows: Sequence[RowT], process: Accelerator) -> list[RowT]:
+    return list(rows[process.process_index :: process.num_processes])
+
+
+def _micro(objective: Objective, rows: Sequence[Any], size: int) -> list[Batch]:
+    size = size or len(rows)
+    return [objective.collate(rows[start : start + size]) for start in range(0, len(rows), size or 1)]

@@ -1,0 +1,74 @@
+"""Counting what is dropped, and stopping when rows are bad or too many are lost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from data_prep.errors import UserError
+from data_prep.options import LengthOptions, OnBadRow, OnLong
+
+SHOWN = 20
+
+
+@dataclass
+class Tally:
+    """Rows in and rows dropped by reason. `problems` are the bad rows in the order they were met."""
+
+    seen: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    problems: list[UserError] = field(default_factory=list)
+
+    def bad(self, problem: UserError) -> None:
+        """Count one row that cannot be used."""
+        self.dropped[problem.code] += 1
+        self.problems.append(problem)
+
+    def check_bad_rows(self, on_bad_row: OnBadRow) -> None:
+        """Refuse, in one line with the first problem, if there were bad rows; all are in `details` (20 at most).
+
+        Raises:
+            UserError: there are bad rows and `on_bad_row` is refuse.
+        """
+        if not self.problems or on_bad_row is OnBadRow.drop:
+            return
+        first, more = self.problems[0], len(self.problems) - 1
+        extra = f", and {more} more bad row{'s' if more > 1 else ''}" if more else ""
+        raise UserError(
+            first.message + extra,
+            code=first.code,
+            hint=first.hint or "mend the data, or set on_bad_row=drop to drop and count such rows",
+            file=first.file,
+            row=first.row,
+            field=first.field,
+            details=[str(problem) for problem in self.problems[:SHOWN]],
+        )
+
+
+def check_long(long: Sequence[tuple[str, int]], rows: int, length: LengthOptions) -> None:
+    """Stop if rows longer than `max_length` are not allowed, or if too many would be lost.
+
+    Args:
+        long: (id, tokens) of the rows that are too long.
+        rows: how many rows there are, the long ones included.
+        length: the rules.
+
+    Raises:
+        UserError: names the count, the longest and the first rows.
+    """
+    if not long:
+        return
+    share = len(long) / rows
+    if length.on_long is not OnLong.error and share <= length.max_lost:
+        return
+    named = ", ".join(f"{row} ({tokens} tokens)" for row, tokens in long[:3])
+    longest = max(tokens for _, tokens in long)
+    limit = "" if length.on_long is OnLong.error else f", over max_lost={length.max_lost:g}"
+    raise UserError(
+        f"{len(long)} of {rows} rows ({100 * share:.1f}%{limit}) are longer than max_length={length.max_length} tokens: "
+        f"{named}{', ...' if len(long) > 3 else ''}; the longest has {longest}",
+        code="too_long",
+        hint="raise max_length, or max_lost to lose them",
+        details=[f"{row}: {tokens} tokens" for row, tokens in long[:SHOWN]],
+    )

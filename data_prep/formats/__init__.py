@@ -1,0 +1,11 @@
+"""One file per data format. A new format is one new file that registers a class here.
+
+A format says which keys it knows (`detect`), which kinds of record it yields (`kinds`), and how one row becomes one
+record. See base.py.
+"""
+
+from __future__ import annotations
+
+from data_prep.formats.base import FORMATS, Format, detect_format
+
+__all__ = ["FORMATS", "Format", "detect_format"]

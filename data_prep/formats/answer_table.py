@@ -1,0 +1,211 @@
+"""answer_table: one question and one answer per style column, {"prompt", "<style>": answer, ..., "<topic column>"}.
+
+From such a table come dialogues (a mixture of styles), preferences (one style over another) and the negatives that a
+reward model needs to learn more than style: answers of another topic, and damaged answers. Every draw is a hash of the
+prompt and the seed, so it does not depend on the order of rows, on other rows or on the platform.
+
+Extra pairs have ids `file:row#off_topic0`, `file:row#malformed0`. Noise is only marked here (`meta["flip"]`); labels are
+flipped for training rows alone, so that evaluation measures the truth.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+from data_prep.errors import UserError, unknown
+from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, split_of, text_field
+from data_prep.formats.damage import damaged
+from data_prep.sources import Row
+from data_prep.types import Conversation, Message, Preference, Prompt
+
+TOPICS = ("topic", "scenario")
+_NOT_STYLES = {"prompt", "split", "id", "source", *TOPICS}
+_OTHER_FORMATS = {"completion", "response", "answer", "output", "chosen", "rejected", "messages", "text"}
+
+
+def draw(*parts: object) -> float:
+    """A number in [0, 1) from a hash of `parts`."""
+    digest = hashlib.sha256("|".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+@FORMATS.register("answer_table")
+class AnswerTable(Format):
+    """A question answered in several styles."""
+
+    kinds = (CONVERSATION, PREFERENCE, PROMPT)
+    option_help = {
+        "topic": "column that holds the topic (default: topic or scenario)",
+        "styles": "style column -> weight in the mixture of dialogues (default: all columns of answers alike)",
+        "preferred": "style column whose answer is chosen",
+        "other": "style column whose answer is rejected",
+        "noise": "share of training preferences whose label is flipped (0 to 1)",
+        "off_topic": "extra pairs per row against an answer of another topic (fractions allowed)",
+        "malformed": "extra pairs per row against a damaged answer (fractions allowed)",
+    }
+
+    def __init__(self, options: dict[str, Any] | None = None, seed: int = 0) -> None:
+        super().__init__(options, seed)
+        self.noise = self._number("noise", most=1.0)
+        self.off_topic = self._number("off_topic")
+        self.malformed = self._number("malformed")
+
+    @classmethod
+    def detect(cls, keys: frozenset[str]) -> bool:
+        """A prompt, a topic, and at least two more columns, none of which is another format's."""
+        answers = keys - _NOT_STYLES
+        return "prompt" in keys and bool(keys & set(TOPICS)) and len(answers) >= 2 and not keys & _OTHER_FORMATS
+
+    # ----------------------------------------------------------------- records
+    def conversation(self, row: Row) -> Conversation:
+        """The prompt, answered in the style that the row draws from the mixture."""
+        asked = text_field(row, "prompt")
+        weights = self._weights(row)
+        place = draw("style", self.seed, asked) * sum(weights.values())
+        style = next(iter(weights))
+        for name, weight in weights.items():
+            if weight > 0:
+                style = name
+                if place < weight:
+                    break
+            place -= weight
+        messages = (Message("user", asked), Message("assistant", text_field(row, style)))
+        return Conversation(messages, row.id, {**self._meta(row), "style": style})
+
+    def prompt(self, row: Row) -> Prompt:
+        """The prompt with its topic."""
+        return Prompt((Message("user", text_field(row, "prompt")),), row.id, self._meta(row))
+
+    def preference(self, row: Row) -> Preference:
+        """The preferred style over the other one.
+
+        Raises:
+            UserError: both answers are equal (code "equal_sides").
+        """
+        asked = text_field(row, "prompt")
+        preferred, other = self._style("preferred", row), self._style("other", row)
+        chosen, rejected = text_field(row, preferred), text_field(row, other)
+        if chosen.split() == rejected.split():
+            raise row.problem(other, f"the same answer as in {preferred}", code="equal_sides")
+        flip = draw("noise", self.seed, asked) < self.noise
+        return self._pair(row, asked, chosen, rejected, "", flip)
+
+    def preferences(self, rows: Sequence[Row]) -> list[Preference | UserError]:
+        """The preference of every row, then its off-topic and malformed pairs."""
+        result: list[Preference | UserError] = []
+        topics: dict[str, list[Row]] = {}
+        if self.off_topic:
+            for row in rows:
+                topics.setdefault(self._topic(row, need=True), []).append(row)
+            if len(topics) < 2:
+                raise rows[0].problem(None, "off_topic pairs need rows of at least two topics", code="one_topic")
+        for row in rows:
+            try:
+                result.append(self.preference(row))
+            except UserError as problem:
+                result.append(problem)
+                if problem.code != "equal_sides":
+                    continue
+            answers = self._answers(row)
+            asked = row.data["prompt"]
+            for number in range(self._times(self.off_topic, "off_topic", asked)):
+                key = ("off_topic", self.seed, number, asked)
+                rejected = self._elsewhere(row, topics, answers, key)
+                chosen = _pick(answers, "chosen", *key)
+                result.append(self._pair(row, asked, chosen, rejected, f"#off_topic{number}"))
+            for number in range(self._times(self.malformed, "malformed", asked)):
+                key = ("malformed", self.seed, number, asked)
+                chosen = _pick(answers, "chosen", *key)
+                rejected = damaged(chosen, asked, answers, lambda *more, key=key: draw(*key, *more))
+                result.append(self._pair(row, asked, chosen, rejected, f"#malformed{number}"))
+        return result
+
+    # ----------------------------------------------------------------- insides
+    def _pair(
+        self, row: Row, asked: str, chosen: str, rejected: str, suffix: str, flip: bool = False
+    ) -> Preference:
+        meta = self._meta(row)
+        if flip:
+            meta["flip"] = True
+        return Preference((Message("user", asked),), chosen, rejected, row.id + suffix, None, meta)
+
+    def _number(self, name: str, most: float | None = None) -> float:
+        value = self.options.get(name, 0.0)
+        wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0
+        if wrong or value == float("inf") or (most is not None and value > most):
+            limit = f"from 0 to {most:g}" if most is not None else "of at least 0"
+            raise UserError(f"wrong value (got {value!r}; expected a number {limit})", field=name, code="bad_option")
+        return float(value)
+
+    def _times(self, share: float, what: str, asked: str) -> int:
+        """`share` as a whole number of times: its fraction is a chance, drawn by hash."""
+        return int(share) + (draw(what, "times", self.seed, asked) < share - int(share))
+
+    def _topic(self, row: Row, need: bool = False) -> str:
+        column = self.options.get("topic") or next((name for name in TOPICS if name in row.data), None)
+        if column is None or row.data.get(column) is None:
+            if column is not None and column not in row.data:
+                raise row.problem(None, unknown("topic column", column, row.data).message, code="unknown_column")
+            if need or column is not None:
+                raise row.problem(column or "topic", "is missing (expected the row's topic)")
+            return ""
+        return str(row.data[column])
+
+    def _meta(self, row: Row) -> dict[str, Any]:
+        topic = self._topic(row)
+        return {**({"topic": topic} if topic else {}), **split_of(row)}
+
+    def _style_columns(self, row: Row) -> list[str]:
+        held = {*_NOT_STYLES, self.options.get("topic")}
+        return [name for name, value in row.data.items() if name not in held and isinstance(value, str)]
+
+    def _weights(self, row: Row) -> dict[str, float]:
+        styles = self.options.get("styles") or dict.fromkeys(self._style_columns(row), 1.0)
+        for name, weight in styles.items():
+            if name not in row.data:
+                raise row.problem(None, unknown("style column", name, row.data).message, code="unknown_column")
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
+                raise UserError(f"wrong weight (got {weight!r}; expected a number of at least 0)", field=f"styles.{name}")
+        if not sum(styles.values()) > 0:
+            raise UserError("no style has a weight above 0", field="styles", code="bad_option")
+        return dict(styles)
+
+    def _style(self, option: str, row: Row) -> str:
+        name = self.options.get(option)
+        if not name:
+            raise UserError(
+                f"preferences from an answer_table need the option '{option}' (columns: "
+                f"{', '.join(self._style_columns(row))})",
+                code="missing_option",
+                field=option,
+            )
+        if name not in row.data:
+            raise row.problem(None, unknown("style column", str(name), row.data).message, code="unknown_column")
+        return str(name)
+
+    def _answers(self, row: Row) -> list[str]:
+        """The row's distinct answers in the styles in use."""
+        columns = list(self.options.get("styles") or self._style_columns(row))
+        for option in ("preferred", "other"):
+            if self.options.get(option) and self.options[option] not in columns:
+                columns.append(self.options[option])
+        texts = [row.data.get(name) for name in columns]
+        return list(dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip()))
+
+    def _elsewhere(self, row: Row, topics: dict[str, list[Row]], answers: list[str], key: tuple[Any, ...]) -> str:
+        """An answer of another topic that is not also an answer of this row."""
+        own = self._topic(row)
+        others = [topic for topic in topics if topic != own]
+        for attempt in range(100):
+            topic = _pick(others, "topic", attempt, *key)
+            there = topics[topic][int(draw("row", attempt, *key) * len(topics[topic]))]
+            pool = [text for text in self._answers(there) if text not in answers]
+            if pool:
+                return _pick(pool, "answer", attempt, *key)
+        raise row.problem(None, "no other topic has an answer that differs from this row's", code="one_topic")
+
+
+def _pick(choices: Sequence[str], *key: object) -> str:
+    return choices[int(draw(*key) * len(choices))]

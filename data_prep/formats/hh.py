@@ -1,0 +1,50 @@
+"""hh: {"chosen", "rejected"}, each a whole dialogue (Bai et al. 2022, arXiv 2204.05862; anthropics/hh-rlhf).
+
+As text with turns after "\\n\\nHuman:" and "\\n\\nAssistant:", or as message lists (TRL's implicit prompt). Both sides
+share everything but the last reply.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Format, find_key, number_field, parse_messages
+from data_prep.formats.base import split_of, text_of
+from data_prep.formats.dialogues import shared_prompt
+from data_prep.sources import Row
+from data_prep.types import Message, Preference
+
+_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
+
+
+@FORMATS.register("hh")
+class HelpfulHarmless(Format):
+    """Two whole dialogues."""
+
+    kinds = (PREFERENCE, PROMPT)
+
+    @classmethod
+    def detect(cls, keys: frozenset[str]) -> bool:
+        """Both sides and nothing that could be the prompt."""
+        return {"chosen", "rejected"} <= keys and not keys & {"prompt", "question", "messages", "conversations"}
+
+    def preference(self, row: Row) -> Preference:
+        """The shared turns as the prompt, the two last replies."""
+        sides = [self._side(row, field) for field in ("chosen", "rejected")]
+        prompt, chosen, rejected = shared_prompt(row, *sides)
+        return Preference(prompt, chosen, rejected, row.id, number_field(row, "margin"), split_of(row))
+
+    def _side(self, row: Row, field: str) -> tuple[Message, ...]:
+        value: Any = row.data[find_key(row, (field,))]
+        if isinstance(value, list):
+            return parse_messages(row, field, value)
+        pieces = _TURN.split(text_of(row, field, value))
+        if len(pieces) < 3 or pieces[0].strip():
+            raise row.problem(field, "is not a dialogue (expected turns that start with 'Human:' and 'Assistant:')")
+        roles = {"Human": "user", "Assistant": "assistant"}
+        turns = [(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
+        for number, (role, said) in enumerate(turns):
+            if not said and (role == "user" or number < len(turns) - 1):
+                raise row.problem(field, f"turn {number + 1} ({role}) is empty (expected text)", code="empty")
+        return tuple(Message(role, said) for role, said in turns)

@@ -1,0 +1,23 @@
+"""text: {"text"}, one document per row; a plain text file gives one row per line."""
+
+from __future__ import annotations
+
+from data_prep.formats.base import DOCUMENT, FORMATS, Format, text_field
+from data_prep.sources import Row
+from data_prep.types import Document
+
+
+@FORMATS.register("text")
+class Text(Format):
+    """Plain documents."""
+
+    kinds = (DOCUMENT,)
+
+    @classmethod
+    def detect(cls, keys: frozenset[str]) -> bool:
+        """A column called text."""
+        return "text" in keys
+
+    def document(self, row: Row) -> Document:
+        """The text as it stands."""
+        return Document(text_field(row, "text"), row.id)

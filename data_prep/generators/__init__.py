@@ -1,0 +1,1 @@
+"""Generators: data sets that are computed instead of read from files (Registry "generator")."""

@@ -1,0 +1,79 @@
+"""Where data comes from and how long it may be: dataclasses that Hydra shows and checks."""
+
+# No `from __future__ import annotations`: OmegaConf reads these annotations as types.
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Optional
+
+
+class OnBadRow(Enum):
+    """What to do with a row that cannot be used."""
+
+    refuse = "refuse"
+    drop = "drop"
+
+
+class OnLong(Enum):
+    """What to do with a row longer than `max_length` tokens."""
+
+    error = "error"
+    drop = "drop"
+
+
+def _map(text: str) -> Any:
+    return field(default_factory=dict, metadata={"help": text})
+
+
+@dataclass
+class SourceOptions:
+    """One source of rows: a file, a folder, a glob, a hub id, or a generator. Neither: not given."""
+
+    path: Optional[str] = field(
+        default=None,
+        metadata={"help": "file, folder or glob (JSONL, JSON, CSV, TSV, Parquet, text; .gz too), or a hub id org/name"},
+    )
+    generator: Optional[str] = field(default=None, metadata={"help": "name of a built-in generator of rows"})
+    format: str = field(default="auto", metadata={"help": "format of the rows; auto looks at their keys"})
+    eval_path: Optional[str] = field(default=None, metadata={"help": "a separate source of evaluation rows"})
+    eval_share: float = field(default=0.05, metadata={"help": "share of prompts held out when rows carry no split"})
+    eval_rows: int = field(default=500, metadata={"help": "most evaluation rows held out"})
+    limit: Optional[int] = field(default=None, metadata={"help": "read only the first rows, as many as this"})
+    columns: dict[str, str] = _map("rename columns: {their name: our name}")
+    options: dict[str, Any] = _map("options of the format (or of the generator)")
+    on_bad_row: OnBadRow = field(
+        default=OnBadRow.refuse, metadata={"help": "refuse (stop and name them) or drop (drop and count) bad rows"}
+    )
+
+
+@dataclass
+class GoldOptions:
+    """The known-good judge of replies, used by evaluation only."""
+
+    rule: Optional[str] = field(default=None, metadata={"help": "name of a reward rule that knows the truth"})
+    options: dict[str, Any] = _map("options of the rule")
+    source: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "rows the rule reads"})
+
+
+@dataclass
+class DataOptions:
+    """The data of a run: one source per kind of row. Prompts fall back on those of the conversations."""
+
+    name: str = field(default="files", metadata={"help": "name of the data, for cards and reports"})
+    root: Optional[str] = field(default=None, metadata={"help": "folder that relative paths start from (else the cwd)"})
+    path: Optional[str] = field(default=None, metadata={"help": "one file for the kind of row it holds"})
+    license: str = field(default="", metadata={"help": "licence of the data, copied into the data card"})
+    system: Optional[str] = field(default=None, metadata={"help": "system message for rows that have none"})
+    conversations: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "dialogues to imitate"})
+    preferences: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "pairs of replies"})
+    prompts: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "prompts for PPO and evaluation"})
+    text: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "documents for pretraining"})
+    gold: GoldOptions = field(default_factory=GoldOptions, metadata={"help": "the known-good judge"})
+
+
+@dataclass
+class LengthOptions:
+    """How long a rendered row may be, and how many rows may be lost to it."""
+
+    max_length: int = field(default=1024, metadata={"help": "most tokens in a row"})
+    on_long: OnLong = field(default=OnLong.drop, metadata={"help": "error or drop (and count) longer rows"})
+    max_lost: float = field(default=0.05, metadata={"help": "share of rows that may be lost before the run stops"})

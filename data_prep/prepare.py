@@ -1,0 +1,266 @@
+"""From data options to token ids: sources -> formats -> filtering -> splitting -> rendering, with a data card.
+
+Every row that goes in comes out kept or dropped for a named reason; the sum is asserted. Rendering is Renderer's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from data_prep.digests import sha256_json, template_digest, tokenizer_digest
+from data_prep.errors import UserError
+from data_prep.filtering import Tally, check_long
+from data_prep.formats.base import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT
+from data_prep.options import DataOptions, LengthOptions
+from data_prep.reading import Given, data_digest, read_records, source_for, source_rows
+from data_prep.rendering import Renderer
+from data_prep.splitting import Candidate, choose_sides, prompt_key
+from data_prep.types import Conversation, Document, Message, PairTokens, Preference, Prompt, PromptTokens, Tokens
+
+__all__ = [
+    "Prepared",
+    "Renderer",
+    "data_digest",
+    "prepare_conversations",
+    "prepare_preferences",
+    "prepare_prompts",
+    "prepare_text",
+    "source_rows",
+    "template_digest",
+    "tokenizer_digest",
+]
+VERSION = 1
+T = TypeVar("T", Tokens, PairTokens, PromptTokens)
+R = TypeVar("R", Conversation, Preference, Prompt)
+
+
+@dataclass
+class Prepared(Generic[T]):
+    """Rendered rows, the data card, and the digest of everything that decides them (texts, tokenizer, template)."""
+
+    train: list[T]
+    eval: list[T]
+    card: dict[str, Any]
+    digest: str
+
+
+@dataclass
+class _Rendered(Generic[T]):
+    """Rows of one kind on their way: (row, side), and what was lost."""
+
+    tally: Tally
+    rule: str = ""
+    kept: list[tuple[T, str]] = field(default_factory=list)
+
+
+def prepare_conversations(
+    data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int
+) -> Prepared[Tokens]:
+    """Conversations as ids with a mask of the assistant's words.
+
+    Raises:
+        UserError: bad rows, too many over-long rows, or nothing left.
+    """
+    given = source_for(data, CONVERSATION)
+    records, tally, about = read_records(given, CONVERSATION, seed)
+    rows: list[Conversation] = [_with_system(row, data.system) for row in records]
+    result = _render(given, rows, tally, lambda row: row.messages, renderer.conversations)
+    for number, (tokens, side) in reversed(list(enumerate(result.kept))):
+        if not any(tokens.mask[1:]):
+            result.kept.pop(number)
+            result.tally.bad(_at(tokens.id, "nothing to train on (no supervised token)", "no_reply"))
+    return _finish(given, result, renderer, length, about, lambda row: len(row.ids))
+
+
+def prepare_preferences(
+    data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int
+) -> Prepared[PairTokens]:
+    """Preferences as prompt ids and two replies; the longer of both sides counts for `max_length`.
+
+    Raises:
+        UserError: bad rows (identical sides too), too many over-long rows, or nothing left.
+    """
+    given = source_for(data, PREFERENCE)
+    records, tally, about = read_records(given, PREFERENCE, seed)
+    rows: list[Preference] = [_with_system(row, data.system) for row in records]
+    noisy = {row.id for row in rows if row.meta.get("flip")}
+    result = _render(given, rows, tally, lambda row: row.prompt, renderer.pairs)
+    kept, flipped = [], 0
+    for pair, side in result.kept:
+        if pair.chosen == pair.rejected:
+            result.tally.bad(_at(pair.id, "chosen and rejected are the same after rendering", "identical_pair"))
+            continue
+        if side == "train" and pair.id in noisy:
+            flipped += 1
+            margin = None if pair.margin is None else -pair.margin
+            pair = PairTokens(pair.prompt, pair.rejected, pair.chosen, pair.id, margin)
+        kept.append((pair, side))
+    result.kept = kept
+    if noisy:
+        about["notes"][f"labels flipped on purpose (noise), of {sum(s == 'train' for _, s in kept)} training pairs"] = flipped
+    return _finish(given, result, renderer, length, about, _pair_length)
+
+
+def prepare_prompts(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[PromptTokens]:
+    """Prompts with the generation prompt; repeated ones are dropped and counted.
+
+    Falls back on the prompts of the conversations, then of the preferences, when no prompts are given.
+
+    Raises:
+        UserError: bad rows, too many over-long rows, or nothing left.
+    """
+    given = source_for(data, PROMPT)
+    records, tally, about = read_records(given, PROMPT, seed)
+    rows: list[Prompt] = []
+    seen: set[tuple[tuple[str, str], ...]] = set()
+    for record in records:
+        row = _with_system(record, data.system)
+        key = tuple((message.role, message.content) for message in row.messages)
+        if key in seen:
+            tally.dropped["duplicate_prompt"] += 1
+            continue
+        seen.add(key)
+        rows.append(row)
+    result = _render(given, rows, tally, lambda row: row.messages, renderer.prompts)
+    return _finish(given, result, renderer, length, about, lambda row: len(row.ids))
+
+
+def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Tokens]:
+    """Documents as ids, every token supervised; documents longer than `max_length` are cut into pieces, counted.
+
+    Raises:
+        UserError: bad rows or nothing left.
+    """
+    given = source_for(data, DOCUMENT)
+    records, tally, about = read_records(given, DOCUMENT, seed)
+    documents: list[Document] = list(records)
+    sides, rule = choose_sides([Candidate(row.text.strip(), None) for row in documents], given.source)
+    result: _Rendered[Tokens] = _Rendered(tally, rule)
+    pieces = cut = 0
+    for row, side, ids in zip(documents, sides, renderer.documents([row.text for row in documents]), strict=True):
+        starts = range(0, len(ids), length.max_length)
+        cut += len(starts) > 1
+        for start in starts:
+            part = ids[start : start + length.max_length]
+            place = row.id if len(starts) == 1 else f"{row.id}#{start}"
+            if len(part) > 1:
+                result.kept.append((Tokens(part, [True] * len(part), place), side))
+                pieces += 1
+            else:
+                tally.dropped["one_token_piece"] += 1
+            tally.seen += 1
+        tally.seen -= 1
+    about["notes"]["documents cut into pieces"] = cut
+    return _finish(given, result, renderer, length, about, lambda row: len(row.ids))
+
+
+# --------------------------------------------------------------------------------------------------------- insides
+def _with_system(row: Any, system: str | None) -> Any:
+    """The row with a system message in front, if one is asked for and the row has none."""
+    name = "prompt" if isinstance(row, Preference) else "messages"
+    messages: tuple[Message, ...] = getattr(row, name)
+    if not system or any(message.role == "system" for message in messages):
+        return row
+    return type(row)(**{**row.__dict__, name: (Message("system", system), *messages)})
+
+
+def _at(identity: str, message: str, code: str) -> UserError:
+    """An error for the row with this id ("file:row", maybe with "#part")."""
+    file, _, row = identity.rpartition(":")
+    number = row.split("#")[0]
+    return UserError(message, code=code, file=file, row=int(number) if number.isdigit() else None)
+
+
+def _render(
+    given: Given,
+    rows: Sequence[R],
+    tally: Tally,
+    messages: Callable[[R], Sequence[Message]],
+    render: Callable[[Sequence[R]], list[T | UserError]],
+) -> _Rendered[T]:
+    """Choose sides and render; rows that the template refuses are bad rows."""
+    sides, rule = choose_sides([Candidate(prompt_key(messages(r)), r.meta.get("split")) for r in rows], given.source)
+    result: _Rendered[T] = _Rendered(tally, rule)
+    staying = [(row, side) for row, side in zip(rows, sides, strict=True) if side != "overlap"]
+    tally.dropped["question_in_eval"] += len(rows) - len(staying)
+    for (row, side), tokens in zip(staying, render([row for row, _ in staying]), strict=True):
+        if isinstance(tokens, UserError):
+            where = _at(row.id, tokens.message, tokens.code)
+            where.hint = tokens.hint
+            tally.bad(where)
+        else:
+            result.kept.append((tokens, side))
+    return result
+
+
+def _pair_length(pair: PairTokens) -> int:
+    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
+
+
+def _finish(
+    given: Given,
+    result: _Rendered[T],
+    renderer: Renderer,
+    length: LengthOptions,
+    about: dict[str, Any],
+    tokens_of: Callable[[T], int],
+) -> Prepared[T]:
+    """Drop over-long rows, check what is left, write the card."""
+    tally = result.tally
+    tally.check_bad_rows(given.source.on_bad_row)
+    long = [(row.id, tokens_of(row)) for row, _ in result.kept if tokens_of(row) > length.max_length]
+    check_long(long, len(result.kept), length)
+    if long:
+        tally.dropped["too_long"] += len(long)
+    kept = [(row, side) for row, side in result.kept if tokens_of(row) <= length.max_length]
+    train = [row for row, side in kept if side == "train"]
+    held = [row for row, side in kept if side == "eval"]
+    dropped = {reason: count for reason, count in sorted(tally.dropped.items()) if count}
+    if not train:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or f"all {len(held)} evaluate"
+        raise UserError(f"no training row is left of {tally.seen} ({reasons})", code="no_rows", file=given.label)
+    assert tally.seen == len(kept) + sum(dropped.values()), (tally.seen, len(kept), dropped)
+    rows = {"in": tally.seen, "kept": len(kept), "dropped": dropped, "truncated": 0}
+    card = {
+        "source": given.label,
+        "license": given.data.license,
+        **about,
+        "rows": rows,
+        "splits": {"train": len(train), "eval": len(held), "rule": result.rule},
+        **_token_numbers(train + held, tokens_of),
+        "choices": dict(renderer.choices),
+        "template_digest": renderer.template_digest,
+        "tokenizer_digest": renderer.tokenizer_digest,
+        "max_length": length.max_length,
+    }
+    digest = sha256_json([VERSION, renderer.template_digest, renderer.tokenizer_digest, *map(_content, (train, held))])
+    return Prepared(train, held, {**card, "digest": digest}, digest)
+
+
+def _content(rows: Sequence[Any]) -> list[Any]:
+    """What a rendered row says, without the id (paths differ between machines)."""
+    return [[value for name, value in row.__dict__.items() if name not in ("id", "meta")] for row in rows]
+
+
+def _token_numbers(rows: Sequence[Any], tokens_of: Callable[[Any], int]) -> dict[str, Any]:
+    """`tokens` and `supervised_share` of the card; a pair's supervised tokens are those of both replies."""
+    counts = [tokens_of(row) for row in rows]
+    total = supervised = 0
+    for row in rows:
+        if isinstance(row, Tokens):
+            total, supervised = total + len(row.ids), supervised + sum(row.mask)
+        elif isinstance(row, PairTokens):
+            replies = len(row.chosen) + len(row.rejected)
+            total, supervised = total + len(row.prompt) + replies, supervised + replies
+        else:
+            total += len(row.ids)
+    numbers = {
+        "total": total,
+        "supervised": supervised,
+        "mean": round(sum(counts) / len(counts), 2),
+        "longest": max(counts),
+    }
+    return {"tokens": numbers, "supervised_share": round(supervised / total, 4)}
+

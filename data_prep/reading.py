@@ -1,0 +1,233 @@
+"""From source options to records: which source serves a kind of row, its rows, its format, its content hash."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from enum import Enum
+from itertools import islice
+from typing import Any
+
+from data_prep.digests import sha256_json
+from data_prep.errors import UserError
+from data_prep.filtering import Tally
+from data_prep.formats.base import CONVERSATION, DOCUMENT, FORMATS, PREFERENCE, PROMPT, Format, detect_format
+from data_prep.generation import find_generator, generated_rows
+from data_prep.options import DataOptions, SourceOptions
+from data_prep.sources import Row, RowOrProblem, digest_path, read_path, resolve
+
+_KEY_ROWS = 50
+_NAMES = {CONVERSATION: "conversations", PREFERENCE: "preferences", PROMPT: "prompts", DOCUMENT: "text"}
+_FALLBACKS = {PROMPT: (CONVERSATION, PREFERENCE)}
+
+
+@dataclass(frozen=True)
+class Given:
+    """The source that serves one kind of row, with the data options it belongs to."""
+
+    data: DataOptions
+    source: SourceOptions
+
+    @property
+    def label(self) -> str:
+        """What to call the source in cards and errors."""
+        if self.source.generator:
+            return f"generator {self.source.generator}"
+        return resolve(str(self.source.path), self.data.root)
+
+
+def source_for(data: DataOptions, kind: str) -> Given:
+    """The source for "conversation", "preference", "prompt" or "document" rows.
+
+    Prompts fall back on conversations, then preferences; any kind falls back on `data.path`.
+
+    Raises:
+        UserError: nothing is given for this kind, or both a path and a generator.
+    """
+    for name in (kind, *_FALLBACKS.get(kind, ())):
+        source: SourceOptions = getattr(data, _NAMES[name])
+        if source.path and source.generator:
+            raise UserError(
+                f"data.{_NAMES[name]} has both a path ({source.path}) and a generator ({source.generator})",
+                code="two_sources",
+                hint="give one of them",
+            )
+        if source.path or source.generator:
+            return Given(data, source)
+    if data.path:
+        return Given(data, SourceOptions(path=data.path))
+    raise UserError(
+        f"data '{data.name}' has no {_NAMES[kind]}",
+        code="no_source",
+        hint=f"set data.{_NAMES[kind]}.path=FILE (or .generator=NAME)",
+    )
+
+
+def _split_options(source: SourceOptions, form: type[Format] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the generator's options, the format's): a key that the format knows is the format's."""
+    if not source.generator:
+        return {}, dict(source.options)
+    known = form.option_help if form else {key for _, f in FORMATS.items() for key in f.option_help}
+    return (
+        {key: value for key, value in source.options.items() if key not in known},
+        {key: value for key, value in source.options.items() if key in known},
+    )
+
+
+def _raw(given: Given, kind: str, path: str | None) -> Iterable[RowOrProblem]:
+    source = given.source
+    if path is None and source.generator:
+        form = None if source.format == "auto" else FORMATS.get(source.format)
+        return generated_rows(source.generator, _split_options(source, form)[0], kind)
+    return read_path(path or str(source.path), given.data.root)
+
+
+def _renamed(row: Row, columns: dict[str, str]) -> Row:
+    """The row with its columns renamed.
+
+    Raises:
+        UserError: the new name is taken by another column.
+    """
+    if not columns:
+        return row
+    for old, new in columns.items():
+        if old in row.data and new in row.data and new not in columns:
+            raise row.problem(old, f"cannot be renamed to '{new}': the row has that column already", code="bad_columns")
+    return Row(row.file, row.row, {columns.get(key, key): value for key, value in row.data.items()})
+
+
+def _read(given: Given, kind: str, path: str | None, tally: Tally) -> list[Row]:
+    """Rows that could be read; those that could not are counted as bad."""
+    source = given.source
+    rows: list[Row] = []
+    for row in islice(_raw(given, kind, path), source.limit):
+        if isinstance(row, UserError):
+            tally.seen += 1
+            tally.bad(row)
+            continue
+        try:
+            rows.append(_renamed(row, source.columns))
+        except UserError as problem:
+            tally.seen += 1
+            tally.bad(problem)
+    return rows
+
+
+def source_rows(data: DataOptions, source: SourceOptions) -> list[dict[str, Any]]:
+    """The rows of any source as plain dicts (for a rule's table).
+
+    Raises:
+        UserError: the source cannot be read, or has bad rows that are not to be dropped.
+    """
+    tally = Tally()
+    rows = _read(Given(data, source), "row", None, tally)
+    tally.check_bad_rows(source.on_bad_row)
+    return [row.data for row in rows]
+
+
+def _format_of(rows: Sequence[Row], source: SourceOptions, kind: str, label: str) -> tuple[type[Format], str]:
+    if source.format != "auto":
+        form = FORMATS.get(source.format)
+        if kind not in form.kinds:
+            raise UserError(
+                f"the format {source.format} yields {' and '.join(form.kinds)} rows (expected {kind} rows)",
+                code="format_kind",
+                file=label,
+            )
+        return form, "set in the options"
+    keys = {str(key) for row in rows[:_KEY_ROWS] for key in row.data}
+    return detect_format(keys, kind, label)
+
+
+def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, dict[str, Any]]:
+    """All records of a source: (records, the tally with its bad rows, what the card says of the source).
+
+    Rows of `eval_path` come with `meta["split"] == "eval"`, the others then with "train".
+
+    Raises:
+        UserError: the source cannot be read at all, or no format fits. Bad rows are only counted here.
+    """
+    tally = Tally()
+    source = given.source
+    rows = _read(given, kind, None, tally)
+    if not rows:
+        tally.check_bad_rows(source.on_bad_row)
+        raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
+    chosen, evidence = _format_of(rows, source, kind, given.label)
+    form = chosen(_split_options(source, chosen)[1], seed)
+    records = _parse(form, kind, rows, tally)
+    source_count = len(rows)
+    if source.eval_path:
+        held_rows = _read(given, kind, source.eval_path, tally)
+        for record in records:
+            record.meta["split"] = "train"
+        held = _parse(form, kind, held_rows, tally)
+        for record in held:
+            record.meta["split"] = "eval"
+        records += held
+        source_count += len(held_rows)
+    about = {
+        "kind": kind,
+        "format": chosen.name,
+        "evidence": evidence,
+        "source_rows": source_count + len([p for p in tally.problems if p.file]),
+        "notes": form.notes,
+    }
+    return records, tally, about
+
+
+def _parse(form: Format, kind: str, rows: Sequence[Row], tally: Tally) -> list[Any]:
+    parse = {
+        CONVERSATION: form.conversations,
+        PREFERENCE: form.preferences,
+        PROMPT: form.prompts,
+        DOCUMENT: form.documents,
+    }[kind]
+    records: list[Any] = []
+    found: Sequence[Any] = parse(rows)
+    for record in found:
+        tally.seen += 1
+        if not isinstance(record, UserError):
+            records.append(record)
+        elif record.code == "equal_sides":
+            tally.dropped["equal_sides"] += 1
+        else:
+            tally.bad(record)
+    return records
+
+
+def _plain(value: Any) -> Any:
+    """Options as JSON-able values."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+def data_digest(data: DataOptions, kind: str) -> str:
+    """Hex hash of what a kind of row is made of: bytes of the files (or the generator's version) and the options.
+
+    Args:
+        data: the data options.
+        kind: "conversations", "preferences", "prompts" or "text".
+
+    Raises:
+        UserError: an unknown kind, nothing given, or a missing file.
+    """
+    kinds = {plural: single for single, plural in _NAMES.items()}
+    if kind not in kinds:
+        raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(kinds)})")
+    given = source_for(data, kinds[kind])
+    options = _plain(asdict(given.source))
+    for name in ("path", "eval_path"):
+        options.pop(name)
+    content: dict[str, Any] = {"kind": kind, "options": options, "system": data.system}
+    if given.source.generator:
+        generator = find_generator(given.source.generator)
+        content["generator"] = [given.source.generator, str(generator.version)]
+    else:
+        content["files"] = digest_path(str(given.source.path), data.root)
+    if given.source.eval_path:
+        content["eval_files"] = digest_path(given.source.eval_path, data.root)
+    return sha256_json(content)

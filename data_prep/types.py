@@ -1,0 +1,91 @@
+"""The plain records that travel from a source to a batch. No tensors here.
+
+`id` is always `file:row` (rows count from 1), so that any later message can name where a row came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+ROLES = ("system", "user", "assistant", "tool")
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. `train` False leaves an assistant turn out of the loss; None and True leave it in."""
+
+    role: str
+    content: str
+    train: bool | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """A dialogue to imitate. `meta` may hold `split` ("train" or "eval") and `topic`."""
+
+    messages: tuple[Message, ...]
+    id: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two replies to one prompt, the better one first; `margin` is how much better, when known."""
+
+    prompt: tuple[Message, ...]
+    chosen: str
+    rejected: str
+    id: str
+    margin: float | None = None
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Something to reply to. `meta` may hold `topic`."""
+
+    messages: tuple[Message, ...]
+    id: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Document:
+    """Plain text to model from its first to its last token."""
+
+    text: str
+    id: str
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A rendered row. `mask[i]`: token i is supervised (its log-probability is in the loss).
+
+    `ids` and `mask` have the same length T; `mask[0]` is never used, as nothing predicts the first token.
+    """
+
+    ids: list[int]
+    mask: list[bool]
+    id: str
+
+
+@dataclass(frozen=True)
+class PairTokens:
+    """A rendered preference: prompt ids with the generation prompt, and both replies with their end token."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+    id: str
+    margin: float | None = None
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """A rendered prompt, generation prompt included; `text` is the last user message."""
+
+    ids: list[int]
+    text: str
+    id: str
+    meta: dict[str, Any] = field(default_factory=dict)

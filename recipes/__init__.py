@@ -1,0 +1,1 @@
+"""Hydra recipes: what can be run. Installed as `align.recipes`."""
