@@ -1,1 +1,41 @@
-"""What changes weights: adapters, stages, checkpoints, the training loop and the pipeline that chains them."""
+"""Align language models: supervised tuning, reward models and PPO with any adapter, chained through checkpoints.
+
+    config = align.compose(["pipeline=sft", "adapter=vera"])
+    record = align.run(config)
+
+Names are imported when they are first used, so that `import align` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from align.adapters.base import Adapter, adapter
+    from align.checkpoint import Checkpoint
+    from align.config import RunConfig, compose
+    from align.pipeline import run
+    from align.stages.base import Stage, stage
+    from data_prep.errors import UserError
+
+_PLACES = {
+    "compose": "align.config",
+    "RunConfig": "align.config",
+    "run": "align.pipeline",
+    "Checkpoint": "align.checkpoint",
+    "Adapter": "align.adapters.base",
+    "adapter": "align.adapters.base",
+    "Stage": "align.stages.base",
+    "stage": "align.stages.base",
+    "UserError": "data_prep.errors",
+}
+
+__all__ = ["Adapter", "Checkpoint", "RunConfig", "Stage", "UserError", "adapter", "compose", "run", "stage"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use (PEP 562)."""
+    if name not in _PLACES:
+        raise AttributeError(f"module 'align' has no attribute '{name}'")
+    return getattr(importlib.import_module(_PLACES[name]), name)

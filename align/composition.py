@@ -14,6 +14,7 @@ import yaml
 from hydra import version as hydra_version
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -48,7 +49,7 @@ def recipes(config_dir: str | None) -> Iterator[None]:
         folder = Path(config_dir).absolute()
         if not folder.is_dir():
             raise UserError(f"no such folder: {config_dir}", field="--config-dir", code="no_folder")
-        search_path.append("command-line", f"file://{folder}")
+        search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     hydra_version.setbase("1.3")
@@ -152,7 +153,7 @@ def _explain(problem: Exception) -> UserError:
         group, _, name = str(problem.missing_cfg_file).rpartition("/")
         if problem.options:
             return unknown(f"{group} recipe" if group else "recipe", name, problem.options)
-    cause = problem if isinstance(problem, OmegaConfBaseException) else problem.__cause__
+    cause = problem if isinstance(problem, OmegaConfBaseException) else problem.__cause__ or problem.__context__
     if isinstance(cause, OmegaConfBaseException):
         return _explain_node(cause)
     return UserError(_first_line(problem), code="bad_recipe")

@@ -43,6 +43,7 @@ class ModelOptions:
     init: Optional[str] = option(None, "random: build fresh weights from `config` instead of loading any")
     config: dict[str, Any] = _map("with init=random: the fields of the model's config.json")
     tokenizer: dict[str, Any] = _map("with init=random: vocab_size and template of the tokenizer to train")
+    lr_scale: float = option(1.0, "factor on learning rates that are not set; small models take larger ones")
     trust_remote_code: bool = option(False, "never true in this toolkit's own recipes; code from a hub stays off")
 
 

@@ -116,8 +116,7 @@ def _value(override: Override, parts: Sequence[str], land: Landscape) -> str:
     """The value as typed; one for a text option is quoted, so that `0012` or `12e4` stay what they are."""
     raw = raw_value(override)
     value = override.value()
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not is_number or override.is_sweep_override():
+    if not isinstance(value, (bool, int, float)) or override.is_sweep_override():
         return raw
     return f"'{raw}'" if is_text(type_of(parts, land)) else raw
 

@@ -12,29 +12,14 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
-Point = tuple[float, float]
-"""(step, value)"""
+from align.run_files import Point
+from align.words import MINUS, number
 
 WIDTH, HEIGHT = 320, 148
 LEFT, RIGHT, TOP, BOTTOM = 40, 8, 8, 22
 MOST_POINTS = 300
 ROW = 84
 """Height of a rail's row in its own units; the style sheet gives each row of text the same height."""
-
-
-def number(value: float | None) -> str:
-    """A number for people: three digits that count, thousands parted, a true minus sign; an en dash for None."""
-    if value is None:
-        return "–"
-    size = abs(value)
-    if isinstance(value, int) or size >= 1000:
-        text = f"{value:,.0f}"
-    elif size >= 1e-3 or value == 0:
-        text = f"{value:.{0 if value == 0 else 1 if size >= 100 else 2 if size >= 1 else 3}f}"
-    else:
-        mantissa, _, exponent = f"{value:.1e}".partition("e")
-        text = f"{mantissa}e{int(exponent)}"
-    return text.replace("-", "−")
 
 
 def ticks(low: float, high: float, about: int = 3) -> list[float]:
@@ -74,7 +59,7 @@ def curve(line: Sequence[Point], dots: Sequence[Point], label: str, floor: float
     parts = []
     for mark in marks:
         y = place((0, mark))[1]
-        text = f"{mark:,.{digits}f}".replace("-", "−")
+        text = f"{mark:,.{digits}f}".replace("-", MINUS)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5}" text-anchor="end">{text}</text>')
     for step, anchor in ((0.0, "start"), (end, "end")):

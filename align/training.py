@@ -85,13 +85,13 @@ def make_optimizer(groups: list[dict[str, Any]], options: TrainingStage) -> torc
         raise UserError("nothing to train: the adapter leaves no trainable parameter")
     adam = {"betas": (0.9, options.beta2), "eps": options.eps, "weight_decay": options.weight_decay}
     if options.optimizer is Optimizer.sgd:
-        return torch.optim.SGD(groups, lr=options.lr, weight_decay=options.weight_decay)
+        return torch.optim.SGD(groups, weight_decay=options.weight_decay)
     if options.optimizer is Optimizer.adamw:
-        return torch.optim.AdamW(groups, lr=options.lr, fused=True, **adam)
+        return torch.optim.AdamW(groups, fused=True, **adam)
     import bitsandbytes as bnb
 
     kind = bnb.optim.AdamW8bit if options.optimizer is Optimizer.adamw_8bit else bnb.optim.PagedAdamW8bit
-    optimizer: torch.optim.Optimizer = kind(groups, lr=options.lr, **adam)
+    optimizer: torch.optim.Optimizer = kind(groups, **adam)
     return optimizer
 
 

@@ -49,6 +49,14 @@ class Work:
         return self.config.seed
 
     @property
+    def lr(self) -> float:
+        """The stage's peak learning rate: as set, else its default for this adapter and model."""
+        stage = self.spec.stage
+        if stage.lr is not None:
+            return float(stage.lr)
+        return float(stage.base_lr * self.spec.adapter.lr_factor * self.config.model.lr_scale)
+
+    @property
     def is_main(self) -> bool:
         return bool(self.accelerator.is_main_process)
 

@@ -139,7 +139,7 @@ def digest_of_tokenizer(tokenizer: Any) -> str:
     vocabulary and special names agree with them; a tokenizer changed in memory is hashed as it stands.
     """
     folder = Path(str(getattr(tokenizer, "name_or_path", "") or ""))
-    live = {key: _token_name(getattr(tokenizer, key, None)) for key in _SPECIAL}
+    live: dict[str, Any] = {key: _token_name(getattr(tokenizer, key, None)) for key in _SPECIAL}
     live["add_bos"] = bool(getattr(tokenizer, "add_bos_token", False))
     if folder.name and (folder / "tokenizer.json").exists():
         saved = tokenizer_names(folder)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from data_prep.errors import UserError
@@ -41,15 +42,24 @@ class PlainEncoder:
         """Token ids of texts, special tokens not parsed and none added."""
         if not texts:
             return []
-        encoded = self._tokenizer(
-            list(texts),
-            add_special_tokens=False,
-            split_special_tokens=True,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        return [list(ids) for ids in encoded["input_ids"]]
+        backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
+        if not hasattr(backend, "encode_batch_fast"):
+            encoded = self._tokenizer(
+                list(texts),
+                add_special_tokens=False,
+                split_special_tokens=True,
+                return_attention_mask=False,
+                return_token_type_ids=False,
+                verbose=False,
+            )
+            return [list(ids) for ids in encoded["input_ids"]]
+        backend.no_truncation()
+        backend.no_padding()
+        before, backend.encode_special_tokens = backend.encode_special_tokens, True
+        try:
+            return [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        finally:
+            backend.encode_special_tokens = before
 
     def _starts_after_control(self, alone: list[int]) -> bool:
         for text in self._controls:
@@ -98,12 +108,10 @@ class PlainEncoder:
         """Ids of a text whose control strings are torn after their first character."""
         mode, text = section
         cuts = [0, *(found.start() + 1 for found in self._pattern.finditer(text)), len(text)]
-        parts = [text[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if b > a]
+        parts = [text[a:b] for a, b in pairwise(cuts) if b > a]
         head = self._behind_anchor(parts[:1]) if self._goes_on(mode) else self._raw(parts[:1])
         rest = self._behind_anchor(parts[1:]) if self._prefixes else self._raw(parts[1:])
         ids = [token for part in head + rest for token in part]
         if not self._forbidden.isdisjoint(ids):
-            raise UserError(
-                "the tokenizer makes a control token from plain text of this row", code="control_token"
-            )
+            raise UserError("the tokenizer makes a control token from plain text of this row", code="control_token")
         return ids

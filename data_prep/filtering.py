@@ -14,9 +14,10 @@ SHOWN = 20
 
 @dataclass
 class Tally:
-    """Rows in and rows dropped by reason. `problems` are the bad rows in the order they were met."""
+    """Rows in and rows dropped by reason; `unread` are rows of the source that could not be read at all."""
 
     seen: int = 0
+    unread: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     problems: list[UserError] = field(default_factory=list)
 
@@ -33,7 +34,8 @@ class Tally:
         """
         if not self.problems or on_bad_row is OnBadRow.drop:
             return
-        first, more = self.problems[0], len(self.problems) - 1
+        problems = sorted(self.problems, key=lambda problem: (problem.file or "", problem.row or 0))
+        first, more = problems[0], len(problems) - 1
         extra = f", and {more} more bad row{'s' if more > 1 else ''}" if more else ""
         raise UserError(
             first.message + extra,
@@ -42,7 +44,7 @@ class Tally:
             file=first.file,
             row=first.row,
             field=first.field,
-            details=[str(problem) for problem in self.problems[:SHOWN]],
+            details=[str(problem) for problem in problems[:SHOWN]],
         )
 
 
@@ -66,8 +68,8 @@ def check_long(long: Sequence[tuple[str, int]], rows: int, length: LengthOptions
     longest = max(tokens for _, tokens in long)
     limit = "" if length.on_long is OnLong.error else f", over max_lost={length.max_lost:g}"
     raise UserError(
-        f"{len(long)} of {rows} rows ({100 * share:.1f}%{limit}) are longer than max_length={length.max_length} tokens: "
-        f"{named}{', ...' if len(long) > 3 else ''}; the longest has {longest}",
+        f"{len(long)} of {rows} rows ({100 * share:.1f}%{limit}) are longer than max_length={length.max_length} "
+        f"tokens: {named}{', ...' if len(long) > 3 else ''}; the longest has {longest}",
         code="too_long",
         hint="raise max_length, or max_lost to lose them",
         details=[f"{row}: {tokens} tokens" for row, tokens in long[:SHOWN]],

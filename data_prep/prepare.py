@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from data_prep.filtering import Tally, check_long
 from data_prep.formats.base import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT
 from data_prep.options import DataOptions, LengthOptions
-from data_prep.reading import Given, data_digest, read_records, source_for, source_rows
+from data_prep.reading import VERSION, Given, data_digest, read_records, source_for, source_rows
 from data_prep.rendering import Renderer
 from data_prep.splitting import Candidate, choose_sides, prompt_key
 from data_prep.types import Conversation, Document, Message, PairTokens, Preference, Prompt, PromptTokens, Tokens
@@ -31,7 +31,6 @@ __all__ = [
     "template_digest",
     "tokenizer_digest",
 ]
-VERSION = 1
 T = TypeVar("T", Tokens, PairTokens, PromptTokens)
 R = TypeVar("R", Conversation, Preference, Prompt)
 
@@ -55,9 +54,7 @@ class _Rendered(Generic[T]):
     kept: list[tuple[T, str]] = field(default_factory=list)
 
 
-def prepare_conversations(
-    data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int
-) -> Prepared[Tokens]:
+def prepare_conversations(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Tokens]:
     """Conversations as ids with a mask of the assistant's words.
 
     Raises:
@@ -67,10 +64,10 @@ def prepare_conversations(
     records, tally, about = read_records(given, CONVERSATION, seed)
     rows: list[Conversation] = [_with_system(row, data.system) for row in records]
     result = _render(given, rows, tally, lambda row: row.messages, renderer.conversations)
-    for number, (tokens, side) in reversed(list(enumerate(result.kept))):
+    for tokens, _ in result.kept:
         if not any(tokens.mask[1:]):
-            result.kept.pop(number)
             result.tally.bad(_at(tokens.id, "nothing to train on (no supervised token)", "no_reply"))
+    result.kept = [(tokens, side) for tokens, side in result.kept if any(tokens.mask[1:])]
     return _finish(given, result, renderer, length, about, lambda row: len(row.ids))
 
 
@@ -99,7 +96,7 @@ def prepare_preferences(
         kept.append((pair, side))
     result.kept = kept
     if noisy:
-        about["notes"][f"labels flipped on purpose (noise), of {sum(s == 'train' for _, s in kept)} training pairs"] = flipped
+        about["notes"]["training labels flipped on purpose (noise)"] = flipped
     return _finish(given, result, renderer, length, about, _pair_length)
 
 
@@ -136,10 +133,13 @@ def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, s
     given = source_for(data, DOCUMENT)
     records, tally, about = read_records(given, DOCUMENT, seed)
     documents: list[Document] = list(records)
-    sides, rule = choose_sides([Candidate(row.text.strip(), None) for row in documents], given.source)
+    encoded = renderer.documents([row.text for row in documents])
+    weights = [-(-len(ids) // length.max_length) for ids in encoded]
+    wishes = [Candidate(row.text.strip(), None, weight) for row, weight in zip(documents, weights, strict=True)]
+    sides, rule = choose_sides(wishes, given.source)
     result: _Rendered[Tokens] = _Rendered(tally, rule)
-    pieces = cut = 0
-    for row, side, ids in zip(documents, sides, renderer.documents([row.text for row in documents]), strict=True):
+    cut = 0
+    for row, side, ids in zip(documents, sides, encoded, strict=True):
         starts = range(0, len(ids), length.max_length)
         cut += len(starts) > 1
         for start in starts:
@@ -147,7 +147,6 @@ def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, s
             place = row.id if len(starts) == 1 else f"{row.id}#{start}"
             if len(part) > 1:
                 result.kept.append((Tokens(part, [True] * len(part), place), side))
-                pieces += 1
             else:
                 tally.dropped["one_token_piece"] += 1
             tally.seen += 1
@@ -215,8 +214,8 @@ def _finish(
     if long:
         tally.dropped["too_long"] += len(long)
     kept = [(row, side) for row, side in result.kept if tokens_of(row) <= length.max_length]
-    train = [row for row, side in kept if side == "train"]
-    held = [row for row, side in kept if side == "eval"]
+    train: list[T] = [row for row, side in kept if side == "train"]
+    held: list[T] = [row for row, side in kept if side == "eval"]
     dropped = {reason: count for reason, count in sorted(tally.dropped.items()) if count}
     if not train:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or f"all {len(held)} evaluate"
@@ -263,4 +262,3 @@ def _token_numbers(rows: Sequence[Any], tokens_of: Callable[[Any], int]) -> dict
         "longest": max(counts),
     }
     return {"tokens": numbers, "supervised_share": round(supervised / total, 4)}
-

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from itertools import islice
@@ -16,6 +16,7 @@ from data_prep.generation import find_generator, generated_rows
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.sources import Row, RowOrProblem, digest_path, read_path, resolve
 
+VERSION = 1  # raise it when the same files and options give other rows
 _KEY_ROWS = 50
 _NAMES = {CONVERSATION: "conversations", PREFERENCE: "preferences", PROMPT: "prompts", DOCUMENT: "text"}
 _FALLBACKS = {PROMPT: (CONVERSATION, PREFERENCE)}
@@ -92,7 +93,10 @@ def _renamed(row: Row, columns: dict[str, str]) -> Row:
         return row
     for old, new in columns.items():
         if old in row.data and new in row.data and new not in columns:
-            raise row.problem(old, f"cannot be renamed to '{new}': the row has that column already", code="bad_columns")
+            raise UserError(
+                f"the column '{old}' cannot be renamed to '{new}': the rows have that column already",
+                code="bad_columns",
+            )
     return Row(row.file, row.row, {columns.get(key, key): value for key, value in row.data.items()})
 
 
@@ -100,16 +104,13 @@ def _read(given: Given, kind: str, path: str | None, tally: Tally) -> list[Row]:
     """Rows that could be read; those that could not are counted as bad."""
     source = given.source
     rows: list[Row] = []
-    for row in islice(_raw(given, kind, path), source.limit):
+    for row in islice(_raw(given, kind, path), None if path else source.limit):
         if isinstance(row, UserError):
             tally.seen += 1
+            tally.unread += 1
             tally.bad(row)
-            continue
-        try:
+        else:
             rows.append(_renamed(row, source.columns))
-        except UserError as problem:
-            tally.seen += 1
-            tally.bad(problem)
     return rows
 
 
@@ -170,22 +171,21 @@ def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, 
         "kind": kind,
         "format": chosen.name,
         "evidence": evidence,
-        "source_rows": source_count + len([p for p in tally.problems if p.file]),
-        "notes": form.notes,
+        "source_rows": source_count + tally.unread,
+        "notes": dict(form.notes),
     }
     return records, tally, about
 
 
 def _parse(form: Format, kind: str, rows: Sequence[Row], tally: Tally) -> list[Any]:
-    parse = {
+    parse: dict[str, Callable[[Sequence[Row]], Sequence[Any]]] = {
         CONVERSATION: form.conversations,
         PREFERENCE: form.preferences,
         PROMPT: form.prompts,
         DOCUMENT: form.documents,
-    }[kind]
+    }
     records: list[Any] = []
-    found: Sequence[Any] = parse(rows)
-    for record in found:
+    for record in parse[kind](rows):
         tally.seen += 1
         if not isinstance(record, UserError):
             records.append(record)
@@ -222,7 +222,7 @@ def data_digest(data: DataOptions, kind: str) -> str:
     options = _plain(asdict(given.source))
     for name in ("path", "eval_path"):
         options.pop(name)
-    content: dict[str, Any] = {"kind": kind, "options": options, "system": data.system}
+    content: dict[str, Any] = {"version": VERSION, "kind": kind, "options": options, "system": data.system}
     if given.source.generator:
         generator = find_generator(given.source.generator)
         content["generator"] = [given.source.generator, str(generator.version)]

@@ -57,6 +57,8 @@ class Renderer:
         self.choices: dict[str, str] = {}
         self._template = ChatTemplate(tokenizer)
         self._encoder = PlainEncoder(tokenizer, self._template.controls)
+        if self._template.prints_date:
+            self.choices["date"] = "the chat template prints today's date, so token ids change from day to day"
         self.end_token_id = self._template.controls[self._template.end]
         self.pad_token_id = self._choose_pad()
         self.bos_token_id: int | None = tokenizer.bos_token_id
@@ -117,10 +119,13 @@ class Renderer:
         """Many conversations at once; a row that cannot be rendered gives its error instead."""
 
         def pieces(row: Conversation) -> list[list[Piece]]:
-            silent = [m.train is not False for m in row.messages if m.role == "assistant"]
-            found = self._pieces(self._template.layout(row.messages))
-            keep = [p if p.turn is None or silent[p.turn] else Piece(p.section, p.control, None) for p in found]
-            return [keep]
+            trained = [m.train is not False for m in row.messages if m.role == "assistant"]
+            layout = self._template.layout(row.messages)
+            for span, wanted in zip(layout.spans, trained, strict=True):
+                if wanted and isinstance(span, UserError):
+                    raise span
+            found = self._pieces(layout)
+            return [[p if p.turn is None or trained[p.turn] else Piece(p.section, p.control, None) for p in found]]
 
         def tokens(row: Conversation, parts: list[tuple[list[int], list[bool]]]) -> Tokens:
             return Tokens(ids=parts[0][0], mask=parts[0][1], id=row.id)
@@ -155,7 +160,8 @@ class Renderer:
         """Ids of plain documents: a bos when the tokenizer adds one itself, the text, the eos token if there is one."""
         sections = [(START, text) for text in texts]
         encoded = self._encoder.encode(sections)
-        front = [self.bos_token_id] if self.bos_token_id is not None and self._adds_bos() else []
+        bos = self.bos_token_id
+        front = [bos] if bos is not None and self._adds_bos() else []
         eos = self.tokenizer.eos_token_id
         back = [int(eos)] if eos is not None else []
         return [[*front, *encoded[section], *back] for section in sections]
@@ -166,7 +172,10 @@ class Renderer:
         return bool(ids) and ids[0] == self.bos_token_id
 
     def _reply_pieces(self, text: str) -> list[Piece]:
-        pieces = self._pieces(self._template.layout([_ANYONE, Message("assistant", text)]))
+        layout = self._template.layout([_ANYONE, Message("assistant", text)])
+        if isinstance(layout.spans[0], UserError):
+            raise layout.spans[0]
+        pieces = self._pieces(layout)
         return [piece for piece in pieces if piece.turn is not None]
 
     def _pieces(self, layout: Layout) -> list[Piece]:
@@ -174,15 +183,16 @@ class Renderer:
         template = self._template
         edges: list[tuple[int, int, int | None]] = []
         place = 0
-        for turn, (start, end) in enumerate(layout.spans):
-            edges += [(place, start, None), (start, end, turn)]
-            place = end
+        for number, span in enumerate(layout.spans):
+            if isinstance(span, tuple):
+                edges += [(place, span[0], None), (*span, number)]
+                place = span[1]
         edges.append((place, len(layout.text), None))
         pieces: list[Piece] = []
         before = START
-        for start, end, turn in edges:
-            strip_left = False
-            for found in [*template.pattern.finditer(layout.text, start, end), None]:
+        for first, end, turn in edges:
+            strip_left, start = False, first
+            for found in (*template.pattern.finditer(layout.text, start, end), None):
                 text = layout.text[start : found.start() if found else end]
                 text = text.lstrip() if strip_left else text
                 if found and found[0] in template.swallow_left:
@@ -207,10 +217,8 @@ class Renderer:
             ids: list[int] = []
             mask: list[bool] = []
             for piece in row:
-                if piece.control is not None:
-                    new = [self._template.controls[piece.control]]
-                else:
-                    new = encoded[piece.section]
+                control = piece.control
+                new = encoded[piece.section] if control is None else [self._template.controls[control]]
                 ids += new
                 mask += [piece.turn is not None] * len(new)
             result.append((ids, mask))

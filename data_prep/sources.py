@@ -104,7 +104,7 @@ def _missing(path: str) -> UserError:
     """The error for a path that does not exist, with the nearest name beside it."""
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        return UserError(f"no such file or folder (the folder {folder} does not exist either)", code="no_file", file=path)
+        return UserError(f"no such file or folder ({folder} does not exist either)", code="no_file", file=path)
     near = nearest(os.path.basename(path), os.listdir(folder))
     guess = f" (did you mean '{os.path.join(os.path.dirname(path), near)}'?)" if near else ""
     return UserError(f"no such file or folder{guess}", code="no_file", file=path)
@@ -179,6 +179,8 @@ def _parse(text: str) -> Any:
 
 
 def _jsonl(path: str, content: bytes) -> Iterator[RowOrProblem]:
+    if content.lstrip()[:1] == b"[":
+        raise UserError("holds an array (expected one JSON object per line)", hint="call it .json", file=path)
     for line in _lines(path, content):
         if isinstance(line, UserError):
             yield line
@@ -187,9 +189,9 @@ def _jsonl(path: str, content: bytes) -> Iterator[RowOrProblem]:
         try:
             value = _parse(text)
         except (ValueError, RecursionError) as problem:
-            reason = f"{problem.msg} at column {problem.colno}" if isinstance(problem, json.JSONDecodeError) else problem
+            at = f"{problem.msg} at column {problem.colno}" if isinstance(problem, json.JSONDecodeError) else problem
             yield UserError(
-                f"invalid JSON: {reason} (got {_short(text)}; expected one JSON object)",
+                f"invalid JSON: {at} (got {_short(text)}; expected one JSON object)",
                 code="bad_json",
                 file=path,
                 row=number,
@@ -206,7 +208,7 @@ def _json(path: str, content: bytes) -> Iterator[RowOrProblem]:
         raise UserError(f"invalid UTF-8 in line {line} (expected UTF-8 text)", code="encoding", file=path) from problem
     except json.JSONDecodeError as problem:
         raise UserError(
-            f"invalid JSON: {problem.msg} (line {problem.lineno}, column {problem.colno}; expected an array of objects)",
+            f"invalid JSON: {problem.msg} at line {problem.lineno}, column {problem.colno} (expected an array)",
             code="bad_json",
             file=path,
         ) from problem

@@ -24,30 +24,33 @@ def prompt_key(messages: Sequence[Message]) -> str:
 
 def rank(key: str) -> float:
     """A number in [0, 1) from a hash of the question: the same in every stage and for every seed."""
-    return int.from_bytes(hashlib.sha256(f"align-split|{key}".encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
+    digest = hashlib.sha256(f"align-split|{key}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A row for the split: its question and the side it asks for ("train", "eval" or None)."""
+    """A row for the split: its question, the side it asks for ("train", "eval" or None), and how many rows it makes."""
 
     key: str
     side: str | None
+    weight: int = 1
 
 
 def choose_sides(rows: Sequence[Candidate], source: SourceOptions) -> tuple[list[str], str]:
     """The side of every row, "train", "eval" or "overlap" (a training row whose question evaluates), and the rule.
 
-    Rows that carry a split keep it; else questions whose rank is below `eval_share` evaluate, lowest first and whole
-    groups of the same question, at most `eval_rows` rows and at least one question, unless that leaves nothing to train.
+    If any row asks to evaluate, the rows' own wishes hold. Else questions whose rank is below `eval_share` evaluate,
+    lowest first and whole groups of the same question: at most `eval_rows` rows, and at least one question unless it
+    is the only one.
     """
-    if any(row.side for row in rows):
+    if any(row.side == "eval" for row in rows):
         held_keys = {row.key for row in rows if row.side == "eval"}
         sides = ["eval" if r.side == "eval" else "overlap" if r.key in held_keys else "train" for r in rows]
         return sides, "the rows' own column split (or eval_path)"
     counts: dict[str, int] = {}
     for row in rows:
-        counts[row.key] = counts.get(row.key, 0) + 1
+        counts[row.key] = counts.get(row.key, 0) + row.weight
     ranked = sorted(counts, key=lambda key: (rank(key), key))
     held: set[str] = set()
     taken = 0

@@ -9,6 +9,7 @@ The environment is transformers' sandboxed one.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from data_prep.types import Message
 _OPEN, _CLOSE = "\uf8f4", "\uf8f5"
 _MARKED = re.compile(_OPEN + r"(\d+)" + _CLOSE)
 _USER, _REPLY = "qzjxu", "qzjxa"
+DATE = "26 Jul 2024"  # what Llama 3 templates print when they have no clock: rows must not change with the day
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
 
@@ -52,10 +54,10 @@ class Escapes:
 
 @dataclass(frozen=True)
 class Layout:
-    """Rendered (still escaped) text, and the span of characters that each assistant turn says."""
+    """Rendered (still escaped) text, and what each assistant turn says: its span of characters, or why it has none."""
 
     text: str
-    spans: tuple[Span, ...]
+    spans: tuple[Span | UserError, ...]
 
 
 class ChatTemplate:
@@ -85,11 +87,15 @@ class ChatTemplate:
         self.source: str = source
         self.has_markers = bool(GENERATION.search(source))
         self._names = dict(tokenizer.special_tokens_map)
+        self.prints_date = "strftime_now" in source
+        if self.prints_date and "date_string" in source:
+            self.prints_date = False
+            self._names["date_string"] = DATE
         added = {str(token): (number, token) for number, token in tokenizer.added_tokens_decoder.items()}
         special = {text for text, (_, token) in added.items() if token.special} | set(tokenizer.all_special_tokens)
         self.escapes = Escapes(special)
         single = self._probe([Message("user", _USER), Message("assistant", _REPLY)])
-        outside = single[0] + single[2]
+        outside = single[0] + single[2] + self._system_text()
         special |= {text for text in added if text and text in outside}
         self.controls = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in special if text}
         self.swallow_left = {text for text, (_, token) in added.items() if token.lstrip and text in special}
@@ -97,7 +103,7 @@ class ChatTemplate:
         self.escapes = Escapes(self.controls)
         longest_first = sorted(self.controls, key=lambda text: (-len(text), text))
         self.pattern = re.compile("|".join(re.escape(text) for text in longest_first) or r"(?!)")
-        self._find_reply(*single)
+        self._find_reply(single[1], single[2])
         self._trust_markers = self.has_markers and self._markers_follow_prompts()
 
     # ---------------------------------------------------------------- probing
@@ -122,17 +128,35 @@ class ChatTemplate:
         before, after = reply.split(_REPLY)
         return prompt, before, after
 
-    def _find_reply(self, prompt: str, before: str, after: str) -> None:
-        end = self.pattern.search(after)
-        if end is None:
+    def _system_text(self) -> str:
+        """How a system and a tool message look before a user's, as far as the template takes them."""
+        texts = []
+        for role in ("system", "tool"):
+            try:
+                texts.append(self._render([Message(role, _USER), Message("user", _USER)], True)[0])
+            except UserError:
+                continue
+        return "".join(texts)
+
+    def _find_reply(self, before: str, after: str) -> None:
+        """Set prefix, suffix and end token: the last control token that follows replies inside and at the end alike."""
+        ends = list(self.pattern.finditer(after))
+        try:
+            text, _ = self._render([Message("user", _USER), Message("assistant", _REPLY), Message("user", _USER)], False)
+            inside = text.rpartition(_REPLY)[2]
+            alike = len(os.path.commonprefix([after, inside]))
+            ends = [found for found in ends if found.end() <= alike] or ends[:1]
+        except UserError:  # a template for single turns
+            ends = ends[:1]
+        if not ends:
             raise UserError(
                 f"the chat template ends an assistant turn without an end token (got {after!r} after the content)",
                 code="template_end",
                 hint="write eos_token, or another special token, right after the assistant's content",
             )
         self.reply_prefix = before
-        self.reply_suffix = after[: end.start()]
-        self.end = end[0]
+        self.reply_suffix = after[: ends[-1].start()]
+        self.end = ends[-1][0]
 
     def _markers_follow_prompts(self) -> bool:
         """Whether generation marks begin at the end of the generation prompt, over two turns."""
@@ -140,11 +164,8 @@ class ChatTemplate:
         text, marks = self._render(messages, False)
         if len(marks) != 2:
             return False
-        for turn, (start, _) in zip((1, 3), marks, strict=True):
-            prompt, _ = self._render(messages[:turn], True)
-            if text[:start] != prompt:
-                return False
-        return True
+        turns = zip((1, 3), marks, strict=True)
+        return all(text[: mark[0]] == self._render(messages[:turn], True)[0] for turn, mark in turns)
 
     # -------------------------------------------------------------- rendering
     def _render(self, messages: Sequence[Message], generation_prompt: bool) -> tuple[str, list[Span]]:
@@ -153,7 +174,7 @@ class ChatTemplate:
 
         chat = [{"role": message.role, "content": self.escapes.escape(message.content)} for message in messages]
         try:
-            texts, marks = render_jinja_template(
+            rendered: Any = render_jinja_template(
                 conversations=[chat],
                 chat_template=self.source,
                 add_generation_prompt=generation_prompt,
@@ -165,59 +186,55 @@ class ChatTemplate:
             raise UserError(
                 f"the chat template refuses this conversation: {problem} (roles: {roles})", code="template_refuses"
             ) from problem
-        return texts[0], [tuple(mark) for mark in marks[0]] if marks else []
+        texts, marks = rendered
+        return texts[0], [(int(start), int(end)) for start, end in marks[0]] if marks else []
 
     def layout(self, messages: Sequence[Message], generation_prompt: bool = False) -> Layout:
         """Render messages and find what each assistant turn says, its end token included.
 
-        A span starts where the generation prompt of its turn ends. It ends with the generation mark when the
-        template has marks (plus the end token, should the mark stop short of it), else with the first control
-        token after the content.
+        A span starts where the generation prompt of its turn ends, and ends with the template's end token. Generation
+        marks save rendering every prompt again, and a turn they leave out is an error to train on.
 
         Raises:
-            UserError: the template refuses the messages, or rewrites earlier turns, so that what is trained would
-                not be what is generated.
+            UserError: the template refuses the messages.
         """
         text, marks = self._render(messages, generation_prompt)
         turns = [place for place, message in enumerate(messages) if message.role == "assistant"]
-        if self.has_markers and len(marks) != len(turns):
-            raise UserError(
-                f"the chat template marks {len(marks)} assistant turns of {len(turns)}",
-                code="template_marks",
-                hint="put {% generation %} ... {% endgeneration %} around every assistant turn",
-            )
-        spans: list[Span] = []
+        trusted = self._trust_markers and len(marks) == len(turns)
+        spans: list[Span | UserError] = []
+        place = 0
         for number, turn in enumerate(turns):
-            if self._trust_markers:
-                start = marks[number][0]
-            else:
-                prompt, _ = self._render(messages[:turn], True)
-                if not text.startswith(prompt):
-                    raise UserError(
-                        f"the chat template renders message {turn + 1} otherwise inside the conversation than as a "
-                        "reply to what stands before it",
-                        code="template_prompt",
-                        hint="use a chat_template.jinja that does not rewrite earlier turns",
-                    )
-                start = len(prompt)
-            spans.append((start, self._end_of(text, start, marks[number] if marks else None)))
+            span = self._span(text, marks, messages[:turn], marks[number][0] if trusted else None)
+            if isinstance(span, tuple) and span[0] < place:
+                span = _turn_problem(turn, "ends it without its end token")
+            place = span[1] if isinstance(span, tuple) else place
+            spans.append(span)
         return Layout(text, tuple(spans))
 
-    def _end_of(self, text: str, start: int, mark: Span | None) -> int:
-        """Where an assistant turn that starts at `start` ends, its end token included."""
-        if mark is not None:
-            found = None
-            for found in self.pattern.finditer(text, start, mark[1]):
-                pass
-            if found is not None and found.end() == mark[1]:
-                return mark[1]
-            begin = mark[1]
-        else:
-            begin = start + len(self.reply_prefix) if text.startswith(self.reply_prefix, start) else start
+    def _span(self, text: str, marks: Sequence[Span], before: Sequence[Message], start: int | None) -> Span | UserError:
+        """The span of the assistant turn that follows the messages `before`; an error if it cannot be trained on."""
+        if start is None:
+            prompt, _ = self._render(before, True)
+            if not text.startswith(prompt):
+                return _turn_problem(len(before), "renders it otherwise inside the conversation than as a reply")
+            start = len(prompt)
+        begin = start + len(self.reply_prefix) if text.startswith(self.reply_prefix, start) else start
         found = self.pattern.search(text, begin)
+        while found and found[0] != self.end:
+            found = self.pattern.search(text, found.end())
         if found is None:
-            raise UserError("this assistant turn has no end token", code="template_end")
-        return found.end()
+            return _turn_problem(len(before), f"ends it without the end token {self.end}")
+        if self.has_markers and not any(mark[0] < found.end() and mark[1] > start for mark in marks):
+            return _turn_problem(len(before), "puts no generation mark around it")
+        return start, found.end()
+
+
+def _turn_problem(turn: int, what: str) -> UserError:
+    return UserError(
+        f"the assistant's message {turn + 1} cannot be trained on: the chat template {what}",
+        code="template_turn",
+        hint="set train: false on it, or use a chat_template.jinja that treats all assistant turns alike",
+    )
 
 
 def _tail(text: str) -> str:

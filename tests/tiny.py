@@ -17,7 +17,17 @@ TEMPLATE = (
     "{{ '\\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
-MERGES = [("t", "h"), ("th", "e"), ("Ġ", "the"), ("a", "n"), ("an", "d"), ("Ġ", "a"), ("o", "u"), ("y", "ou"), ("l", "l")]
+MERGES = [
+    ("t", "h"),
+    ("th", "e"),
+    ("Ġ", "the"),
+    ("a", "n"),
+    ("an", "d"),
+    ("Ġ", "a"),
+    ("o", "u"),
+    ("y", "ou"),
+    ("l", "l"),
+]
 
 
 def tiny_tokenizer(template: str | None = TEMPLATE, merges: list[tuple[str, str]] | None = None) -> Any:
@@ -49,7 +59,12 @@ def tiny_tokenizer(template: str | None = TEMPLATE, merges: list[tuple[str, str]
 
 
 def save_tiny_llama(
-    folder: str | Path, seed: int = 0, vocab: int | None = None, hidden: int = 32, layers: int = 2, template: str | None = TEMPLATE
+    folder: str | Path,
+    seed: int = 0,
+    vocab: int | None = None,
+    hidden: int = 32,
+    layers: int = 2,
+    template: str | None = TEMPLATE,
 ) -> Path:
     """Write a random Llama and the tiny tokenizer into `folder`.
 
@@ -64,6 +79,7 @@ def save_tiny_llama(
         The folder: config.json, model.safetensors, tokenizer files.
     """
     import torch
+    from safetensors.torch import save_file
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = Path(folder)
@@ -88,7 +104,11 @@ def save_tiny_llama(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).to(torch.float32)
-    model.save_pretrained(folder, safe_serialization=True)
+    tensors = {name: value.contiguous() for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config.architectures = ["LlamaForCausalLM"]
+    config.dtype = torch.float32
+    config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

@@ -69,6 +69,8 @@ class Adapter:
     """Base of every method. Trees are Hugging Face causal language models from `SharedBase.tree()`."""
 
     traits: ClassVar[Traits] = Traits()
+    lr_factor: ClassVar[float] = 1.0
+    """Usual learning rate of the method over LoRA's."""
 
     def quantization(self) -> str | None:
         """Precision the base must be loaded at (`nf4`), or None when the method does not care."""

@@ -25,6 +25,7 @@ class Full(Adapter):
 
     method: str = "full"
     traits: ClassVar[Traits] = Traits(mergeable=False, low_rank=False, four_bit=False, owns_weights=True)
+    lr_factor: ClassVar[float] = 0.25
 
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PreTrainedModel:
         """`tree` must already be a private copy (`SharedBase.private()`); a shared tree would train every role."""

@@ -36,6 +36,7 @@ class Vera(PeftAdapter):
     target_modules: Any = targets_option()
 
     traits: ClassVar[Traits] = Traits()
+    lr_factor: ClassVar[float] = 10.0
 
     def peft_config(self) -> VeraConfig:
         from peft import TaskType, VeraConfig

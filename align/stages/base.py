@@ -86,7 +86,10 @@ class Stage:
 class TrainingStage(Stage):
     """Options of every stage that runs the optimisation loop of `align/training.py`."""
 
-    lr: float = option(1e-3, "peak learning rate of the adapter")
+    base_lr: ClassVar[float] = 2e-4
+    """Peak learning rate of a LoRA adapter on a model of billions of parameters, where the option is not set."""
+
+    lr: float | None = option(None, "peak learning rate (default: the stage's x the adapter's factor x model.lr_scale)")
     schedule: Schedule = option(Schedule.cosine, "learning rate after warm-up: constant|linear|cosine (to zero)")
     warmup: float = option(0.05, "share of the steps with rising learning rate")
     epochs: float = option(1.0, "passes over the training rows")

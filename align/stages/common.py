@@ -23,7 +23,7 @@ def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepa
     options = cast(TrainingStage, work.spec.stage)
     steps = total_steps(len(prepared.train), options)
     ready_to_train(role, options)
-    updater = Updater(objective, groups_of(role, options.lr), options, steps, work.accelerator, hooks_of(role))
+    updater = Updater(objective, groups_of(role, work.lr), options, steps, work.accelerator, hooks_of(role))
     record_counts(work, role)
     with Progress(work.spec.name, steps, enabled=work.is_main) as progress:
 

@@ -32,8 +32,8 @@ class PPO(TrainingStage):
 
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
     needs_reward: ClassVar[bool] = True
+    base_lr: ClassVar[float] = 2e-5
 
-    lr: float = option(3e-4, "peak learning rate of the policy's adapter")
     schedule: Schedule = option(Schedule.linear, "learning rate after warm-up: constant|linear|cosine (to zero)")
     warmup: float = option(0.0, "share of the steps with rising learning rate")
     batch_size: int = option(128, "prompts per update, over all processes")
@@ -144,7 +144,7 @@ class PPO(TrainingStage):
 
         objective = ActorCritic(cast.policy, cast.value, self.clip, self.value_clip, self.value_coef)
         objective.temperature, objective.dual_clip = self.temperature, self.dual_clip
-        groups = groups_of(cast.policy, self.lr) + groups_of(cast.value, self.lr * self.value_lr_ratio)
+        groups = groups_of(cast.policy, work.lr) + groups_of(cast.value, work.lr * self.value_lr_ratio)
         for role in (cast.policy, cast.value):
             ready_to_train(role, self)
         steps = self.updates * self.ppo_epochs * self.minibatches

@@ -26,7 +26,6 @@ class Pretrain(SFT):
 
     needs_data: ClassVar[tuple[str, ...]] = ("text",)
 
-    lr: float = option(2e-3, "peak learning rate")
     epochs: float = option(1.0, "passes over the documents")
     max_length: int = option(256, "longest piece of a document in tokens")
 

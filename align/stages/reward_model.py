@@ -28,8 +28,8 @@ class RewardModel(TrainingStage):
     """Learn from preference pairs which reply is better."""
 
     needs_data: ClassVar[tuple[str, ...]] = ("preferences",)
+    base_lr: ClassVar[float] = 1e-4
 
-    lr: float = option(1e-3, "peak learning rate of adapter and head")
     epochs: float = option(1.0, "passes over the preference pairs")
     centering: float = option(0.01, "weight of the pull of each pair's mean score towards zero")
 

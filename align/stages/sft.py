@@ -29,7 +29,6 @@ class SFT(TrainingStage):
 
     needs_data: ClassVar[tuple[str, ...]] = ("conversations",)
 
-    lr: float = option(2e-3, "peak learning rate of the adapter")
     epochs: float = option(3.0, "passes over the training rows")
 
     def run(self, work: Work) -> Checkpoint:

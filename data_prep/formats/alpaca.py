@@ -16,6 +16,7 @@ class Alpaca(Format):
     """One instruction, an optional input, one answer."""
 
     kinds = (CONVERSATION, PROMPT)
+    columns = ("instruction", "input", "output", "response")
 
     @classmethod
     def detect(cls, keys: frozenset[str]) -> bool:

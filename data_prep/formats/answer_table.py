@@ -1,18 +1,18 @@
 """answer_table: one question and one answer per style column, {"prompt", "<style>": answer, ..., "<topic column>"}.
 
 From such a table come dialogues (a mixture of styles), preferences (one style over another) and the negatives that a
-reward model needs to learn more than style: answers of another topic, and damaged answers. Every draw is a hash of the
-prompt and the seed, so it does not depend on the order of rows, on other rows or on the platform.
+reward model needs to learn more than style: answers of another topic, and damaged answers. Every draw is a hash of
+the prompt and the seed, so it does not depend on the order of rows or on the platform.
 
-Extra pairs have ids `file:row#off_topic0`, `file:row#malformed0`. Noise is only marked here (`meta["flip"]`); labels are
-flipped for training rows alone, so that evaluation measures the truth.
+Extra pairs have ids `file:row#off_topic0`, `file:row#malformed0`. Noise is only marked here (`meta["flip"]`); labels
+are flipped for training rows alone, so that evaluation measures the truth.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from data_prep.errors import UserError, unknown
 from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, split_of, text_field
@@ -36,7 +36,8 @@ class AnswerTable(Format):
     """A question answered in several styles."""
 
     kinds = (CONVERSATION, PREFERENCE, PROMPT)
-    option_help = {
+    columns = ("prompt", *TOPICS)
+    option_help: ClassVar[Mapping[str, str]] = {
         "topic": "column that holds the topic (default: topic or scenario)",
         "styles": "style column -> weight in the mixture of dialogues (default: all columns of answers alike)",
         "preferred": "style column whose answer is chosen",
@@ -123,9 +124,7 @@ class AnswerTable(Format):
         return result
 
     # ----------------------------------------------------------------- insides
-    def _pair(
-        self, row: Row, asked: str, chosen: str, rejected: str, suffix: str, flip: bool = False
-    ) -> Preference:
+    def _pair(self, row: Row, asked: str, chosen: str, rejected: str, suffix: str, flip: bool = False) -> Preference:
         meta = self._meta(row)
         if flip:
             meta["flip"] = True
@@ -136,7 +135,9 @@ class AnswerTable(Format):
         wrong = isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0
         if wrong or value == float("inf") or (most is not None and value > most):
             limit = f"from 0 to {most:g}" if most is not None else "of at least 0"
-            raise UserError(f"wrong value (got {value!r}; expected a number {limit})", field=name, code="bad_option")
+            raise UserError(
+                f"wrong value (got {value!r}; expected a number {limit})", field=f"options.{name}", code="bad_option"
+            )
         return float(value)
 
     def _times(self, share: float, what: str, asked: str) -> int:
@@ -167,9 +168,13 @@ class AnswerTable(Format):
             if name not in row.data:
                 raise row.problem(None, unknown("style column", name, row.data).message, code="unknown_column")
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
-                raise UserError(f"wrong weight (got {weight!r}; expected a number of at least 0)", field=f"styles.{name}")
+                raise UserError(
+                    f"wrong weight (got {weight!r}; expected a number of at least 0)",
+                    field=f"options.styles.{name}",
+                    code="bad_option",
+                )
         if not sum(styles.values()) > 0:
-            raise UserError("no style has a weight above 0", field="styles", code="bad_option")
+            raise UserError("no style has a weight above 0", field="options.styles", code="bad_option")
         return dict(styles)
 
     def _style(self, option: str, row: Row) -> str:
@@ -179,7 +184,7 @@ class AnswerTable(Format):
                 f"preferences from an answer_table need the option '{option}' (columns: "
                 f"{', '.join(self._style_columns(row))})",
                 code="missing_option",
-                field=option,
+                field=f"options.{option}",
             )
         if name not in row.data:
             raise row.problem(None, unknown("style column", str(name), row.data).message, code="unknown_column")

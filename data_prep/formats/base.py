@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, TypeVar
 
 from data_prep.errors import UserError, nearest, unknown
@@ -25,6 +26,7 @@ class Format:
 
     Attributes:
         kinds: which of "conversation", "preference", "prompt", "document" the rows yield.
+        columns: the columns that it looks for, to offer the nearest when no format fits.
         option_help: option name -> what it does.
         notes: what was changed on the way, counted; goes into the data card.
 
@@ -34,7 +36,8 @@ class Format:
 
     name: ClassVar[str] = ""
     kinds: ClassVar[tuple[str, ...]] = ()
-    option_help: ClassVar[dict[str, str]] = {}
+    columns: ClassVar[tuple[str, ...]] = ()
+    option_help: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(self, options: dict[str, Any] | None = None, seed: int = 0) -> None:
         self.options = dict(options or {})
@@ -100,6 +103,8 @@ def _each(parse: Callable[[Row], Record], rows: Sequence[Row]) -> list[Record | 
         try:
             result.append(parse(row))
         except UserError as problem:
+            if problem.row is None:  # the options are wrong, not this row
+                raise
             result.append(problem)
     return result
 
@@ -127,10 +132,20 @@ def detect_format(keys: Iterable[str], kind: str, file: str | None = None) -> tu
     if useful:
         names = ", ".join(name for name, _ in useful)
         raise UserError(f"the keys {shown} fit several formats: {names}", code="format", hint="set format", file=file)
-    raise UserError(
-        f"no format knows rows with the keys {shown} (formats: {', '.join(FORMATS.names())})",
-        code="format",
-        hint="set format, and columns={theirs: ours} to rename columns",
+    raise _no_format(seen, file)
+
+
+def _no_format(seen: frozenset[str], file: str | None) -> UserError:
+    """The error for keys that no format knows, with the nearest known column."""
+    known = sorted({column for _, form in FORMATS.items() for column in form.columns})
+    near = {key: nearest(key, known) for key in sorted(seen) if key not in known}
+    guesses = ", ".join(f"'{guess}' for '{key}'" for key, guess in near.items() if guess and guess not in seen)
+    guess = f"did you mean the column {guesses}? " if guesses else ""
+    return UserError(
+        f"no format knows rows with the keys {', '.join(sorted(seen)) or 'none'} "
+        f"({guess}formats: {', '.join(FORMATS.names())})",
+        code="unknown_format",
+        hint="set format, or rename columns with columns={theirs: ours}",
         file=file,
     )
 
@@ -164,8 +179,10 @@ def text_of(row: Row, field: str, value: Any, *, empty: bool = False) -> str:
         raise row.problem(field, f"wrong type (got {got}; expected text)")
     if not empty and not value.strip():
         raise row.problem(field, f"empty (got {value!r}; expected text)", code="empty")
-    if any("\ud800" <= sign <= "\udfff" for sign in value):
-        raise row.problem(field, "holds half of a character (a lone surrogate; expected valid Unicode)")
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as problem:
+        raise row.problem(field, "half of a character (got a lone surrogate; expected valid Unicode)") from problem
     return value
 
 
@@ -240,7 +257,9 @@ def _parse_message(row: Row, place: str, entry: dict[str, Any], known: dict[str,
         near = nearest(str(role), known)
         guess = f"did you mean '{near}'? " if near else ""
         raise row.problem(
-            f"{place}.{role_key}", f"unknown role (got {role!r}; {guess}expected {', '.join(known)})", code="unknown_role"
+            f"{place}.{role_key}",
+            f"unknown role (got {role!r}; {guess}expected {', '.join(known)})",
+            code="unknown_role",
         )
     if entry.get("tool_calls"):
         raise row.problem(f"{place}.tool_calls", "tool calls cannot be rendered yet (expected plain content)")
@@ -269,7 +288,21 @@ def need_reply(row: Row, field: str, messages: tuple[Message, ...]) -> None:
         UserError: there is none.
     """
     if not any(message.role == "assistant" and message.train is not False for message in messages):
-        raise row.problem(field, "nothing to train on (expected an assistant turn without train: false)", code="no_reply")
+        raise row.problem(
+            field, "nothing to train on (expected an assistant turn without train: false)", code="no_reply"
+        )
+
+
+def need_question(row: Row, field: str, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The messages, if there is something to reply to.
+
+    Raises:
+        UserError: there are none, or the last is the assistant's.
+    """
+    if not messages or messages[-1].role == "assistant":
+        last = "an assistant turn" if messages else "no message"
+        raise row.problem(field, f"nothing to reply to (got {last} at the end; expected a user turn)")
+    return messages
 
 
 def number_field(row: Row, field: str) -> float | None:

@@ -9,8 +9,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Format, find_key, number_field, parse_messages
-from data_prep.formats.base import split_of, text_of
+from data_prep.formats.base import (
+    FORMATS,
+    PREFERENCE,
+    PROMPT,
+    Format,
+    find_key,
+    number_field,
+    parse_messages,
+    split_of,
+    text_of,
+)
 from data_prep.formats.dialogues import shared_prompt
 from data_prep.sources import Row
 from data_prep.types import Message, Preference
@@ -23,6 +32,7 @@ class HelpfulHarmless(Format):
     """Two whole dialogues."""
 
     kinds = (PREFERENCE, PROMPT)
+    columns = ("chosen", "rejected")
 
     @classmethod
     def detect(cls, keys: frozenset[str]) -> bool:
@@ -45,6 +55,6 @@ class HelpfulHarmless(Format):
         roles = {"Human": "user", "Assistant": "assistant"}
         turns = [(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
         for number, (role, said) in enumerate(turns):
-            if not said and (role == "user" or number < len(turns) - 1):
+            if not said:
                 raise row.problem(field, f"turn {number + 1} ({role}) is empty (expected text)", code="empty")
         return tuple(Message(role, said) for role, said in turns)

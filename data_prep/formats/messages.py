@@ -15,11 +15,12 @@ class Messages(Format):
     """A list of role and content objects."""
 
     kinds = (CONVERSATION, PROMPT)
+    columns = ("messages",)
 
     @classmethod
     def detect(cls, keys: frozenset[str]) -> bool:
-        """A column called messages, and no preference columns."""
-        return "messages" in keys and not keys & {"chosen", "rejected"}
+        """A column called messages, and none that judges them."""
+        return "messages" in keys and not keys & {"chosen", "rejected", "label"}
 
     def conversation(self, row: Row) -> Conversation:
         """The messages as they stand."""

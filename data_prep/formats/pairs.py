@@ -8,8 +8,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Format, find_key, number_field, parse_messages
-from data_prep.formats.base import split_of, text_of
+from data_prep.formats.base import (
+    FORMATS,
+    PREFERENCE,
+    PROMPT,
+    Format,
+    find_key,
+    need_question,
+    number_field,
+    parse_messages,
+    split_of,
+    text_of,
+)
 from data_prep.sources import Row
 from data_prep.types import Message, Preference, Prompt
 
@@ -21,6 +31,7 @@ class Pairs(Format):
     """A prompt and two replies."""
 
     kinds = (PREFERENCE, PROMPT)
+    columns = (*_PROMPTS, "chosen", "rejected")
 
     @classmethod
     def detect(cls, keys: frozenset[str]) -> bool:
@@ -42,7 +53,7 @@ class Pairs(Format):
         field = find_key(row, _PROMPTS)
         value: Any = row.data[field]
         if isinstance(value, list):
-            return parse_messages(row, field, value)
+            return need_question(row, field, parse_messages(row, field, value))
         return (Message("user", text_of(row, field, value)),)
 
     def _reply(self, row: Row, field: str, asked: tuple[Message, ...]) -> str:

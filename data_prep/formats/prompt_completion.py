@@ -13,6 +13,7 @@ from data_prep.formats.base import (
     PROMPT,
     Format,
     find_key,
+    need_question,
     need_reply,
     parse_messages,
     split_of,
@@ -39,6 +40,7 @@ class PromptCompletion(Format):
     """A prompt and its answer."""
 
     kinds = (CONVERSATION, PROMPT)
+    columns = _PROMPTS + _ANSWERS
 
     @classmethod
     def detect(cls, keys: frozenset[str]) -> bool:
@@ -69,5 +71,5 @@ class PromptCompletion(Format):
         field = find_key(row, _PROMPTS)
         value = row.data[field]
         if isinstance(value, list):
-            return parse_messages(row, field, value)
+            return need_question(row, field, parse_messages(row, field, value))
         return (Message("user", text_of(row, field, value)),)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from data_prep.formats.base import FORMATS, PROMPT, Format, find_key, parse_messages, split_of, text_of
+from data_prep.formats.base import FORMATS, PROMPT, Format, find_key, need_question, parse_messages, split_of, text_of
 from data_prep.sources import Row
 from data_prep.types import Message, Prompt
 
@@ -18,6 +18,7 @@ class Prompts(Format):
     """Prompts without answers."""
 
     kinds = (PROMPT,)
+    columns = _NAMES
 
     @classmethod
     def detect(cls, keys: frozenset[str]) -> bool:
@@ -29,10 +30,10 @@ class Prompts(Format):
         field = find_key(row, _NAMES)
         value = row.data[field]
         if isinstance(value, list):
-            messages = parse_messages(row, field, value)
+            messages = need_question(row, field, parse_messages(row, field, value))
         else:
             messages = (Message("user", text_of(row, field, value)),)
         meta = split_of(row)
         if row.data.get("topic") is not None:
-            meta["topic"] = row.data["topic"]
+            meta["topic"] = str(row.data["topic"])
         return Prompt(messages, row.id, meta)

@@ -1,4 +1,4 @@
-"""sharegpt: {"conversations": [{"from": "human" | "gpt" | "system", "value"}, ...]}, with an optional `system` column."""
+"""sharegpt: {"conversations": [{"from": "human" | "gpt" | "system", "value"}, ...]}; a `system` column is optional."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class ShareGpt(Format):
     """A list of from and value objects."""
 
     kinds = (CONVERSATION, PROMPT)
+    columns = ("conversations",)
 
     @classmethod
     def detect(cls, keys: frozenset[str]) -> bool:
-        """A column called conversations, and no preference columns."""
-        return "conversations" in keys and not keys & {"chosen", "rejected"}
+        """A column called conversations, and none that judges them."""
+        return "conversations" in keys and not keys & {"chosen", "rejected", "label"}
 
     def conversation(self, row: Row) -> Conversation:
         """The turns as they stand."""

@@ -12,6 +12,7 @@ class Text(Format):
     """Plain documents."""
 
     kinds = (DOCUMENT,)
+    columns = ("text",)
 
     @classmethod
     def detect(cls, keys: frozenset[str]) -> bool:

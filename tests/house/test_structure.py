@@ -1,0 +1,131 @@
+"""House rules on files, functions, names and imports (CONTRIBUTING.md)."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+from source import PACKAGES, ROOT, functions, graph, imports, modules, reachable
+
+MODULES = pytest.mark.parametrize("module", modules(), ids=lambda module: module.shown)
+HEAVY = {"torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "datasets", "wandb", "safetensors.torch"}
+TORCH_FREE = re.compile(
+    r"data_prep\..*|reward\.rules(\..*)?|align\.adapters(\.[a-z_]+)?|align\.stages(\.[a-z_]+)?|align\.cli.*"
+    r"|align|align\.(config|composition|overrides|options|typed|fields|preflight|sweep)"
+)
+BANNED = re.compile(r"(^|_)(manager|helper|utils?|handler)s?(_|$)")
+
+
+@MODULES
+def test_files_are_short(module):
+    lines = len(module.path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 400, f"{lines} lines"
+
+
+@MODULES
+def test_functions_are_short(module):
+    long = [
+        f"{name}: {node.end_lineno - node.lineno + 1} lines"
+        for name, node, _ in functions(module)
+        if node.end_lineno - node.lineno + 1 > 60
+    ]
+    assert not long
+
+
+@MODULES
+def test_functions_take_few_parameters(module):
+    wide = []
+    for name, node, in_class in functions(module):
+        arguments = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        count = len(arguments) - (1 if in_class and arguments and arguments[0].arg in ("self", "cls") else 0)
+        if count > 7:
+            wide.append(f"{name}: {count}")
+    assert not wide
+
+
+@MODULES
+def test_names_say_what_things_do(module):
+    names = [module.name.rpartition(".")[2]]
+    names += [node.name for node in ast.walk(module.tree) if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    spelled = {name: re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower() for name in names}
+    assert not [name for name, words in spelled.items() if BANNED.search(words)]
+
+
+@MODULES
+def test_modules_open_with_a_docstring(module):
+    assert ast.get_docstring(module.tree), "say what the file is"
+
+
+@MODULES
+def test_public_names_have_docstrings(module):
+    missing = [
+        node.name
+        for node in module.tree.body
+        if isinstance(node, ast.ClassDef | ast.FunctionDef)
+        and not node.name.startswith("_")
+        and not ast.get_docstring(node)
+    ]
+    assert not missing
+
+
+@MODULES
+def test_imports_point_down(module):
+    own = module.name.split(".")[0]
+    above = set(PACKAGES[PACKAGES.index(own) + 1 :]) | {"tests"}
+    every = {item.name for node in ast.walk(module.tree) if isinstance(node, ast.Import) for item in node.names}
+    every |= {node.module for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom) and node.module}
+    assert not sorted(name for name in every if name.split(".")[0] in above)
+
+
+def test_modules_form_no_cycle():
+    edges = graph()
+    state: dict[str, int] = {}
+    trail: list[str] = []
+
+    def visit(name: str) -> None:
+        if state.get(name) == 2:
+            return
+        assert state.get(name) != 1, f"cycle: {' -> '.join([*trail[trail.index(name) :], name])}"
+        state[name] = 1
+        trail.append(name)
+        for other in sorted(edges[name]):
+            # A package and its own modules name each other by construction.
+            if not other.startswith(f"{name}.") and not name.startswith(f"{other}."):
+                visit(other)
+        trail.pop()
+        state[name] = 2
+
+    for name in edges:
+        visit(name)
+
+
+@pytest.mark.parametrize(
+    "module", [module for module in modules() if TORCH_FREE.fullmatch(module.name)], ids=lambda module: module.shown
+)
+def test_registration_and_configuration_import_no_torch(module):
+    by_name = {item.name: item for item in modules()}
+    guilty = {
+        name: sorted(found)
+        for name in reachable(module.name)
+        if (found := {one for one in imports(by_name[name]) if one in HEAVY or one.split(".")[0] in HEAVY})
+    }
+    assert not guilty
+
+
+def test_packages_on_disk_are_those_of_the_distribution():
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib came with Python 3.11")
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    found = set()
+    for package in PACKAGES:
+        for path in (ROOT / package).rglob("__init__.py"):
+            name = ".".join(path.parent.relative_to(ROOT).parts)
+            found.add(name.replace("recipes", "align.recipes", 1) if name.startswith("recipes") else name)
+    assert set(settings["packages"]) == found
