@@ -55,7 +55,7 @@ VERBS = [
     Verb("run", "[OVERRIDES]", "run a pipeline; the same command again goes on", "align.cli_run:run", True),
     Verb("eval", "TARGET [OVERRIDES]", "evaluate a checkpoint or a run again", "align.cli_run:evaluate"),
     Verb("ls", "[KIND]", "list adapters, stages, data, recipes, models or runs", "align.cli_show:ls"),
-    Verb("show", "[RECIPE] [OVERRIDES]", "print the resolved recipe of a run, without running it", "align.cli_show:show"),
+    Verb("show", "[RECIPE] [OVERRIDES]", "print a resolved recipe without running it", "align.cli_show:show"),
     Verb("lineage", "TARGET", "print what a checkpoint stands on", "align.cli_show:lineage"),
     Verb("verify", "TARGET", "check files, hashes and parents of a checkpoint or a run", "align.cli_show:verify"),
 ]
@@ -89,7 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     with json_only() if as_json else contextlib.nullcontext():
         code, answer = _guarded(words)
     if as_json:
-        print(json.dumps(answer, indent=1))
+        try:
+            print(json.dumps(answer, indent=1), flush=True)
+        except BrokenPipeError:
+            _forget_output()
     return code
 
 
@@ -146,7 +149,7 @@ def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
         print(f"align: {message}", file=sys.stderr)
         return INTERRUPTED, {"error": UserError(message, code="interrupted").as_dict()}
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        _forget_output()
         return 0, {}
     except OSError as problem:
         if problem.errno not in OUR_FAULT_NOT:
@@ -159,6 +162,11 @@ def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
             raise
         traceback.print_exc()
         return 1, {"error": UserError(f"{type(problem).__name__}: {problem}", code="internal").as_dict()}
+
+
+def _forget_output() -> None:
+    """The reader of a pipe has left (`align ls | head`): nothing more is to be written, and that is no error."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _dispatch(words: list[str]) -> tuple[int, dict[str, Any]]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
+import shutil
 import sys
+import textwrap
+from pathlib import Path
 from typing import Any
 
-from align.config import compose
+from align.config import RunConfig, compose
 from align.preflight import check_sources
 from data_prep.errors import UserError
 
@@ -19,16 +23,65 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         return sweep(args.words, args.config_dir)
     config = compose(args.words, args.config_dir)
     check_sources(config)
-    print(f"run {config.out}/{config.name}: {' -> '.join(spec.name for spec in config.stages)}", file=sys.stderr)
+    folder = Path(config.out) / config.name
+    leads = os.environ.get("RANK", "0") == "0"
+    if leads:
+        print(f"run {folder}: {' -> '.join(spec.name for spec in config.stages)}", file=sys.stderr)
     from align import pipeline
 
-    return 0, pipeline.run(config, json=args.json)
+    record = pipeline.run(config, json=args.json)
+    if leads and not args.json:
+        print(closing(config, folder))
+    return 0, record
+
+
+def closing(config: RunConfig, folder: Path) -> str:
+    """What a finished run says last: the verdict, where the report is, and what can be done next."""
+    from align.report import contents
+    from align.run_files import read_json, read_stage
+
+    notes: list[str] = []
+    record = read_json(folder / "run.json", notes)
+    stages = [read_stage(folder, entry, notes) for entry in record.get("stages") or []]
+    verdict = contents(record, stages)["verdict"]
+    lines = ["", verdict["headline"], *textwrap.wrap(" ".join(verdict["sentences"]), 100), ""]
+    lines += [f"  {title:<18} {words}" for title, words in _following(config, folder)]
+    return "\n".join(lines)
+
+
+def _following(config: RunConfig, folder: Path) -> list[tuple[str, str]]:
+    """(purpose, command) of what can be done after a run."""
+    align, place = _program(), "" if config.out == "runs" else f" out={config.out}"
+    following = [("the whole story", str(folder / "report.html"))]
+    trained = [spec.name for spec in config.stages if (folder / spec.name / "checkpoint.json").is_file()]
+    if trained:
+        following.append(("what it stands on", f"{align} lineage {config.name}/{trained[-1]}{place}"))
+        following.append(("is it intact", f"{align} verify {config.name}{place}"))
+    words = [word for word in config.command[2:] if not word.startswith("name=")]
+    if len(words) < 4 and not any(word.startswith("adapter") for word in words):
+        following.append(("another method", " ".join([align, "run", *words, "adapter=vera"])))
+    following.append(("your own data", f"{align} run pipeline=sft data=files data.path=my.jsonl"))
+    return following
+
+
+def _program() -> str:
+    """How this command is called here: `align` where it is on the PATH, else its place (`.venv/bin/align`)."""
+    found, called = shutil.which("align"), Path(sys.argv[0])
+    if called.name != "align" or (found and Path(found).resolve() == called.resolve()):
+        return "align"
+    return os.path.relpath(called)
 
 
 def evaluate(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Evaluate a checkpoint that exists."""
     if not args.words or "=" in args.words[0]:
         raise UserError("eval needs a TARGET: a path, RUN or RUN/STAGE", code="no_target")
+    if args.config_dir:
+        raise UserError("eval takes its recipes from the run it evaluates", field="--config-dir", code="bad_flag")
     from align import pipeline
 
-    return 0, pipeline.evaluate(args.words[0], args.words[1:])
+    result = pipeline.evaluate(args.words[0], args.words[1:])
+    if not args.json:
+        folder = Path(result["run"])
+        print(f"\nresult: {folder / 'evaluate' / 'result.json'}\nreport: {folder / 'report.html'}")
+    return 0, result

@@ -77,9 +77,7 @@ def run_folder(overrides: Sequence[str]) -> str:
 
 def _registered(items: Sequence[tuple[str, Any]], without: set[str]) -> list[dict[str, Any]]:
     """The entries of a registry with their options."""
-    return [
-        {"name": name, "summary": summary(cls), "options": plain(options_of(cls, without))} for name, cls in items
-    ]
+    return [{"name": name, "summary": summary(cls), "options": plain(options_of(cls, without))} for name, cls in items]
 
 
 def _recipe_rows(args: argparse.Namespace, groups: list[str]) -> list[dict[str, Any]]:

@@ -7,18 +7,21 @@ import importlib.resources
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import version as hydra_version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from align.adapters.base import adapters
@@ -27,9 +30,8 @@ from align.typed import convert, option_types, shown, unknown_key
 from data_prep.errors import UserError, unknown
 
 
-
 def recipes_place() -> str:
-    """Where the project's recipes are, for Hydra: the installed package, or the folder of a source tree not installed."""
+    """Where Hydra finds the project's recipes: the installed package, or the folder of a bare source tree."""
     if importlib.util.find_spec("align.recipes") is not None:
         return "pkg://align.recipes"
     return str(Path(__file__).resolve().parent.parent / "recipes")
@@ -67,7 +69,7 @@ def group_choices(group: str) -> list[str]:
 
 
 def recipe_comment(group: str, name: str) -> str:
-    """The first comment of a recipe's file, package line aside; empty where the choice has no file (inside `recipes`)."""
+    """The first comment of a recipe's file, package line aside; empty where it has no file (inside `recipes`)."""
     for source in GlobalHydra.instance().config_loader().get_sources():
         if source.scheme() not in ("file", "pkg") or not source.is_config(f"{group}/{name}"):
             continue
@@ -84,21 +86,43 @@ def _folder(scheme: str, path: str) -> Path:
     return Path(str(importlib.resources.files(path)))
 
 
-def compose_tree(config: str, overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Hydra's composition as plain data, interpolations unresolved, and the choice each group took.
+@dataclass
+class Composition:
+    """What Hydra put together, and the choice that each group took."""
+
+    tree: DictConfig
+    choices: dict[str, Any]
+
+    def change(self, overrides: Sequence[str]) -> None:
+        """Apply overrides of values (not of groups), given in Hydra's own form, in Hydra's own way."""
+        with explained():
+            # Private to Hydra, but it is the one place that knows what an override means; composing twice costs double.
+            ConfigLoaderImpl._apply_overrides_to_config(
+                OverridesParser.create().parse_overrides(list(overrides)), self.tree
+            )
+
+    def content(self) -> dict[str, Any]:
+        """Plain data, interpolations unresolved."""
+        content = OmegaConf.to_container(self.tree, resolve=False, enum_to_str=True)
+        assert isinstance(content, dict)
+        return {str(key): value for key, value in content.items()}
+
+
+def compose_choices(config: str, overrides: Sequence[str]) -> Composition:
+    """Hydra's composition (inside `recipes`).
 
     Args:
         config: name of the primary configuration: `config`, or `adapter/mine` for one preset.
         overrides: in Hydra's own form.
     """
     hydra = GlobalHydra.instance().hydra
-    assert hydra is not None, "compose_tree is called inside recipes()"
+    assert hydra is not None, "compose_choices is called inside recipes()"
     with explained():
         tree = hydra.compose_config(config, overrides=list(overrides), run_mode=RunMode.RUN)
-        choices = {str(key): value for key, value in tree.hydra.runtime.choices.items()}
-        content = OmegaConf.to_container(tree, resolve=False, enum_to_str=True)
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items() if key != "hydra"}, choices
+    choices = {str(key): value for key, value in tree.hydra.runtime.choices.items()}
+    with open_dict(tree):
+        del tree["hydra"]
+    return Composition(tree, choices)
 
 
 def preset(group: str, name: str, where: str) -> dict[str, Any]:
@@ -111,8 +135,7 @@ def preset(group: str, name: str, where: str) -> dict[str, Any]:
     if name not in choices:
         problem = unknown(group, name, choices)
         raise UserError(problem.message, field=f"{where}.{group}", code=problem.code)
-    tree, _ = compose_tree(f"{group}/{name}", [])
-    content = tree.get(group)
+    content = compose_choices(f"{group}/{name}", []).content().get(group)
     if not isinstance(content, dict):
         raise UserError(f"the {group} preset '{name}' is not a mapping", field=f"{where}.{group}", code="bad_recipe")
     return content

@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from align.adapters.base import adapters
-from align.composition import compose_tree, group_choices, preset, recipes, resolved
+from align.composition import Composition, compose_choices, group_choices, preset, recipes, resolved
 from align.options import ModelOptions, OnPrecisionChange, RunOptions
 from align.overrides import GROUPS, NAMES, Landscape, first_choice, is_group, parse, rewrite
 from align.stages.base import TrainingStage, stages
@@ -70,30 +70,37 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> RunConfi
         if override.is_sweep_override():
             raise UserError(f"'{override.input_line}' sweeps over several values", hint="add -m", code="sweep")
     with recipes(config_dir):
-        tree, choices = compose_tree("config", rewrite(given, landscape(given)))
-        kinds = _stage_kinds(tree, choices)
+        composition, land = survey(given)
+        composition.change(rewrite([item for item in given if not is_group(item)], land))
+        tree = composition.content()
+        kinds = _stage_kinds(tree, composition.choices)
         _check_reach(tree, kinds, given)
+        _check_use(tree, kinds)
         for name, node in tree["stages"].items():
             for group in NAMES:
                 node[group] = _own_options(tree, node, group, f"stages.{name}")
         command = ["align", "run", *overrides, *(["--config-dir", config_dir] if config_dir else [])]
-        return _checked(resolved(tree), kinds, choices, command)
+        return _checked(resolved(tree), kinds, composition.choices, command)
 
 
-def landscape(given: Sequence[Override]) -> Landscape:
-    """What overrides may name, given the group choices among them (inside `recipes`)."""
+def survey(given: Sequence[Override]) -> tuple[Composition, Landscape]:
+    """The recipes that the group choices among the overrides compose, and what other overrides may name in them.
+
+    Called inside `recipes`. A sweep over choices is surveyed at its first value.
+    """
     groups = {group: group_choices(group) for group in GROUPS}
     chosen = [item for item in given if is_group(item)]
     rewrite(chosen, Landscape(groups=groups, stages={}))
-    tree, choices = compose_tree("config", [first_choice(item) for item in chosen])
-    kinds = _stage_kinds(tree, choices)
+    composition = compose_choices("config", [first_choice(item) for item in chosen])
+    tree = composition.content()
+    kinds = _stage_kinds(tree, composition.choices)
     for name, node in tree["stages"].items():
         for group, key in NAMES.items():
             if isinstance(node.get(group), str):
                 raise UserError(
                     f"a recipe names it as {{{key}: {node[group]}}}", field=f"stages.{name}.{group}", code="bad_recipe"
                 )
-    return Landscape(groups=groups, stages=kinds)
+    return composition, Landscape(groups=groups, stages=kinds)
 
 
 def _stage_kinds(tree: Tree, choices: Mapping[str, Any]) -> dict[str, type]:
@@ -138,6 +145,16 @@ def _check_reach(tree: Tree, kinds: Mapping[str, type], given: Sequence[Override
         why = "every stage has its own" if takers else "no stage of this pipeline trains one"
         hint = f"set stages.{takers[0]}.{group}.{tail}" if takers else None
         raise UserError(f"reaches no stage: {why}", field=override.key_or_group, hint=hint, code="reaches_no_stage")
+
+
+def _check_use(tree: Tree, kinds: Mapping[str, type]) -> None:
+    """Refuse an adapter or a reward model for a stage that would never look at it."""
+    for name, kind in kinds.items():
+        node = tree["stages"][name]
+        if node.get("adapter") is not None and not issubclass(kind, TrainingStage):
+            raise UserError(f"{name} trains no adapter", field=f"stages.{name}.adapter", code="not_used")
+        if node.get("reward") is not None and not getattr(kind, "needs_reward", False):
+            raise UserError(f"{name} takes no reward model", field=f"stages.{name}.reward", code="not_used")
 
 
 def _own_options(tree: Tree, node: Tree, group: str, where: str) -> Tree:

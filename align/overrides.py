@@ -62,7 +62,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
 def is_group(override: Override) -> bool:
     """Whether an override chooses from a config group (with or without `@package`)."""
     key = override.key_or_group
-    return override.package is not None or key in GROUPS or "/" in key
+    return override.package is not None or key in GROUPS or "/" in key or key.split(".")[0] == "hydra"
 
 
 def raw_value(override: Override) -> str:
@@ -103,7 +103,9 @@ def _rewrite_one(override: Override, land: Landscape) -> str:
     if parts[0] not in option_types(RunOptions):
         raise unknown_top_key(key, land)
     if key == "adapter.method":
-        raise UserError("an adapter is chosen as a whole", field=key, hint=f"adapter={raw_value(override)}", code="bad_override")
+        raise UserError(
+            "an adapter is chosen as a whole", field=key, hint=f"adapter={raw_value(override)}", code="bad_override"
+        )
     if override.is_delete():
         return text
     if len(parts) == 3 and parts[2] in NAMES and _is_name(override):

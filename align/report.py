@@ -15,14 +15,16 @@ from pathlib import Path, PurePath
 from align import svg
 from align.run_files import Json, StageFiles, finite, given, gold_of, read_json, read_stage, series
 from align.verdict import Gain, compared, figures, verdict
-from align.words import duration, number, percent, signed, size
+from align.words import duration, fixed, number, percent, signed, size
 from data_prep.errors import UserError
 
 SHOWN, WORSE_SHOWN, LONGEST_TEXT = 12, 4, 600
 EXACT, PARITY = 1e-5, 1e-4  # tolerances of the checks at step 0 (PARITY relative to the largest score above 1)
-CURVES = (
+SUPERVISED = (
     ("loss", "Loss", "", None),
     ("accuracy", "Pairs ordered rightly", "share", None),
+)
+REINFORCED = (
     ("objective/reward", "Reward", "score less KL penalty", None),
     ("objective/kl_k1", "KL from the parent", "nats per reply", None),
     ("response/eos_rate", "Replies that end", "share", None),
@@ -46,8 +48,8 @@ def write_report(run_dir: Path) -> Path:
         raise UserError(notes[0] if notes else "no run.json here", code="no_run", file=str(folder))
     stages = [read_stage(folder, entry, notes) for entry in run.get("stages") or []]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    environment.filters.update(number=number, signed=signed, percent=percent, size=size, duration=duration)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.ChainableUndefined)
+    environment.filters.update(number=number, fixed=fixed, signed=signed, percent=percent, size=size, duration=duration)
     page = environment.get_template("report.html.jinja").render(
         run=run, **contents(run, stages), command=command(run), versions=run.get("versions") or {}, notes=notes
     )
@@ -66,6 +68,7 @@ def contents(run: Json, stages: Sequence[StageFiles]) -> Json:
         "figures": figures(stages, measured, gain),
         "chain": chain(stages),
         "curves": [(s.name, drawn) for s in stages if (drawn := curves(s))],
+        "scores": scores(measured),
         "samples": samples(measured, gain),
         "judge": measured.result.get("reward_model") or {},
         "checks": [(s.name, listed) for s in stages if (listed := checks(s, stages))],
@@ -110,13 +113,14 @@ def _method(stage: StageFiles) -> str:
         return ""
     name = str(stage.checkpoint.get("method") or stage.entry.get("adapter") or "")
     rank = (stage.checkpoint.get("options") or {}).get("rank")
-    return f"{name}, rank {rank}" if given(rank) else name
+    return f"{name} r{rank}" if given(rank) else name
 
 
 def curves(stage: StageFiles) -> list[Json]:
-    """The stage's curves, those of `CURVES` that it logged."""
+    """The stage's curves, supervised or reinforced (whose loss says little), as far as it logged them."""
     drawn = []
-    for key, title, unit, floor in CURVES:
+    reinforced = any(series(stage.rows, "objective/reward", split) for split in ("train", "eval"))
+    for key, title, unit, floor in REINFORCED if reinforced else SUPERVISED:
         line, dots = (series(stage.rows, key, split) for split in ("train", "eval"))
         if not line and not dots:
             continue
@@ -130,8 +134,18 @@ def curves(stage: StageFiles) -> list[Json]:
     return drawn
 
 
+def scores(measured: StageFiles) -> Json:
+    """What the evaluation gives each stage; `parts` are the gold rule's own parts."""
+    named = measured.result.get("stages") or {}
+    parts = [key for row in named.values() for key in row.get("gold") or {} if key not in ("score", "n", "se")]
+    return {"stages": named, "parts": list(dict.fromkeys(parts))}
+
+
 def samples(measured: StageFiles, gain: Gain | None) -> Json:
-    """The first prompts with every stage's reply, and prompts where the last stage does worse than its baseline."""
+    """Prompts spread evenly over all, with every stage's reply; and where the last stage does worse than its baseline.
+
+    Data sets are often ordered by topic, so that the first dozen would show one topic alone.
+    """
     rows = [_sample(row) for row in measured.samples]
 
     def drop(row: Json) -> float:
@@ -145,8 +159,9 @@ def samples(measured: StageFiles, gain: Gain | None) -> Json:
         return float(before - after) if after is not None and before is not None else 0.0
 
     worse = sorted((row for row in rows if drop(row) > 0), key=drop, reverse=True)
-    unseen = [row for row in worse if row not in rows[:SHOWN]][:WORSE_SHOWN]
-    return {"first": rows[:SHOWN], "worse": unseen, "worse_count": len(worse), "count": len(rows), "gain": gain}
+    spread = [rows[i * len(rows) // SHOWN] for i in range(SHOWN)] if len(rows) > SHOWN else rows
+    unseen = [row for row in worse if row not in spread][:WORSE_SHOWN]
+    return {"spread": spread, "worse": unseen, "worse_count": len(worse), "count": len(rows), "gain": gain}
 
 
 def _sample(row: Json) -> Json:

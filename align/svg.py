@@ -30,7 +30,7 @@ def ticks(low: float, high: float, about: int = 3) -> list[float]:
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    first, last = math.floor(low / step + 0.02), math.ceil(high / step - 0.02)  # a hair outside is no step more
     return [round(i * step, 12) for i in range(first, last + 1)]
 
 

@@ -21,8 +21,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from align.composition import recipes, recipes_place
-from align.config import RunConfig, compose, landscape
-from align.overrides import parse, rewrite
+from align.config import RunConfig, compose, survey
+from align.overrides import NAMES, parse, rewrite
 from align.preflight import check_sources
 from data_prep.errors import TrainingStopped, UserError
 
@@ -41,7 +41,7 @@ def sweep(overrides: Sequence[str], config_dir: str | None) -> tuple[int, dict[s
         if override.key_or_group in PLACE and override.is_sweep_override():
             raise UserError("cannot be swept: all jobs share one folder", field=override.key_or_group, code="sweep")
     with recipes(config_dir):
-        words = rewrite(given, landscape(given))
+        words = rewrite(given, survey(given)[1])
     first = _composed_first(words, config_dir)
     swept = [word for word in words if word.lstrip("+").partition("=")[0] not in PLACE]
     given_name = any(item.key_or_group == "name" for item in given)
@@ -56,7 +56,9 @@ def _composed_first(words: list[str], config_dir: str | None) -> RunConfig:
     own = [word for word in words if not word.lstrip("+").startswith("hydra")]
     listed = OverridesParser.create().parse_overrides(own)
     if any(item.is_sweep_override() and not item.is_discrete_sweep() for item in listed):
-        return compose([word for word, item in zip(own, listed, strict=True) if not item.is_sweep_override()], config_dir)
+        return compose(
+            [word for word, item in zip(own, listed, strict=True) if not item.is_sweep_override()], config_dir
+        )
     jobs = [list(job) for batch in BasicSweeper.split_arguments(listed, None) for job in batch]
     configs = [compose(job, config_dir) for job in jobs]
     for config in configs:
@@ -73,7 +75,7 @@ def _launch(words: list[str], folder: Path, config_dir: str | None) -> None:
     """Hand the sweep to `hydra.main`, as if these words had been typed."""
     for stale in (folder / "jobs").glob("*.json"):
         stale.unlink()
-    argv = ["align", "--multirun", *words, *QUIET, f"hydra.sweep.dir='{folder.absolute()}'"]
+    argv = ["align", "--multirun", *words, *QUIET, f"hydra.sweep.dir={_quoted(str(folder.absolute()))}"]
     argv += ["hydra.sweep.subdir=jobs/${hydra.job.num}", *(["--config-dir", config_dir] if config_dir else [])]
     before = sys.argv
     sys.argv = argv
@@ -100,14 +102,14 @@ def _job(folder: str, config_dir: str | None) -> Callable[[Any], None]:
 
 def run_job(number: int, words: list[str], folder: str, config_dir: str | None) -> None:
     """Run one job of a sweep in `folder`/jobs/`number` and write `folder`/jobs/`number`.json."""
-    shown = [word.lstrip("+").replace(".adapter.method=", ".adapter=") for word in words]
+    shown = [typed_form(word) for word in words]
     print(f"job {number}: {' '.join(shown)}", file=sys.stderr)
     ended: dict[str, Any] = {"number": number, "overrides": shown, "dir": f"jobs/{number}", "status": "failed"}
     try:
         from align import pipeline
 
-        place = [f"++out='{folder}/jobs'", f"++name='{number}'"]
-        record = pipeline.run(compose([*words, *place], config_dir))
+        place = [f"out={_quoted(f'{folder}/jobs')}", f"name={number}"]
+        record = pipeline.run(compose([*shown, *place], config_dir))
         ended.update(status=record["status"], exit_code=0)
     except (UserError, TrainingStopped) as problem:
         print(f"align: job {number}: {problem}", file=sys.stderr)
@@ -119,6 +121,18 @@ def run_job(number: int, words: list[str], folder: str, config_dir: str | None) 
     path = Path(folder) / "jobs" / f"{number}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(ended, indent=1), encoding="utf-8")
+
+
+def typed_form(word: str) -> str:
+    """A rewritten override as a person would type it."""
+    for group, key in NAMES.items():
+        word = word.replace(f".{group}.{key}=", f".{group}=")
+    return word.removeprefix("++")
+
+
+def _quoted(path: str) -> str:
+    """A path as a value that Hydra takes as it is."""
+    return "'" + path.replace("'", "\\'") + "'"
 
 
 def _record(folder: Path) -> tuple[int, dict[str, Any]]:
@@ -134,6 +148,8 @@ def _record(folder: Path) -> tuple[int, dict[str, Any]]:
         "jobs": jobs,
     }
     (folder / "sweep.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    common = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
     for job in jobs:
-        print(f"{job['status']:<8} {folder / job['dir']}  {' '.join(job['overrides'])}")
+        varied = [word for word in job["overrides"] if word not in common]
+        print(f"{job['status']:<8} {folder / job['dir']}  {' '.join(varied)}")
     return int(failed[0]["exit_code"]) if failed else 0 if jobs else 1, record

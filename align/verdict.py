@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from align import svg
 from align.run_files import Json, StageFiles, finite, given, gold_of, series
-from align.words import number, percent, share, signed
-from reward.metrics import Z95, paired_difference
+from align.words import fixed, number, percent, signed
+from reward.metrics import Z95
 
 
 @dataclass(frozen=True)
@@ -56,42 +56,49 @@ def verdict(run: Json, stages: Sequence[StageFiles], measured: StageFiles, gain:
     status = str(run.get("status"))
     if status != "done":
         return _unfinished(run, stages, status)
-    tone, headline, sentences = "plain", "", list[str]()
+    wins = measured.result.get("win_rate") or {}
+    odds = f"ties counted half (95\u202f% interval {percent(wins.get('low'))} to {percent(wins.get('high'))})."
+    tone, headline, sentences = "plain", _headline(stages), list[str]()
     if gain and gain.before is not None and gain.after is not None:
-        tone = "good" if gain.low > 0 else "bad" if gain.high < 0 else "plain"
-        moved = {"good": "rose from {} to {}", "bad": "fell from {} to {}"}.get(
-            tone, "shows no clear change: {}, then {}"
-        )
-        headline = f"Gold reward {moved.format(share(gain.before), share(gain.after))}."
+        tone = _tone(gain.low, gain.high, 0.0)
+        moved = {
+            "good": "rose from {} to {}",
+            "bad": "fell from {} to {}",
+            "plain": "shows no clear change: {}, then {}",
+        }
+        headline = f"Gold reward {moved[tone].format(fixed(gain.before), fixed(gain.after))}."
         sentences.append(
             f"On {gain.n} held-out prompts, {gain.last} changed it by {signed(gain.change)} over {gain.base} "
             f"(95\u202f% interval {signed(gain.low)} to {signed(gain.high)})."
         )
+        if given(wins.get("value")):
+            sentences.append(f"It wins {percent(wins['value'])} of comparisons with {gain.base}, {odds}")
+    elif gain and given(wins.get("value")):
+        tone = _tone(wins.get("low", 0.0), wins.get("high", 1.0), 0.5)
+        headline = f"{gain.last} wins {percent(wins['value'])} of comparisons with {gain.base}."
+        sentences.append(f"Judged by the reward model on {number(wins.get('n'))} held-out prompts, {odds}")
     sentences += _judged(measured, gain) if gain else []
     for stage in stages:
         if (kl := stage.last("objective/kl_k1")) is not None:
             early = ", where its KL limit stopped it" if stage.metrics.get("stopped_on_kl") else ""
-            sentences.append(f"{stage.name} ended {number(kl)} nats of KL per reply from its parent{early}.")
-    headline = headline or (sentences.pop(0) if gain and sentences else _headline(stages))
+            sentences.append(f"At the end {stage.name} stood {number(kl)} nats of KL per reply from its parent{early}.")
     return {"tone": tone, "headline": headline or "The run is done.", "sentences": sentences}
 
 
+def _tone(low: float, high: float, even: float) -> str:
+    """What an interval says against the value that means "no difference"."""
+    return "good" if low > even else "bad" if high < even else "plain"
+
+
 def _judged(measured: StageFiles, gain: Gain) -> list[str]:
-    """What the win rate and the reward model say of the same replies."""
-    sentences = []
-    wins = measured.result.get("win_rate") or {}
-    if given(wins.get("value")):
-        sentences.append(
-            f"{gain.last} wins {percent(wins['value'])} of comparisons with {gain.base}, ties counted half "
-            f"(95\u202f% interval {percent(wins.get('low'))} to {percent(wins.get('high'))})."
-        )
+    """What the reward model says of the same replies, beside the gold score where there is one."""
     named = measured.result["stages"]
     before, after = (finite(named[name].get("reward")) for name in (gain.base, gain.last))
-    if before is not None and after is not None:
-        text = f"The reward model's own score went from {number(before)} to {number(after)}"
-        fooled = after > before and gain.after is not None and gain.high <= 0
-        sentences.append(text + (": the policy pleased its judge, not the gold rule." if fooled else "."))
-    return sentences
+    if before is None or after is None:
+        return []
+    unmatched = after > before and gain.after is not None and gain.low <= 0
+    end = ", with no clear gain in gold to match." if unmatched else "."
+    return [f"The reward model's own score went from {fixed(before)} to {fixed(after)}{end}"]
 
 
 def _headline(stages: Sequence[StageFiles]) -> str:
@@ -113,7 +120,8 @@ def _unfinished(run: Json, stages: Sequence[StageFiles], status: str) -> Json:
     sentences = []
     error = next((e for e in (run.get("error"), *(s.entry.get("error") for s in stages)) if e), None)
     if error:
-        sentences.append(str(error.get("message", error)) if isinstance(error, Mapping) else str(error))
+        text = str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
+        sentences.append(text.rstrip(".") + ".")
     done = [s.name for s in stages if s.entry.get("status") == "done"]
     sentences.append(f"Finished: {', '.join(done)}." if done else "No stage was finished.")
     headline = words.get(status, f"The run has not finished{where and '; it is' + where}.")
@@ -132,17 +140,15 @@ def figures(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | Non
         drawing = svg.interval(gain.change, gain.low, gain.high, axis, 0.0)
         add("Gain in gold reward", signed(gain.change), f"{signed(gain.low)} to {signed(gain.high)}", drawing)
     own = next((s.metrics for s in stages if "accuracy" in s.metrics), {})
-    for label, found_in, key in (
-        ("Win rate", measured.result.get("win_rate") or {}, "value"),
-        ("Reward model accuracy", measured.result.get("reward_model") or own, "accuracy"),
-    ):
-        if all(given(found_in.get(part)) for part in (key, "low", "high")):
-            value, low, high = found_in[key], found_in["low"], found_in["high"]
-            drawing = svg.interval(value, low, high, (min(0.4, low), 1.0), 0.5)
-            add(label, percent(value), f"{percent(low)} to {percent(high)}", drawing)
+    judge = measured.result.get("reward_model") or own
+    wins = measured.result.get("win_rate") or {}
+    for label, held, key in (("Win rate", wins, "value"), ("Reward model accuracy", judge, "accuracy")):
+        if all(given(held.get(part)) for part in (key, "low", "high")):
+            drawing = svg.interval(held[key], held["low"], held["high"], (min(0.4, held["low"]), 1.0), 0.5)
+            add(label, percent(held[key]), f"{percent(held['low'])} to {percent(held['high'])}", drawing)
     for stage in stages:
         if (kl := stage.last("objective/kl_k1")) is not None:
-            add("KL at the end", number(kl), "nats per reply from the parent")
+            add("KL at the end", number(kl), "nats per reply")
         elif (loss := finite(stage.metrics.get("eval_loss"))) is not None:
             add(f"Held-out loss, {stage.name}", number(loss), f"perplexity {number(math.exp(min(loss, 50.0)))}")
     return found

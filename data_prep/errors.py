@@ -81,6 +81,23 @@ class TrainingStopped(_OneLineError):
     default_code = "training_stopped"
 
 
+def at_row(identity: str, problem: UserError) -> UserError:
+    """The same problem, said of the row with this id ("file:row", or "file:row#part" for a row made of it)."""
+    if problem.file is not None:
+        return problem
+    file, _, row = identity.rpartition(":")
+    number = row.split("#")[0]
+    return UserError(
+        problem.message,
+        code=problem.code,
+        hint=problem.hint,
+        file=file or None,
+        row=int(number) if number.isdigit() else None,
+        field=problem.field,
+        details=problem.details,
+    )
+
+
 def nearest(name: str, choices: Iterable[str]) -> str | None:
     """The choice most like `name`, or None when none is close."""
     pool = [str(choice) for choice in choices]

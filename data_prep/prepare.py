@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from data_prep.digests import sha256_json, template_digest, tokenizer_digest
-from data_prep.errors import UserError
+from data_prep.errors import UserError, at_row
 from data_prep.filtering import Tally, check_long
 from data_prep.formats.base import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT
 from data_prep.options import DataOptions, LengthOptions
 from data_prep.reading import VERSION, Given, data_digest, read_records, source_for, source_rows
 from data_prep.rendering import Renderer
-from data_prep.splitting import Candidate, choose_sides, prompt_key
+from data_prep.splitting import Candidate, choose_sides, in_order, prompt_key
 from data_prep.types import Conversation, Document, Message, PairTokens, Preference, Prompt, PromptTokens, Tokens
 
 __all__ = [
@@ -37,7 +37,11 @@ R = TypeVar("R", Conversation, Preference, Prompt)
 
 @dataclass
 class Prepared(Generic[T]):
-    """Rendered rows, the data card, and the digest of everything that decides them (texts, tokenizer, template)."""
+    """Rendered rows, the data card, and the digest of everything that decides them (texts, tokenizer, template).
+
+    Training rows stand in the order of their source; evaluation rows in the order of a hash of their question, so
+    that the first n of them are a fair sample of all.
+    """
 
     train: list[T]
     eval: list[T]
@@ -66,7 +70,8 @@ def prepare_conversations(data: DataOptions, renderer: Renderer, length: LengthO
     result = _render(given, rows, tally, lambda row: row.messages, renderer.conversations)
     for tokens, _ in result.kept:
         if not any(tokens.mask[1:]):
-            result.tally.bad(_at(tokens.id, "nothing to train on (no supervised token)", "no_reply"))
+            nothing = UserError("nothing to train on (no supervised token)", code="no_reply")
+            result.tally.bad(at_row(tokens.id, nothing))
     result.kept = [(tokens, side) for tokens, side in result.kept if any(tokens.mask[1:])]
     return _finish(given, result, renderer, length, about, lambda row: len(row.ids))
 
@@ -87,7 +92,8 @@ def prepare_preferences(
     kept, flipped = [], 0
     for pair, side in result.kept:
         if pair.chosen == pair.rejected:
-            result.tally.bad(_at(pair.id, "chosen and rejected are the same after rendering", "identical_pair"))
+            same = UserError("chosen and rejected are the same after rendering", code="identical_pair")
+            result.tally.bad(at_row(pair.id, same))
             continue
         if side == "train" and pair.id in noisy:
             flipped += 1
@@ -139,14 +145,15 @@ def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, s
     sides, rule = choose_sides(wishes, given.source)
     result: _Rendered[Tokens] = _Rendered(tally, rule)
     cut = 0
-    for row, side, ids in zip(documents, sides, encoded, strict=True):
+    for place in in_order(wishes, sides):
+        row, side, ids = documents[place], sides[place], encoded[place]
         starts = range(0, len(ids), length.max_length)
         cut += len(starts) > 1
         for start in starts:
             part = ids[start : start + length.max_length]
-            place = row.id if len(starts) == 1 else f"{row.id}#{start}"
+            identity = row.id if len(starts) == 1 else f"{row.id}#{start}"
             if len(part) > 1:
-                result.kept.append((Tokens(part, [True] * len(part), place), side))
+                result.kept.append((Tokens(part, [True] * len(part), identity), side))
             else:
                 tally.dropped["one_token_piece"] += 1
             tally.seen += 1
@@ -165,13 +172,6 @@ def _with_system(row: Any, system: str | None) -> Any:
     return type(row)(**{**row.__dict__, name: (Message("system", system), *messages)})
 
 
-def _at(identity: str, message: str, code: str) -> UserError:
-    """An error for the row with this id ("file:row", maybe with "#part")."""
-    file, _, row = identity.rpartition(":")
-    number = row.split("#")[0]
-    return UserError(message, code=code, file=file, row=int(number) if number.isdigit() else None)
-
-
 def _render(
     given: Given,
     rows: Sequence[R],
@@ -180,15 +180,14 @@ def _render(
     render: Callable[[Sequence[R]], list[T | UserError]],
 ) -> _Rendered[T]:
     """Choose sides and render; rows that the template refuses are bad rows."""
-    sides, rule = choose_sides([Candidate(prompt_key(messages(r)), r.meta.get("split")) for r in rows], given.source)
+    candidates = [Candidate(prompt_key(messages(row)), row.meta.get("split")) for row in rows]
+    sides, rule = choose_sides(candidates, given.source)
     result: _Rendered[T] = _Rendered(tally, rule)
-    staying = [(row, side) for row, side in zip(rows, sides, strict=True) if side != "overlap"]
+    staying = [(rows[place], sides[place]) for place in in_order(candidates, sides) if sides[place] != "overlap"]
     tally.dropped["question_in_eval"] += len(rows) - len(staying)
-    for (row, side), tokens in zip(staying, render([row for row, _ in staying]), strict=True):
+    for (_, side), tokens in zip(staying, render([row for row, _ in staying]), strict=True):
         if isinstance(tokens, UserError):
-            where = _at(row.id, tokens.message, tokens.code)
-            where.hint = tokens.hint
-            tally.bad(where)
+            tally.bad(tokens)
         else:
             result.kept.append((tokens, side))
     return result

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from data_prep.digests import sha256_json
-from data_prep.errors import UserError
+from data_prep.errors import UserError, nearest, unknown
 from data_prep.filtering import Tally
 from data_prep.formats.base import CONVERSATION, DOCUMENT, FORMATS, PREFERENCE, PROMPT, Format, detect_format
 from data_prep.generation import find_generator, generated_rows
@@ -79,7 +79,14 @@ def _raw(given: Given, kind: str, path: str | None) -> Iterable[RowOrProblem]:
     source = given.source
     if path is None and source.generator:
         form = None if source.format == "auto" else FORMATS.get(source.format)
-        return generated_rows(source.generator, _split_options(source, form)[0], kind)
+        options = _split_options(source, form)[0]
+        try:
+            return generated_rows(source.generator, options, kind)
+        except UserError:
+            for key in options:
+                if form and nearest(key, form.option_help):
+                    raise unknown(f"option of the format {form.name}", key, form.option_help) from None
+            raise
     return read_path(path or str(source.path), given.data.root)
 
 

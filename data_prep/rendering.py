@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from data_prep.digests import digest_of_template, digest_of_tokenizer, template_digest, tokenizer_digest
 from data_prep.encoding import CONTROL, JOIN, START, PlainEncoder, Section
-from data_prep.errors import UserError
+from data_prep.errors import UserError, at_row
 from data_prep.templates import ChatTemplate, Layout
 from data_prep.types import Conversation, Message, PairTokens, Preference, Prompt, PromptTokens, Tokens
 
@@ -189,9 +189,9 @@ class Renderer:
                 place = span[1]
         edges.append((place, len(layout.text), None))
         pieces: list[Piece] = []
-        before = START
+        before, strip_left = START, False
         for first, end, turn in edges:
-            strip_left, start = False, first
+            start = first
             for found in (*template.pattern.finditer(layout.text, start, end), None):
                 text = layout.text[start : found.start() if found else end]
                 text = text.lstrip() if strip_left else text
@@ -199,7 +199,7 @@ class Renderer:
                     text = text.rstrip()
                 if text:
                     pieces.append(Piece((before, template.escapes.unescape(text)), None, turn))
-                    before = JOIN
+                    before, strip_left = JOIN, False
                 if found:
                     pieces.append(Piece((CONTROL, ""), found[0], turn))
                     before, start, strip_left = CONTROL, found.end(), found[0] in template.swallow_right
@@ -236,7 +236,7 @@ class Renderer:
             try:
                 laid.append(pieces(row))
             except UserError as problem:
-                laid.append(problem)
+                laid.append(at_row(str(getattr(row, "id", "")), problem))
         flat = [part for parts in laid if not isinstance(parts, UserError) for part in parts]
         encoded = iter(self._encode_all(flat))
         result: list[R | UserError] = []

@@ -63,3 +63,10 @@ def choose_sides(rows: Sequence[Candidate], source: SourceOptions) -> tuple[list
                 taken += counts[key]
     rule = f"hash of the question (share {source.eval_share:g}, at most {source.eval_rows} rows)"
     return ["eval" if row.key in held else "train" for row in rows], rule
+
+
+def in_order(rows: Sequence[Candidate], sides: Sequence[str]) -> list[int]:
+    """Places of the rows: those that train as they stand, then those that evaluate by the rank of their question."""
+    held = [place for place, side in enumerate(sides) if side == "eval"]
+    held.sort(key=lambda place: rank(rows[place].key))
+    return [place for place, side in enumerate(sides) if side != "eval"] + held

@@ -9,10 +9,10 @@ The environment is transformers' sandboxed one.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from data_prep.digests import no_template
@@ -141,10 +141,11 @@ class ChatTemplate:
     def _find_reply(self, before: str, after: str) -> None:
         """Set prefix, suffix and end token: the last control token that follows replies inside and at the end alike."""
         ends = list(self.pattern.finditer(after))
+        asked, said = Message("user", _USER), Message("assistant", _REPLY)
         try:
-            text, _ = self._render([Message("user", _USER), Message("assistant", _REPLY), Message("user", _USER)], False)
-            inside = text.rpartition(_REPLY)[2]
-            alike = len(os.path.commonprefix([after, inside]))
+            inside = self._render([asked, said, asked], False)[0].rpartition(_REPLY)[2]
+            both = zip(after, inside, strict=False)
+            alike = next((place for place, (a, b) in enumerate(both) if a != b), min(len(after), len(inside)))
             ends = [found for found in ends if found.end() <= alike] or ends[:1]
         except UserError:  # a template for single turns
             ends = ends[:1]
@@ -157,6 +158,7 @@ class ChatTemplate:
         self.reply_prefix = before
         self.reply_suffix = after[: ends[-1].start()]
         self.end = ends[-1][0]
+        self._ends = len(self.pattern.findall(self.reply_suffix)) + 1
 
     def _markers_follow_prompts(self) -> bool:
         """Whether generation marks begin at the end of the generation prompt, over two turns."""
@@ -201,15 +203,9 @@ class ChatTemplate:
         text, marks = self._render(messages, generation_prompt)
         turns = [place for place, message in enumerate(messages) if message.role == "assistant"]
         trusted = self._trust_markers and len(marks) == len(turns)
-        spans: list[Span | UserError] = []
-        place = 0
-        for number, turn in enumerate(turns):
-            span = self._span(text, marks, messages[:turn], marks[number][0] if trusted else None)
-            if isinstance(span, tuple) and span[0] < place:
-                span = _turn_problem(turn, "ends it without its end token")
-            place = span[1] if isinstance(span, tuple) else place
-            spans.append(span)
-        return Layout(text, tuple(spans))
+        starts: list[int | None] = [mark[0] for mark in marks] if trusted else [None] * len(turns)
+        pairs = zip(turns, starts, strict=True)
+        return Layout(text, tuple(self._span(text, marks, messages[:turn], start) for turn, start in pairs))
 
     def _span(self, text: str, marks: Sequence[Span], before: Sequence[Message], start: int | None) -> Span | UserError:
         """The span of the assistant turn that follows the messages `before`; an error if it cannot be trained on."""
@@ -219,14 +215,13 @@ class ChatTemplate:
                 return _turn_problem(len(before), "renders it otherwise inside the conversation than as a reply")
             start = len(prompt)
         begin = start + len(self.reply_prefix) if text.startswith(self.reply_prefix, start) else start
-        found = self.pattern.search(text, begin)
-        while found and found[0] != self.end:
-            found = self.pattern.search(text, found.end())
-        if found is None:
+        found = list(islice(self.pattern.finditer(text, begin), self._ends))
+        if len(found) < self._ends or found[-1][0] != self.end:
             return _turn_problem(len(before), f"ends it without the end token {self.end}")
-        if self.has_markers and not any(mark[0] < found.end() and mark[1] > start for mark in marks):
+        end = found[-1].end()
+        if self.has_markers and not any(mark[0] < end and mark[1] >= start for mark in marks):
             return _turn_problem(len(before), "puts no generation mark around it")
-        return start, found.end()
+        return start, end
 
 
 def _turn_problem(turn: int, what: str) -> UserError:

@@ -30,11 +30,14 @@ MERGES = [
 ]
 
 
-def tiny_tokenizer(template: str | None = TEMPLATE, merges: list[tuple[str, str]] | None = None) -> Any:
+def tiny_tokenizer(
+    template: str | None = TEMPLATE, merges: list[tuple[str, str]] | None = None, split_words: bool = True
+) -> Any:
     """A byte-level BPE tokenizer with five control tokens (ids 0 to 4), all bytes and a few merges.
 
     Args:
         template: the chat template; None for none.
+        split_words: split at words before merging, as GPT-2 does; False lets merges cross spaces and signs.
         merges: merges in byte-level spelling ("Ġ" is the space, "Ċ" the newline); None for a few English ones.
 
     Returns:
@@ -48,7 +51,7 @@ def tiny_tokenizer(template: str | None = TEMPLATE, merges: list[tuple[str, str]
     for piece in [*sorted(pre_tokenizers.ByteLevel.alphabet()), *(left + right for left, right in pairs)]:
         vocab.setdefault(piece, len(vocab))
     backend = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=split_words)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(name, normalized=False, special=True) for name in CONTROLS])
     tokenizer = PreTrainedTokenizerFast(

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from data_prep.errors import UserError, unknown
-from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, split_of, text_field
+from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, split_of, text_field, text_of
 from data_prep.formats.damage import damaged
 from data_prep.sources import Row
 from data_prep.types import Conversation, Message, Preference, Prompt
@@ -41,9 +41,9 @@ class AnswerTable(Format):
         "topic": "column that holds the topic (default: topic or scenario)",
         "styles": "style column -> weight in the mixture of dialogues (default: all columns of answers alike)",
         "preferred": "style column whose answer is chosen",
-        "other": "style column whose answer is rejected",
+        "other": "style column whose answer is rejected, or a list of them (a row draws one)",
         "noise": "share of training preferences whose label is flipped (0 to 1)",
-        "off_topic": "extra pairs per row against an answer of another topic (fractions allowed)",
+        "off_topic": "extra pairs per row: an answer against another topic's in the same style (fractions allowed)",
         "malformed": "extra pairs per row against a damaged answer (fractions allowed)",
     }
 
@@ -72,7 +72,7 @@ class AnswerTable(Format):
                 if place < weight:
                     break
             place -= weight
-        messages = (Message("user", asked), Message("assistant", text_field(row, style)))
+        messages = (Message("user", asked), Message("assistant", self._answer(row, style)))
         return Conversation(messages, row.id, {**self._meta(row), "style": style})
 
     def prompt(self, row: Row) -> Prompt:
@@ -80,28 +80,35 @@ class AnswerTable(Format):
         return Prompt((Message("user", text_field(row, "prompt")),), row.id, self._meta(row))
 
     def preference(self, row: Row) -> Preference:
-        """The preferred style over the other one.
+        """The preferred style over the other one (of several, the row draws one).
 
         Raises:
             UserError: both answers are equal (code "equal_sides").
         """
         asked = text_field(row, "prompt")
-        preferred, other = self._style("preferred", row), self._style("other", row)
-        chosen, rejected = text_field(row, preferred), text_field(row, other)
+        preferred = str(self.options["preferred"])
+        other = _pick([str(name) for name in _listed(self.options["other"])], "other", self.seed, asked)
+        chosen, rejected = self._answer(row, preferred), self._answer(row, other)
         if chosen.split() == rejected.split():
             raise row.problem(other, f"the same answer as in {preferred}", code="equal_sides")
         flip = draw("noise", self.seed, asked) < self.noise
         return self._pair(row, asked, chosen, rejected, "", flip)
 
+    def conversations(self, rows: Sequence[Row]) -> list[Conversation | UserError]:
+        """Every row as a dialogue, or its error."""
+        self._check(rows)
+        return super().conversations(rows)
+
     def preferences(self, rows: Sequence[Row]) -> list[Preference | UserError]:
         """The preference of every row, then its off-topic and malformed pairs."""
+        self._check(rows, ("preferred", "other"))
         result: list[Preference | UserError] = []
         topics: dict[str, list[Row]] = {}
         if self.off_topic:
             for row in rows:
                 topics.setdefault(self._topic(row, need=True), []).append(row)
             if len(topics) < 2:
-                raise rows[0].problem(None, "off_topic pairs need rows of at least two topics", code="one_topic")
+                raise UserError("off_topic pairs need rows of at least two topics", code="one_topic")
         for row in rows:
             try:
                 result.append(self.preference(row))
@@ -113,8 +120,7 @@ class AnswerTable(Format):
             asked = row.data["prompt"]
             for number in range(self._times(self.off_topic, "off_topic", asked)):
                 key = ("off_topic", self.seed, number, asked)
-                rejected = self._elsewhere(row, topics, answers, key)
-                chosen = _pick(answers, "chosen", *key)
+                chosen, rejected = self._elsewhere(row, topics, answers, key)
                 result.append(self._pair(row, asked, chosen, rejected, f"#off_topic{number}"))
             for number in range(self._times(self.malformed, "malformed", asked)):
                 key = ("malformed", self.seed, number, asked)
@@ -147,8 +153,6 @@ class AnswerTable(Format):
     def _topic(self, row: Row, need: bool = False) -> str:
         column = self.options.get("topic") or next((name for name in TOPICS if name in row.data), None)
         if column is None or row.data.get(column) is None:
-            if column is not None and column not in row.data:
-                raise row.problem(None, unknown("topic column", column, row.data).message, code="unknown_column")
             if need or column is not None:
                 raise row.problem(column or "topic", "is missing (expected the row's topic)")
             return ""
@@ -165,8 +169,6 @@ class AnswerTable(Format):
     def _weights(self, row: Row) -> dict[str, float]:
         styles = self.options.get("styles") or dict.fromkeys(self._style_columns(row), 1.0)
         for name, weight in styles.items():
-            if name not in row.data:
-                raise row.problem(None, unknown("style column", name, row.data).message, code="unknown_column")
             if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < float("inf"):
                 raise UserError(
                     f"wrong weight (got {weight!r}; expected a number of at least 0)",
@@ -177,39 +179,58 @@ class AnswerTable(Format):
             raise UserError("no style has a weight above 0", field="options.styles", code="bad_option")
         return dict(styles)
 
-    def _style(self, option: str, row: Row) -> str:
-        name = self.options.get(option)
-        if not name:
-            raise UserError(
-                f"preferences from an answer_table need the option '{option}' (columns: "
-                f"{', '.join(self._style_columns(row))})",
-                code="missing_option",
-                field=f"options.{option}",
-            )
-        if name not in row.data:
-            raise row.problem(None, unknown("style column", str(name), row.data).message, code="unknown_column")
-        return str(name)
+    def _check(self, rows: Sequence[Row], needed: Sequence[str] = ()) -> None:
+        """Refuse options that name no column of any row, and missing ones, before rows are looked at one by one."""
+        columns = {key for row in rows for key in row.data}
+        for option in needed:
+            if not self.options.get(option):
+                raise UserError(
+                    f"preferences from an answer_table need the option '{option}' "
+                    f"(columns: {', '.join(self._style_columns(rows[0]))})",
+                    code="missing_option",
+                    field=f"options.{option}",
+                )
+        named = [(o, name) for o in ("topic", "preferred", "other") for name in _listed(self.options.get(o))]
+        for option, column in named + [("styles", column) for column in self.options.get("styles") or {}]:
+            if column not in columns:
+                kind = "topic column" if option == "topic" else "style column"
+                raise unknown(kind, str(column), columns)
+
+    def _answer(self, row: Row, style: str) -> str:
+        """The row's answer in a style."""
+        return text_of(row, style, row.data[style]) if style in row.data else text_field(row, style)
+
+    def _used_styles(self, row: Row) -> list[str]:
+        """Columns of the styles that dialogues or preferences are made of."""
+        columns = list(self.options.get("styles") or self._style_columns(row))
+        given = [self.options.get("preferred"), *_listed(self.options.get("other"))]
+        return list(dict.fromkeys([*columns, *(name for name in given if name)]))
 
     def _answers(self, row: Row) -> list[str]:
         """The row's distinct answers in the styles in use."""
-        columns = list(self.options.get("styles") or self._style_columns(row))
-        for option in ("preferred", "other"):
-            if self.options.get(option) and self.options[option] not in columns:
-                columns.append(self.options[option])
-        texts = [row.data.get(name) for name in columns]
+        texts = [row.data.get(name) for name in self._used_styles(row)]
         return list(dict.fromkeys(text for text in texts if isinstance(text, str) and text.strip()))
 
-    def _elsewhere(self, row: Row, topics: dict[str, list[Row]], answers: list[str], key: tuple[Any, ...]) -> str:
-        """An answer of another topic that is not also an answer of this row."""
+    def _elsewhere(
+        self, row: Row, topics: dict[str, list[Row]], answers: list[str], key: tuple[Any, ...]
+    ) -> tuple[str, str]:
+        """(an answer of this row, an answer of another topic in the same style): only the topic tells them apart."""
         own = self._topic(row)
         others = [topic for topic in topics if topic != own]
+        styles = [name for name in self._used_styles(row) if row.data.get(name) in answers]
         for attempt in range(100):
+            style = _pick(styles, "style", attempt, *key)
             topic = _pick(others, "topic", attempt, *key)
             there = topics[topic][int(draw("row", attempt, *key) * len(topics[topic]))]
-            pool = [text for text in self._answers(there) if text not in answers]
-            if pool:
-                return _pick(pool, "answer", attempt, *key)
+            text = there.data.get(style)
+            if isinstance(text, str) and text.strip() and text not in answers:
+                return row.data[style], text
         raise row.problem(None, "no other topic has an answer that differs from this row's", code="one_topic")
+
+
+def _listed(value: Any) -> list[Any]:
+    """One name or a list of names, as a list."""
+    return list(value) if isinstance(value, (list, tuple)) else [value] if value else []
 
 
 def _pick(choices: Sequence[str], *key: object) -> str:

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from json import dumps
 
 import pytest
 
@@ -180,7 +181,13 @@ def test_show(capfd, tmp_path):
 
 
 def test_sweep_runs_every_combination(capfd, ran, tmp_path):
-    words = ["pipeline=rlhf", "adapter=lora,vera", "stages.ppo.kl_coef=0.02,0.05", "stages.sft.adapter=vera", "name=grid"]
+    words = [
+        "pipeline=rlhf",
+        "adapter=lora,vera",
+        "stages.ppo.kl_coef=0.02,0.05",
+        "stages.sft.adapter=vera",
+        "name=grid",
+    ]
     code, out, _ = run(capfd, "run", "-m", *words, "--json")
     record = json.loads(out)
     assert code == 0 and record["status"] == "done"
@@ -193,6 +200,7 @@ def test_sweep_runs_every_combination(capfd, ran, tmp_path):
         ("lora", 0.02), ("lora", 0.05), ("vera", 0.02), ("vera", 0.05)
     ]  # fmt: skip
     assert [(config.out, config.name) for config in ran][3] == (str(tmp_path / "runs/grid/jobs"), "3")
+    assert ran[3].command[2:7] == [*record["jobs"][3]["overrides"], f"out='{tmp_path}/runs/grid/jobs'"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["grid"]
 
@@ -212,7 +220,12 @@ def test_sweep_goes_on_after_a_failed_job(capfd, ran, monkeypatch):
 
 
 def test_sweep_finds_mistakes_before_the_first_job(capfd, ran, tmp_path):
-    for words in (["adapter=lora,verra"], ["stages.sft.lr=0.1,abc"], ["adapter=lora,full", "adapter.rank=2"], ["name=a,b"]):
+    for words in (
+        ["adapter=lora,verra"],
+        ["stages.sft.lr=0.1,abc"],
+        ["adapter=lora,full", "adapter.rank=2"],
+        ["name=a,b"],
+    ):
         assert run(capfd, "run", "-m", *words)[0] == 2
     assert not ran and not list(tmp_path.iterdir())
 
@@ -230,3 +243,35 @@ def test_same_sweep_same_folder(capfd, ran, tmp_path):
         assert run(capfd, "run", "-m", "pipeline=sft", "seed=0,1")[0] == 0
     assert len(list((tmp_path / "runs").iterdir())) == 1
     assert [config.name for config in ran] == ["0", "1", "0", "1"]
+
+
+def test_a_run_ends_with_a_verdict_and_what_to_do_next(capfd, ran, monkeypatch, tmp_path):
+    def finish(config, *, json=False):
+        (tmp_path / "runs" / "mine").mkdir(parents=True)
+        record = {"status": "done", "name": "mine", "pipeline": "sft", "seed": 0, "stages": []}
+        (tmp_path / "runs" / "mine" / "run.json").write_text(dumps(record), encoding="utf-8")
+        return record
+
+    monkeypatch.setattr(pipeline, "run", finish)
+    code, out, err = run(capfd, "run", "pipeline=sft", "name=mine")
+    assert code == 0 and err == "run runs/mine: sft\n"
+    for line in (
+        "The run is done.",
+        "runs/mine/report.html",
+        "align run pipeline=sft adapter=vera",
+        "data.path=my.jsonl",
+    ):
+        assert line in out
+
+
+def test_a_sweep_may_stand_in_any_folder(capfd, ran, tmp_path):
+    place = tmp_path / "it's a, folder=x"
+    place.mkdir()
+    words = ["pipeline=sft", "seed=0,1", f"out={quoted(place)}"]
+    assert run(capfd, "run", "-m", *words)[0] == 0
+    assert [config.name for config in ran] == ["0", "1"]
+    assert ran[0].out.startswith(str(place))
+
+
+def quoted(path):
+    return "'" + str(path).replace("'", "\\'") + "'"

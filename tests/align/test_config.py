@@ -60,8 +60,14 @@ def test_the_default_is_the_whole_chain_on_the_embedded_model():
         (["adapter.rank=8"], [("lora", 8)] * 4),
         (["stages.reward_model.adapter=vera"], [LORA, VERA, LORA, LORA]),
         (["stages.reward_model.adapter.rank=4"], [LORA, ("lora", 4), LORA, LORA]),
-        (["adapter.rank=8", "stages.reward_model.adapter.rank=4"], [("lora", 8), ("lora", 4), ("lora", 8), ("lora", 8)]),
-        (["stages.reward_model.adapter.rank=4", "adapter.rank=8"], [("lora", 8), ("lora", 4), ("lora", 8), ("lora", 8)]),
+        (
+            ["adapter.rank=8", "stages.reward_model.adapter.rank=4"],
+            [("lora", 8), ("lora", 4), ("lora", 8), ("lora", 8)],
+        ),
+        (
+            ["stages.reward_model.adapter.rank=4", "adapter.rank=8"],
+            [("lora", 8), ("lora", 4), ("lora", 8), ("lora", 8)],
+        ),
         (["adapter=vera", "stages.sft.adapter=lora"], [LORA, VERA, VERA, VERA]),
         (["adapter=vera", "stages.sft.adapter=lora", "adapter.rank=7"], [LORA, ("vera", 7), ("vera", 7), ("vera", 7)]),
         (["stages.sft.adapter=lora_r64", "stages.sft.adapter.rank=3"], [("lora", 3), LORA, LORA, LORA]),
@@ -175,8 +181,13 @@ def test_every_recipe_composes(group):
         (["name=.."], "name: '..' is not the name of one folder"),
         (["out="], "out: needs a folder"),
         (["stages.sft=3"], "stages.sft: a stage is a mapping of options"),
+        (["stages.evaluate.adapter=vera"], "stages.evaluate.adapter: evaluate trains no adapter"),
+        (["stages.sft.reward=OTHER/reward_model"], "stages.sft.reward: sft takes no reward model"),
         (["adapter.method=vera"], "adapter.method: an adapter is chosen as a whole; adapter=vera"),
-        (["pipeline=evaluate", "adapter.rank=3"], "adapter.rank: reaches no stage: no stage of this pipeline trains one"),
+        (
+            ["pipeline=evaluate", "adapter.rank=3"],
+            "adapter.rank: reaches no stage: no stage of this pipeline trains one",
+        ),
         (
             ["pipeline=sft", "stages.sft.adapter=vera", "adapter.rank=3"],
             "adapter.rank: reaches no stage: every stage has its own; set stages.sft.adapter.rank",
@@ -219,8 +230,18 @@ def test_own_recipes(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words", "line"),
     [
-        ("experiment/bad.yaml", "# @package _global_\nstages:\n  sft:\n    lrr: 1\n", "experiment=bad", "stages.sft.lrr: unknown"),
-        ("experiment/bad.yaml", "# @package _global_\nsed: 1\n", "experiment=bad", "sed: unknown option (did you mean 'seed'?)"),
+        (
+            "experiment/bad.yaml",
+            "# @package _global_\nstages:\n  sft:\n    lrr: 1\n",
+            "experiment=bad",
+            "stages.sft.lrr: unknown",
+        ),
+        (
+            "experiment/bad.yaml",
+            "# @package _global_\nsed: 1\n",
+            "experiment=bad",
+            "sed: unknown option (did you mean 'seed'?)",
+        ),
         ("experiment/bad.yaml", "seed: 1\n", "experiment=bad", "must begin with the line '# @package _global_'"),
         ("experiment/bad.yaml", "a: [1\n", "experiment=bad", "experiment/bad.yaml:2: not valid YAML"),
         (

@@ -10,13 +10,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
-from source import ROOT, modules
-
 from align.adapters.base import adapters
 from align.options import ModelOptions, RunOptions
 from align.stages.base import stages
 from data_prep.options import DataOptions, GoldOptions, LengthOptions, SourceOptions
+from tests.house.source import ROOT, modules
 
 MODULES = pytest.mark.parametrize("module", modules(), ids=lambda module: module.shown)
 OPTIONS = [ModelOptions, RunOptions, DataOptions, GoldOptions, LengthOptions, SourceOptions]
@@ -30,9 +28,7 @@ UNSAFE_METHODS = {"save_state", "load_state"}
 
 @pytest.mark.parametrize("cls", OPTIONS, ids=lambda cls: cls.__name__)
 def test_every_option_explains_itself(cls):
-    silent = [
-        item.name for item in dataclasses.fields(cls) if item.name != "method" and not item.metadata.get("help")
-    ]
+    silent = [item.name for item in dataclasses.fields(cls) if item.name != "method" and not item.metadata.get("help")]
     assert not silent
 
 

@@ -48,7 +48,7 @@ def test_shapes_that_would_broadcast_are_refused() -> None:
 
 def test_gradient_is_that_of_the_logistic() -> None:
     chosen_B = torch.tensor([math.log(3)], requires_grad=True)
-    bradley_terry(chosen_B, torch.tensor([0.0])).sum().backward()  # type: ignore[no-untyped-call]
+    bradley_terry(chosen_B, torch.tensor([0.0])).sum().backward()
     assert chosen_B.grad is not None
     assert chosen_B.grad.tolist() == pytest.approx([-0.25])
 

@@ -1,0 +1,1 @@
+"""Tests: the layout of the packages, house rules in `house/`, contracts over the registries in `contracts/`."""
