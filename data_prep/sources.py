@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import io
 import json
+import logging
 import os
 import re
 import zlib
@@ -326,6 +327,9 @@ def read_hub(name: str) -> Iterator[RowOrProblem]:
     Raises:
         UserError: the hub or the data set cannot be reached, or it has several splits and none is called train.
     """
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)  # the client's retries would be many lines; the last word is the error below
     try:
         import datasets
 
@@ -335,8 +339,9 @@ def read_hub(name: str) -> Iterator[RowOrProblem]:
         raise UserError(
             f"cannot reach the hub for '{name}': {_short(reason, 120)} (save it as JSONL and give the path)",
             code="hub",
-            file=name,
         ) from problem
+    finally:
+        client.setLevel(level)
     splits = list(found)
     split = "train" if "train" in splits else splits[0]
     if split != "train" and len(splits) > 1:

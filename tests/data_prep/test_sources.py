@@ -218,7 +218,7 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError) as caught:
         read("org/name")
-    assert "cannot reach the hub for 'org/name': no route (save it as JSONL and give the path)" in str(caught.value)
+    assert str(caught.value) == "cannot reach the hub for 'org/name': no route (save it as JSONL and give the path)"
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": ROWS, "test": []})
     assert read("org/name") == ROWS
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"a": ROWS, "b": []})
