@@ -65,9 +65,7 @@ def pack_responses(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], ids: Se
     """Pack (prompt, reply) pairs and find every reply token's place. Replies are never empty."""
     packed = pack([[*prompt, *reply] for prompt, reply in pairs])
     ends = np.cumsum([len(prompt) + len(reply) for prompt, reply in pairs])
-    targets = np.concatenate(
-        [np.arange(end - len(reply), end) for end, (_, reply) in zip(ends, pairs, strict=True)]
-    )
+    targets = np.concatenate([np.arange(end - len(reply), end) for end, (_, reply) in zip(ends, pairs, strict=True)])
     index = torch.from_numpy(targets)
     last = torch.from_numpy(ends - 1)
     return ResponseBatch(packed, index - 1, last, packed.ids_1N[0, index], {}, float(len(targets)), list(ids))

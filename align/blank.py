@@ -52,7 +52,12 @@ def _train_tokenizer(options: dict[str, Any], data: DataOptions, folder: Path) -
     documents, _, _ = read_records(source_for(data, DOCUMENT), DOCUMENT, 0)
     tokenizer.train_from_iterator((document.text for document in documents), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": end, "pad_token": pad, "extra_special_tokens": extra}
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": end,
+        "pad_token": pad,
+        "extra_special_tokens": extra,
+    }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(str(options["template"]), encoding="utf-8")
     return {"pad": tokenizer.token_to_id(pad), "end": tokenizer.token_to_id(end), "size": tokenizer.get_vocab_size()}
@@ -65,7 +70,12 @@ def _random_weights(config: dict[str, Any], specials: dict[str, int], seed: int,
     if "model_type" not in config:
         raise UserError("a fresh model needs an architecture", field="model.config.model_type")
     torch.manual_seed(seed)
-    fields = {**config, "vocab_size": specials["size"], "pad_token_id": specials["pad"], "eos_token_id": specials["end"]}
+    fields = {
+        **config,
+        "vocab_size": specials["size"],
+        "pad_token_id": specials["pad"],
+        "eos_token_id": specials["end"],
+    }
     fields["bos_token_id"] = None
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
     model.generation_config.eos_token_id = specials["end"]

@@ -15,7 +15,15 @@ from typing import Any
 from data_prep.errors import UserError, nearest
 
 # Keys of config.json that do not change what the weights compute.
-_VOLATILE = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures", "_from_model_config"}
+_VOLATILE = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "architectures",
+    "_from_model_config",
+}
 _BLOCK = 1 << 22
 
 
@@ -59,7 +67,9 @@ def read_model_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         parent = folder.parent
         found = nearest(folder.name, [p.name for p in parent.iterdir()]) if parent.is_dir() else None
-        raise UserError(f"model folder does not exist: {folder}", hint=f"did you mean {parent / found}?" if found else None)
+        raise UserError(
+            f"model folder does not exist: {folder}", hint=f"did you mean {parent / found}?" if found else None
+        )
     if not path.is_file():
         raise UserError("not a model folder: config.json is missing", file=str(folder))
     try:

@@ -42,6 +42,11 @@ def lineage(folder: Path) -> dict[str, Any]:
             edges.append({"from": digest[:16], "to": parent.digest[:16], "role": parent.role})
         if not any(parent.role == "init" for parent in checkpoint.parents()):
             fingerprint = record["base"]["fingerprint"]
-            bases[fingerprint] = {"id": fingerprint[:16], "digest": fingerprint, "stage": "base", "path": record["root"]}
+            bases[fingerprint] = {
+                "id": fingerprint[:16],
+                "digest": fingerprint,
+                "stage": "base",
+                "path": record["root"],
+            }
             edges.append({"from": digest[:16], "to": fingerprint[:16], "role": "base"})
     return {"nodes": [*nodes, *bases.values()], "edges": edges}

@@ -185,10 +185,16 @@ def _check_reward_load(state: Run, spec: StageSpec, reward: Checkpoint | None, l
         )
 
 
-def _inputs_digest(state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: Any) -> str:
+def _inputs_digest(
+    state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: Any
+) -> str:
     """Hash of everything that decides the stage's result."""
     options = {k: v for k, v in asdict(spec.stage).items() if k not in _NOT_INPUTS}
-    base = [base_fingerprint(state.base_folder), tokenizer_digest(state.base_folder), template_digest(state.base_folder)]
+    base = [
+        base_fingerprint(state.base_folder),
+        tokenizer_digest(state.base_folder),
+        template_digest(state.base_folder),
+    ]
     return digest_of(
         {
             "code": _CODE_VERSION,
@@ -257,7 +263,9 @@ def _train(
     if process.is_main_process:
         clear_staging(staging)
     process.wait_for_everyone()
-    identity = BaseIdentity(_base_id(config, state.base_folder), config.model.revision, base_fingerprint(state.base_folder))
+    identity = BaseIdentity(
+        _base_id(config, state.base_folder), config.model.revision, base_fingerprint(state.base_folder)
+    )
     bases = Bases(state.base_folder, identity, process.device)
     metrics = Metrics(staging / "metrics.jsonl", spec.name)
     init, reward = inputs

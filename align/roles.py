@@ -49,9 +49,7 @@ class Role(nn.Module):
     def hidden(self, packed: Packed) -> Tensor:
         """Last hidden states of every packed token, [N, D]."""
         backbone = getattr(self.tree, self.tree.base_model_prefix)
-        out = backbone(
-            input_ids=packed.ids_1N, position_ids=packed.positions_1N, layout=packed.layout, use_cache=False
-        )
+        out = backbone(input_ids=packed.ids_1N, position_ids=packed.positions_1N, layout=packed.layout, use_cache=False)
         return out.last_hidden_state[0]  # type: ignore[no-any-return]
 
     def logits(self, hidden_MD: Tensor) -> Tensor:
@@ -117,7 +115,9 @@ class Bases:
         """The base of whatever is put on top of a checkpoint: a fully tuned one is a base itself."""
         if not adapter_of(checkpoint).traits.owns_weights:
             return self.under(checkpoint, load)
-        identity = BaseIdentity(f"{checkpoint.stage}:{checkpoint.digest[:16]}", None, base_fingerprint(checkpoint.folder))
+        identity = BaseIdentity(
+            f"{checkpoint.stage}:{checkpoint.digest[:16]}", None, base_fingerprint(checkpoint.folder)
+        )
         return self._get(identity, load, lambda: SharedBase.open(checkpoint.folder, identity, load, self.device))
 
     def merged(self, parent: Checkpoint, load: Load) -> SharedBase:
@@ -220,6 +220,8 @@ def load_head(checkpoint: Checkpoint, device: torch.device) -> ScalarHead:
     head = ScalarHead(int(record["shape"][-1])).to(device)
     expected = {name: tuple(value.shape) for name, value in head.state_dict().items()}
     if expected != {name: tuple(value.shape) for name, value in tensors.items()}:
-        raise UserError("head does not have the shape its record says", file=str(checkpoint.folder / "head.safetensors"))
+        raise UserError(
+            "head does not have the shape its record says", file=str(checkpoint.folder / "head.safetensors")
+        )
     head.load_state_dict(tensors)
     return head

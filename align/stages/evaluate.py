@@ -70,11 +70,15 @@ class Evaluate(Stage):
         result = self._result(work, answers)
         work.numbers["metrics"] = result["stages"][chain[-1][0]]
         if work.is_main:
-            (work.staging / "result.json").write_text(json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            (work.staging / "result.json").write_text(
+                json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+            )
             _write_samples(work, rows, answers)
         return None
 
-    def _answers(self, work: Work, checkpoint: Checkpoint | None, rows: list[PromptTokens], judge: Role | None) -> Answers:
+    def _answers(
+        self, work: Work, checkpoint: Checkpoint | None, rows: list[PromptTokens], judge: Role | None
+    ) -> Answers:
         from align.experience import score_replies
         from align.roles import Role
 
@@ -181,7 +185,9 @@ def _load(checkpoint: Checkpoint) -> Any:
     return Load(checkpoint.load)
 
 
-def _gold(work: Work, rows: list[PromptTokens], texts: list[str], replies: list[Reply]) -> list[dict[str, float]] | None:
+def _gold(
+    work: Work, rows: list[PromptTokens], texts: list[str], replies: list[Reply]
+) -> list[dict[str, float]] | None:
     """The gold rule's verdict on every reply, where the data names one."""
     gold = work.spec.data.gold
     if gold.rule is None:

@@ -178,7 +178,10 @@ class PPO(TrainingStage):
                 if work.is_main:
                     work.metrics.log(update + 1, "train", stats)
                 progress.advance(
-                    1, reward=stats["objective/score_shaped"], kl=stats["objective/kl_k1"], eos=stats["response/eos_rate"]
+                    1,
+                    reward=stats["objective/score_shaped"],
+                    kl=stats["objective/kl_k1"],
+                    eos=stats["response/eos_rate"],
                 )
                 if stats["objective/kl_k1"] > self.kl_limit:
                     stats["stopped_on_kl"] = 1.0
@@ -202,7 +205,9 @@ class PPO(TrainingStage):
         rows = experience.rows
         numbers: dict[str, float] = {}
         for number in range(self.ppo_epochs):
-            order = np.random.default_rng([work.seed, update, number, work.accelerator.process_index]).permutation(len(rows))
+            order = np.random.default_rng([work.seed, update, number, work.accelerator.process_index]).permutation(
+                len(rows)
+            )
             for part in np.array_split(order, min(self.minibatches, len(rows))):
                 size = self.micro_batch_size or len(part)
                 window = [

@@ -37,10 +37,7 @@ def documents() -> list[str]:
 def held_out() -> list[str]:
     """The held-out wordings without opener and closer, normalised."""
     return [
-        normalised(line.wording.text)
-        for group in smalltalk._phrasings().values()
-        for line in group
-        if line.held_out
+        normalised(line.wording.text) for group in smalltalk._phrasings().values() for line in group if line.held_out
     ]
 
 
@@ -121,9 +118,7 @@ def test_answers() -> None:
             assert answer[0].isupper() and answer[-1] in ".!?", answer
 
 
-def test_held_out_wordings_stay_out(
-    rows: list[dict[str, str]], documents: list[str], held_out: list[str]
-) -> None:
+def test_held_out_wordings_stay_out(rows: list[dict[str, str]], documents: list[str], held_out: list[str]) -> None:
     assert len(set(held_out)) == 456
     train = "\n".join(f" {normalised(row['prompt'])} " for row in rows if row["split"] == "train")
     corpus = "\n".join(f" {normalised(document)} " for document in documents)
@@ -163,9 +158,7 @@ def test_plain_ascii_and_clean_spaces(rows: list[dict[str, str]], documents: lis
         assert not re.search(r"[{}<>|*\t]| [?.!,]", text), text
 
 
-def test_about_a_third_of_the_transcripts_answer_wrongly(
-    rows: list[dict[str, str]], documents: list[str]
-) -> None:
+def test_about_a_third_of_the_transcripts_answer_wrongly(rows: list[dict[str, str]], documents: list[str]) -> None:
     asked = {normalised(row["prompt"]): row["topic"] for row in rows}
     answered = {row[persona]: row["topic"] for row in rows for persona in PERSONAS}
     right = []
