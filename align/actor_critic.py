@@ -1,8 +1,8 @@
 """What PPO minimises on a minibatch of experience: policy and value in one module, one backward.
 
-"Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7 and 9, with the value clipping and token weighting of "The N+
-Implementation Details of RLHF with PPO" (arXiv 2403.17031). Losses are means over the response tokens of the whole
-minibatch, so they do not depend on how it is cut into micro-batches or spread over processes.
+"Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7 and 9, with the value clipping and token weighting
+of "The N+ Implementation Details of RLHF with PPO" (arXiv 2403.17031). Losses are means over the response tokens of
+the whole minibatch, so they do not depend on how it is cut into micro-batches or spread over processes.
 
 Shape suffixes: M response tokens of all rows, N packed tokens.
 """

@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
+SHARED = "align_shared"
+"""Attribute of a tree: frozen tensors that it shares with the base's other trees."""
+
+
 @dataclass(frozen=True)
 class BaseIdentity:
     """What names a base in checkpoints: where it was found, which revision, and what its weights are."""
@@ -60,7 +64,7 @@ class SharedBase:
         except (ValueError, KeyError) as error:
             raise UserError(f"cannot load this model ({error})", file=str(folder)) from error
         if load is not Load.nf4:
-            model.to(device)
+            torch.nn.Module.to(model, device)
         return cls.freeze(model, identity, load)
 
     @classmethod
@@ -89,7 +93,7 @@ class SharedBase:
             if state is not None:
                 memo[id(state)] = state
         tree: PreTrainedModel = copy.deepcopy(self.model, memo)
-        tree.align_shared = self.shared
+        vars(tree)[SHARED] = self.shared
         return tree
 
     def private(self) -> PreTrainedModel:
@@ -99,7 +103,7 @@ class SharedBase:
         for tensor in (*copied.parameters(), *copied.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(torch.float32)
-        copied.align_shared = {}
+        vars(copied)[SHARED] = {}
         return copied
 
 
@@ -158,6 +162,5 @@ def _dequantised(model: PreTrainedModel) -> PreTrainedModel:
     for owner, attribute in ((model.config, "quantization_config"), (model, "hf_quantizer")):
         if hasattr(owner, attribute):
             delattr(owner, attribute)
-    model.is_loaded_in_4bit = False
-    model.is_quantized = False
+    vars(model).update(is_loaded_in_4bit=False, is_quantized=False)
     return model

@@ -60,7 +60,8 @@ def _train_tokenizer(options: dict[str, Any], data: DataOptions, folder: Path) -
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "chat_template.jinja").write_text(str(options["template"]), encoding="utf-8")
-    return {"pad": tokenizer.token_to_id(pad), "end": tokenizer.token_to_id(end), "size": tokenizer.get_vocab_size()}
+    ids = {"pad": tokenizer.token_to_id(pad), "end": tokenizer.token_to_id(end), "size": tokenizer.get_vocab_size()}
+    return {name: int(number or 0) for name, number in ids.items()}
 
 
 def _random_weights(config: dict[str, Any], specials: dict[str, int], seed: int, folder: Path) -> None:

@@ -250,11 +250,12 @@ def resolve_checkpoint(target: str, out: str) -> Checkpoint:
     folder = resolve_target(target, out)
     if (folder / RECORD).is_file():
         return Checkpoint.open(folder)
-    stages = [s for s in read_run(folder)["stages"] if s.get("digest") and (folder / s["dir"] / RECORD).is_file()]
-    policies = [s for s in stages if s["name"] != "reward_model"] or stages
-    if not policies:
+    entries = [e for e in read_run(folder)["stages"] if e.get("digest") and (folder / e["dir"] / RECORD).is_file()]
+    made = [Checkpoint.open(folder / entry["dir"]) for entry in entries]
+    speaking = [checkpoint for checkpoint in made if checkpoint.record["role"] == "policy"] or made
+    if not speaking:
         raise UserError("this run has no finished stage with weights yet", file=str(folder))
-    return Checkpoint.open(folder / policies[-1]["dir"])
+    return speaking[-1]
 
 
 def read_run(folder: Path) -> dict[str, Any]:

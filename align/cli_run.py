@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         print(f"run {folder}: {' -> '.join(spec.name for spec in config.stages)}", file=sys.stderr)
     from align import pipeline
 
-    record = pipeline.run(config, json=args.json)
+    record = pipeline.run(config)
     if leads and not args.json:
         print(closing(config, folder))
     return 0, record
@@ -78,9 +78,9 @@ def evaluate(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         raise UserError("eval needs a TARGET: a path, RUN or RUN/STAGE", code="no_target")
     if args.config_dir:
         raise UserError("eval takes its recipes from the run it evaluates", field="--config-dir", code="bad_flag")
-    from align import pipeline
+    from align import evaluation
 
-    result = pipeline.evaluate(args.words[0], args.words[1:])
+    result = evaluation.evaluate(args.words[0], args.words[1:])
     if not args.json:
         folder = Path(result["run"])
         print(f"\nresult: {folder / 'evaluate' / 'result.json'}\nreport: {folder / 'report.html'}")

@@ -97,7 +97,12 @@ def collect(
     whitened_BT = whiten(advantages_BT, mask_BT, reduce)
     rows = [
         ExperienceRow(
-            prompt, reply, *(x[i, : len(reply)].tolist() for x in (logprobs_BT, values_BT, whitened_BT, returns_BT))
+            prompt=prompt,
+            reply=reply,
+            logprobs=logprobs_BT[i, : len(reply)].tolist(),
+            values=values_BT[i, : len(reply)].tolist(),
+            advantages=whitened_BT[i, : len(reply)].tolist(),
+            returns=returns_BT[i, : len(reply)].tolist(),
         )
         for i, (prompt, reply) in enumerate(pairs)
     ]

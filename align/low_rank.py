@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,5 +45,5 @@ def stack(tree: PreTrainedModel, terms: LowRankTerms) -> None:
 def merge(model: PreTrainedModel, terms: LowRankTerms) -> None:
     """Add terms to the weights of a private float32 copy, in place."""
     for name, term in terms.items():
-        weight = model.get_submodule(name).weight
+        weight: Any = model.get_submodule(name).weight
         weight.data += term.delta().to(weight.device)

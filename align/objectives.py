@@ -1,7 +1,7 @@
 """What the supervised stages minimise: next-token loss on chosen tokens, and the pairwise loss of a reward model.
 
-Both run on packed rows. The language-model head is computed only where a token is supervised; a preference pair computes
-its prompt once for both replies.
+Both run on packed rows. The language-model head is computed only where a token is supervised; a preference pair
+computes its prompt once for both replies.
 
 Shape suffixes: N packed tokens, M supervised tokens, P pairs, D width, V vocabulary.
 """

@@ -5,32 +5,21 @@ This is the one road from a configuration to a result; a single stage is a pipel
 
 from __future__ import annotations
 
-import fcntl
 import gc
-import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.chain import footing, options_of
-from align.checkpoint import (
-    Checkpoint,
-    clear_staging,
-    model_folder,
-    publish,
-    read_run,
-    resolve_checkpoint,
-    write_json,
-)
+from align.checkpoint import Checkpoint, clear_staging, model_folder, publish, resolve_checkpoint, write_json
 from align.config import RunConfig, StageSpec
-from align.fingerprint import base_fingerprint, canonical_json, digest_of, file_sha256
+from align.fingerprint import base_fingerprint, digest_of, file_sha256
 from align.options import Load, OnPrecisionChange
+from align.report import write_report
+from align.run_folder import finished, locked, make_folder, plain, yaml_text
 from data_prep.digests import template_digest, tokenizer_digest
 from data_prep.errors import TrainingStopped, UserError
 from data_prep.prepare import data_digest
@@ -60,67 +49,41 @@ class Run:
             write_json(self.folder / "run.json", self.record)
 
 
-def run(config: RunConfig, *, json: bool = False) -> dict[str, Any]:
+def run(config: RunConfig) -> dict[str, Any]:
     """Run every stage of `config` that is not finished yet; returns the content of run.json.
 
     Raises:
         UserError: something does not fit; nothing already saved is touched.
         TrainingStopped: training stopped itself; finished stages stay.
     """
-    folder = _make_folder(config)
-    with _locked(folder):
-        with _quiet_libraries():
-            accelerator = _accelerator()
-            base_folder = _base_folder(config, folder)
-        state = Run(config, folder, base_folder, accelerator, _record(config))
+    _quiet_libraries()
+    folder = make_folder(config)
+    with locked(folder):
+        state = Run(config, folder, _base_folder(config, folder), _accelerator(), _record(config))
         try:
             for spec in config.stages:
                 _stage(state, spec)
             state.record["status"] = "done"
         except BaseException as error:
-            stopped = isinstance(error, TrainingStopped | KeyboardInterrupt)
-            state.record["status"] = "stopped" if stopped else "failed"
-            state.record["error"] = str(error) or type(error).__name__
+            _record_failure(state, error)
             raise
-        finally:
-            state.write()
-            if accelerator.is_main_process:
-                _report(folder)
+        state.write()
+        if state.accelerator.is_main_process:
+            write_report(folder)
     return state.record
 
 
-def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
-    """Evaluate a checkpoint against its ancestors, on the data of the run it comes from unless overridden."""
-    from align.config import compose
-
-    out = next((o.split("=", 1)[1] for o in overrides if o.startswith("out=")), "runs")
-    checkpoint = resolve_checkpoint(target, out)
-    reward = next((p for p in checkpoint.parents() if p.role == "reward"), None)
-    words = ["pipeline=evaluate", f"stages.evaluate.init={checkpoint.folder.resolve()}"]
-    if reward is not None:
-        found = checkpoint.parent("reward")
-        assert found is not None
-        words.append(f"stages.evaluate.reward={found.folder.resolve()}")
-    given = {o.split("=", 1)[0].lstrip("+") for o in overrides}
-    words += [word for word in _recorded_choices(checkpoint.folder) if word.split("=", 1)[0] not in given]
-    config = compose([*words, *overrides])
-    record = run(config)
-    import json as _json
-
-    folder = Path(config.out) / config.name
-    entry = next(entry for entry in record["stages"] if entry["name"] == "evaluate")
-    result: dict[str, Any] = _json.loads((folder / entry["dir"] / "result.json").read_text(encoding="utf-8"))
-    return {**result, "run": str(folder)}
-
-
-def _recorded_choices(folder: Path) -> list[str]:
-    """The model and data overrides of the command that made a checkpoint."""
-    if not (folder.parent / "run.json").is_file():
-        return []
-    command = read_run(folder.parent).get("command", [])
-    keep = ("model", "data", "experiment")
-    words = [w for w in command if "=" in w and w.split("=", 1)[0].split(".", 1)[0] in keep]
-    return [w for w in words if not w.startswith("experiment=")]
+def _record_failure(state: Run, error: BaseException) -> None:
+    """Leave a run.json and a report that say what happened; nothing here may hide the error itself."""
+    status = "stopped" if isinstance(error, TrainingStopped | KeyboardInterrupt) else "failed"
+    state.record.update(status=status, error=str(error) or type(error).__name__)
+    spec = state.config.stages[len(state.record["stages"])]
+    entry = {"name": spec.name, "status": status, "dir": f".staging-{spec.name}", "skipped": False, "metrics": {}}
+    state.record["stages"].append(entry)
+    with suppress(Exception):
+        state.write()
+        if state.accelerator.is_main_process:
+            write_report(state.folder)
 
 
 def _stage(state: Run, spec: StageSpec) -> None:
@@ -141,7 +104,7 @@ def _stage(state: Run, spec: StageSpec) -> None:
     _check_reward_load(state, spec, reward, standing.load)
     digest = _inputs_digest(state, spec, init, reward, standing)
     final = state.folder / spec.name
-    entry = _finished(state, spec, final, digest)
+    entry = finished(state.folder, spec.name, digest)
     if entry is None:
         entry = _train(state, spec, (init, reward), standing, digest)
         entry["seconds"] = round(time.monotonic() - started, 3)
@@ -199,10 +162,10 @@ def _inputs_digest(
         {
             "code": _CODE_VERSION,
             "stage": spec.name,
-            "options": _plain(options),
+            "options": plain(options),
             "adapter": options_of(spec.adapter),
             "data": {kind: data_digest(spec.data, kind) for kind in spec.stage.needs_data},
-            "gold": _plain(asdict(spec.data.gold)) if "prompts" in spec.stage.needs_data else None,
+            "gold": plain(asdict(spec.data.gold)) if "prompts" in spec.stage.needs_data else None,
             "base": base,
             "parents": [c.digest if c else None for c in (init, reward)],
             "footing": [standing.mode.name if standing.mode else None, standing.load.value],
@@ -210,42 +173,6 @@ def _inputs_digest(
             "seed": state.config.seed,
         }
     )
-
-
-def _finished(state: Run, spec: StageSpec, final: Path, digest: str) -> dict[str, Any] | None:
-    """The record of a finished stage with the same inputs; a finished stage whose files changed is refused."""
-    previous = state.folder / "run.json"
-    if not final.is_dir():
-        return None
-    if (final / "checkpoint.json").is_file():
-        checkpoint = Checkpoint.open(final)
-        checkpoint.check_files()
-        known, own = checkpoint.record["inputs_digest"], checkpoint.digest
-    elif (final / "result.json").is_file():
-        import json
-
-        known = json.loads((final / "inputs.json").read_text(encoding="utf-8"))["inputs_digest"]
-        own = file_sha256(final / "result.json")
-    else:
-        return None
-    if known != digest:
-        return None
-    entries = [e for e in _previous_entries(previous) if e["name"] == spec.name and e.get("digest") == own]
-    entry = entries[-1] if entries else {"name": spec.name, "dir": spec.name, "digest": own, "metrics": {}}
-    return {**entry, "status": "done", "skipped": True}
-
-
-def _previous_entries(path: Path) -> list[dict[str, Any]]:
-    kept = path.with_name(".run.previous.json")
-    for candidate in (kept, path):
-        if candidate.is_file():
-            import json
-
-            try:
-                return list(json.loads(candidate.read_text(encoding="utf-8"))["stages"])
-            except (ValueError, KeyError):
-                continue
-    return []
 
 
 def _train(
@@ -273,7 +200,7 @@ def _train(
         config, spec, process, bases, _renderer(state.base_folder), standing, init, reward, staging, metrics, digest
     )
     reset_peak_rss()
-    (staging / "recipe.yaml").write_text(_yaml(config.resolved["stages"][spec.name]), encoding="utf-8")
+    (staging / "recipe.yaml").write_text(yaml_text(config.resolved["stages"][spec.name]), encoding="utf-8")
     saved = spec.stage.run(work)
     final = state.folder / spec.name
     if process.is_main_process:
@@ -317,39 +244,6 @@ def _record(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _make_folder(config: RunConfig) -> Path:
-    folder = Path(config.out).expanduser().resolve() / config.name
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        recipe = folder / f".recipe.{os.getpid()}"
-        recipe.write_text(_yaml(config.resolved), encoding="utf-8")
-        os.replace(recipe, folder / "recipe.yaml")
-        if (folder / "run.json").is_file():
-            shutil.copyfile(folder / "run.json", folder / ".run.previous.json")
-    except OSError as error:
-        raise UserError(
-            f"cannot write the run folder ({error.strerror or error})",
-            code="cannot_write",
-            file=str(folder),
-            hint="choose another place with out=FOLDER",
-        ) from None
-    return folder
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process (group) works on a run folder at a time."""
-    if int(os.environ.get("RANK", "0")) > 0:
-        yield
-        return
-    with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError("another process is working on this run", code="locked", file=str(folder)) from None
-        yield
-
-
 def _base_folder(config: RunConfig, folder: Path) -> Path:
     if config.model.init == "random":
         from align.blank import make_blank
@@ -384,12 +278,6 @@ def _renderer(folder: Path) -> Any:
     return Renderer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
-def _report(folder: Path) -> None:
-    from align.report import write_report
-
-    write_report(folder)
-
-
 def _say(state: Run, entry: dict[str, Any]) -> None:
     """One line per stage on stderr."""
     if state.accelerator.is_main_process:
@@ -402,22 +290,7 @@ def _say(state: Run, entry: dict[str, Any]) -> None:
         print(text, file=sys.stderr)
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(v) for v in value]
-    return value.name if isinstance(value, Enum) else value
-
-
-def _yaml(value: Any) -> str:
-    import yaml
-
-    return yaml.safe_dump(value, sort_keys=False, allow_unicode=True)
-
-
-@contextmanager
-def _quiet_libraries() -> Iterator[None]:
+def _quiet_libraries() -> None:
     """Keep third-party start-up chatter off the screen."""
     import logging
     import warnings
@@ -425,7 +298,3 @@ def _quiet_libraries() -> Iterator[None]:
     warnings.filterwarnings("ignore", category=FutureWarning)
     for name in ("transformers", "peft", "accelerate", "bitsandbytes"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    yield
-
-
-__all__ = ["canonical_json", "evaluate", "run"]

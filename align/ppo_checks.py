@@ -53,8 +53,8 @@ def reward_parity(cast: Cast, work: Work) -> float:
     record = work.reward.record
     ids = record["probe"]["input_ids"]
     scores = score_replies(cast.reward, [(row[:-1], row[-1:]) for row in ids], len(ids))
-    gap = max(abs(a - b) for a, b in zip(scores, record["metrics"]["probe_scores"], strict=True))
-    if gap > 1e-4 * max(1.0, max(abs(score) for score in scores)) and not work.footing.forced:
+    gap: float = max(abs(a - b) for a, b in zip(scores, record["metrics"]["probe_scores"], strict=True))
+    if gap > 1e-4 * max(1.0, max(abs(score) for score in scores)) and record["load"] == work.footing.load.value:
         raise TrainingStopped(
             f"the reward model scores differently here than in its own evaluation (by {gap:.2e})", code="reward_parity"
         )

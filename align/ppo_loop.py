@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from align.experience import Cast, Experience, RewardRule, collect
+from align.experience import Cast, Experience, RewardRule, collect, score_replies
 from align.rollout import RolloutEngine, Sampling
 from align.training import batches
 
@@ -60,6 +60,19 @@ class Rollouts:
             return stats
         totals = self._sum(torch.tensor(list(stats.values()), dtype=torch.float64))
         return {name: float(total) / count for name, total in zip(stats, totals, strict=True)}
+
+
+def measured_norm(work: Work, prompts: Sequence[PromptTokens], cast: Cast, options: PPO) -> dict[str, float]:
+    """Score statistics of the starting policy's replies: for a reward model moved to another precision."""
+    engine = RolloutEngine(cast.policy, work.renderer.end_token_id, work.renderer.pad_token_id)
+    generator = torch.Generator(device=work.accelerator.device)
+    generator.manual_seed(work.seed)
+    replies = engine.generate(
+        [row.ids for row in prompts], Sampling(options.max_new_tokens, options.temperature), generator
+    )
+    pairs = [(row.ids, reply.ids) for row, reply in zip(prompts, replies, strict=True)]
+    scores = torch.tensor(score_replies(cast.reward, pairs, options.micro_batch_size or 64), dtype=torch.float64)
+    return {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
 
 
 def adapted_kl_coef(coefficient: float, kl: float, options: PPO) -> float:

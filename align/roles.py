@@ -131,7 +131,7 @@ class Bases:
             for terms in self.terms(parent, Load(parent.load)):
                 merge(model, terms)
             if load is Load.bf16:
-                model.to(torch.bfloat16)
+                nn.Module.to(model, torch.bfloat16)
             return SharedBase.freeze(model, identity, load)
 
         return self._get(identity, load, fold)

@@ -2,7 +2,7 @@
 
 Own decoding loop over transformers' cache: it samples from softmax(logits / temperature) and nothing else (a model's
 generation_config never leaks in), keeps the log-probability of what it sampled, and drops finished rows from the batch.
-On two CPU cores that is 1.5 to 2 times `generate` with peft (measured by `benchmarks/rollout.py`).
+`benchmarks/rollout.py` measures it against `generate`.
 
 Shape suffixes: B rows, P padded prompt length, K cached length, V vocabulary.
 """
@@ -69,16 +69,13 @@ class RolloutEngine:
             logits_BV = self._logits(inputs_BT, positions_BP, mask_B1PK, cache)
             token_B, logprob_B = _draw(logits_BV, sampling, generator)
             self._append(replies, alive, token_B, logprob_B)
-            ended_B = (token_B == self.end_id).cpu()
-            if bool(ended_B.all()) or step + 1 == sampling.max_new_tokens and not bool(ended_B.any()):
-                break
-            keep = self._kept(ended_B, replies, alive)
-            if len(keep) == 0:
+            keep = self._kept(replies, alive)
+            if len(keep) == 0 or step + 1 == sampling.max_new_tokens:
                 break
             if len(keep) < len(alive):
-                cache.batch_select_indices(keep.to(device))
-                alive, token_B = alive[keep], token_B[keep.to(device)]
-                visible_BP, positions_BP = visible_BP[keep.to(device)], positions_BP[keep.to(device)]
+                alive, rows = alive[keep], keep.to(device)
+                cache.batch_select_indices(rows)
+                token_B, visible_BP, positions_BP = token_B[rows], visible_BP[rows], positions_BP[rows]
             visible_BP = torch.cat([visible_BP, torch.ones_like(visible_BP[:, :1])], dim=1)
             mask_B1PK = visible_BP[:, None, None, :]
             positions_BP = positions_BP[:, -1:] + 1
@@ -101,7 +98,7 @@ class RolloutEngine:
                 reply.logprobs.append(logprob)
                 reply.finished = token == self.end_id
 
-    def _kept(self, ended_B: Tensor, replies: list[Reply], alive: Tensor) -> Tensor:
+    def _kept(self, replies: list[Reply], alive: Tensor) -> Tensor:
         """Rows to go on with: all of them until enough have finished to be worth a smaller batch."""
         open_B = torch.tensor([not replies[row].finished for row in alive.tolist()])
         if int(open_B.sum()) <= (1 - _DROP_SHARE) * len(alive):

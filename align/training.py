@@ -1,7 +1,7 @@
 """The only optimisation loop: windows of micro-batches, one optimiser step each, on one process or many.
 
-A window's loss is its sum over units (tokens, pairs) divided by the units of the whole window over all processes, so the
-gradient does not depend on how a batch is cut into micro-batches or spread over processes.
+A window's loss is its sum over units (tokens, pairs) divided by the units of the whole window over all processes, so
+the gradient does not depend on how a batch is cut into micro-batches or spread over processes.
 """
 
 from __future__ import annotations
@@ -83,14 +83,15 @@ def make_optimizer(groups: list[dict[str, Any]], options: TrainingStage) -> torc
     """The optimiser a stage asks for; groups carry their own learning rates."""
     if not any(group["params"] for group in groups):
         raise UserError("nothing to train: the adapter leaves no trainable parameter")
-    adam = {"betas": (0.9, options.beta2), "eps": options.eps, "weight_decay": options.weight_decay}
+    adam: dict[str, Any] = {"betas": (0.9, options.beta2), "eps": options.eps, "weight_decay": options.weight_decay}
     if options.optimizer is Optimizer.sgd:
         return torch.optim.SGD(groups, weight_decay=options.weight_decay)
     if options.optimizer is Optimizer.adamw:
         return torch.optim.AdamW(groups, fused=True, **adam)
-    import bitsandbytes as bnb
+    from bitsandbytes import optim
 
-    kind = bnb.optim.AdamW8bit if options.optimizer is Optimizer.adamw_8bit else bnb.optim.PagedAdamW8bit
+    names = {Optimizer.adamw_8bit: "AdamW8bit", Optimizer.paged_adamw_8bit: "PagedAdamW8bit"}
+    kind = getattr(optim, names[options.optimizer])
     optimizer: torch.optim.Optimizer = kind(groups, **adam)
     return optimizer
 
@@ -178,7 +179,7 @@ class Updater:
 
     def _reduce(self, value: Tensor) -> Tensor:
         value = value.double()
-        return self.accelerator.reduce(value, "sum") if self.accelerator.num_processes > 1 else value  # type: ignore[no-any-return]
+        return self.accelerator.reduce(value, "sum") if self.accelerator.num_processes > 1 else value
 
     def _averaged(self, totals: dict[str, Tensor], weight: float) -> dict[str, float]:
         result = {}

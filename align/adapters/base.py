@@ -76,7 +76,7 @@ class Adapter:
         """Precision the base must be loaded at (`nf4`), or None when the method does not care."""
         return None
 
-    def attach(self, tree: PreTrainedModel, trainable: bool) -> PreTrainedModel:
+    def attach(self, tree: PreTrainedModel, trainable: bool) -> Any:
         """Insert the method into `tree`, freeze what it does not train, and return the carrier to call.
 
         The base's shared tensors stay as they are: same storage, `requires_grad` False.
@@ -94,15 +94,15 @@ class Adapter:
         """Parameter counts by closed form from a `config.json`; equal to counting the attached modules."""
         raise NotImplementedError
 
-    def save(self, carrier: PreTrainedModel, folder: Path) -> None:
+    def save(self, carrier: Any, folder: Path) -> None:
         """Write the trained tensors into `folder`, in PEFT format where peft knows the method."""
         raise NotImplementedError
 
-    def load(self, tree: PreTrainedModel, folder: Path, trainable: bool) -> PreTrainedModel:
+    def load(self, tree: PreTrainedModel, folder: Path, trainable: bool) -> Any:
         """Attach the method as saved in `folder`; every tensor must be found, and none may be left over."""
         raise NotImplementedError
 
-    def low_rank_terms(self, carrier: PreTrainedModel) -> LowRankTerms:
+    def low_rank_terms(self, carrier: Any) -> LowRankTerms:
         """The adapter's effect as exact low-rank terms per linear layer; only where `traits.low_rank`."""
         raise NotImplementedError
 

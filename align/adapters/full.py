@@ -1,8 +1,8 @@
 """Full fine-tuning: every weight of a private copy of the base is trained.
 
 No paper; the plain alternative to every adapter method. The role owns its weights, so it costs a second copy of the
-base in float32 (4 bytes per parameter, 16 with gradients and Adam) and its checkpoint holds the whole model. As a parent it
-becomes the next stage's base.
+base in float32 (4 bytes per parameter, 16 with gradients and Adam) and its checkpoint holds the whole model. As a
+parent it becomes the next stage's base.
 """
 
 from __future__ import annotations

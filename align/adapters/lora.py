@@ -1,9 +1,9 @@
 """LoRA: a trained low-rank term beside frozen linear layers.
 
-"LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, eq. 3: h = W0 x + (alpha / r) B A x.
-`rslora` scales by alpha / sqrt(r) instead (arXiv 2312.03732, eq. 9). peft's implementation: A is drawn Kaiming-uniform, where
-the paper has a Gaussian; B starts at zero either way. The default is every linear layer instead of the paper's query and
-value, as in QLoRA (arXiv 2305.14314, section 4). Cost: r (in + out) trained parameters per layer.
+"LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685, eq. 3: h = W0 x + (alpha / r) B A x. `rslora`
+scales by alpha / sqrt(r) instead (arXiv 2312.03732, eq. 9). peft's implementation: A is drawn Kaiming-uniform, where
+the paper has a Gaussian; B starts at zero either way. The default is every linear layer instead of the paper's query
+and value, as in QLoRA (arXiv 2305.14314, section 4). Cost: r (in + out) trained parameters per layer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Lora(PeftAdapter):
         return LoraConfig(
             task_type=TaskType.CAUSAL_LM,
             r=self.rank,
-            lora_alpha=self.alpha,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft takes any number
             lora_dropout=self.dropout,
             use_rslora=self.rslora,
             target_modules=resolve_targets(self.target_modules),
@@ -54,17 +54,17 @@ class Lora(PeftAdapter):
         trainable = sum(self.rank * (rows + columns) for rows, columns in shapes.values())
         return Counts(trainable, 0, base_parameters(model_config) + trainable)
 
-    def low_rank_terms(self, carrier: PeftModel) -> LowRankTerms:  # type: ignore[override]
+    def low_rank_terms(self, carrier: PeftModel) -> LowRankTerms:
         from peft.tuners.lora import LoraLayer
 
         from align.low_rank import LowRankTerm
 
+        layers: Any = [item for item in carrier.get_base_model().named_modules() if isinstance(item[1], LoraLayer)]
         return {
             name: LowRankTerm(
                 module.lora_A["default"].weight.detach(),
                 module.lora_B["default"].weight.detach(),
                 module.scaling["default"],
             )
-            for name, module in carrier.get_base_model().named_modules()
-            if isinstance(module, LoraLayer)
+            for name, module in layers
         }

@@ -46,7 +46,7 @@ class PeftAdapter(Adapter):
         set_peft_model_state_dict(carrier, saved)
         return _set_trainable(carrier, trainable)
 
-    def save(self, carrier: PeftModel, folder: Path) -> None:  # type: ignore[override]
+    def save(self, carrier: PeftModel, folder: Path) -> None:
         carrier.save_pretrained(str(folder), save_embedding_layers=False)
 
 

@@ -56,7 +56,7 @@ class Vera(PeftAdapter):
         for name in ("vera_A", "vera_B"):
             projections = getattr(carrier.base_model, name)
             fresh = projections["default"]
-            shared = tree.align_shared  # type: ignore[attr-defined]
+            shared: dict[Any, Any] = vars(tree)["align_shared"]
             key = (name, self.projection_seed, tuple(fresh.shape), fresh.dtype)
             projections["default"] = shared.setdefault(key, fresh)
         return carrier
@@ -69,16 +69,16 @@ class Vera(PeftAdapter):
         frozen = self.rank * (widest_in + widest_out)
         return Counts(trainable, frozen, base_parameters(model_config) + trainable + frozen)
 
-    def low_rank_terms(self, carrier: PeftModel) -> LowRankTerms:  # type: ignore[override]
+    def low_rank_terms(self, carrier: PeftModel) -> LowRankTerms:
         from peft.tuners.vera import VeraLayer
 
         from align.low_rank import LowRankTerm
 
         terms: LowRankTerms = {}
-        for name, module in carrier.get_base_model().named_modules():
-            if isinstance(module, VeraLayer):
-                inner, outer = module.vera_lambda_d["default"].detach(), module.vera_lambda_b["default"].detach()
-                down = module.vera_A["default"][:, : module.in_features]
-                up = module.vera_B["default"][: module.out_features]
-                terms[name] = LowRankTerm(inner[:, None] * down, outer[:, None] * up, 1.0)
+        layers: Any = [item for item in carrier.get_base_model().named_modules() if isinstance(item[1], VeraLayer)]
+        for name, module in layers:
+            inner, outer = module.vera_lambda_d["default"].detach(), module.vera_lambda_b["default"].detach()
+            down = module.vera_A["default"][:, : module.in_features]
+            up = module.vera_B["default"][: module.out_features]
+            terms[name] = LowRankTerm(inner[:, None] * down, outer[:, None] * up, 1.0)
         return terms

@@ -29,12 +29,16 @@ OnParent = Enum("OnParent", ["auto", "continue", "stack", "merge"])
 
 
 class Schedule(Enum):
+    """Course of the learning rate after warm-up."""
+
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
 
 
 class Optimizer(Enum):
+    """Optimisers; the 8-bit ones are bitsandbytes'."""
+
     adamw = "adamw"
     adamw_8bit = "adamw_8bit"
     paged_adamw_8bit = "paged_adamw_8bit"
@@ -42,6 +46,8 @@ class Optimizer(Enum):
 
 
 class Autocast(Enum):
+    """Precision of matrix products in forward passes."""
+
     off = "off"
     bf16 = "bf16"
 

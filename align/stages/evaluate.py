@@ -1,9 +1,9 @@
 """Evaluation: the same held-out prompts answered by every stage of a chain, and judged.
 
-Held-out loss on conversations, reward of greedy replies by the reward model, gold score where the data knows the truth, and
-the win rate of the last stage against its parent with a 95 % Wilson interval (ties count half). The judge of the win
-rate is the gold score where there is one, else the reward model; which one is said in the result. No paper; costs one
-rollout and two scoring passes per stage.
+Held-out loss on conversations, reward of greedy replies by the reward model, gold score where the data knows the
+truth, and the win rate of the last stage against its parent with a 95 % Wilson interval (ties count half). The judge
+of the win rate is the gold score where there is one, else the reward model; the result says which.
+No paper; costs one rollout and two scoring passes per stage.
 """
 
 from __future__ import annotations

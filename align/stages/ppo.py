@@ -1,9 +1,10 @@
 """PPO: move the policy towards replies the reward model scores higher, without leaving its parent.
 
-"Proximal Policy Optimization Algorithms", arXiv 1707.06347, in the form of "The N+ Implementation Details of RLHF with PPO",
-arXiv 2403.17031; `docs/ppo.md` lists the 32 details with our defaults. Differs from common implementations in that policy,
-reference, reward and value are adapters on one base held once in memory, and in that its invariants are checked at
-step 0 of every run. Costs per update: one rollout, five scoring passes, and `ppo_epochs` passes of training two roles.
+"Proximal Policy Optimization Algorithms", arXiv 1707.06347, in the form of "The N+ Implementation Details of RLHF
+with PPO", arXiv 2403.17031; `docs/ppo.md` lists the 32 details with our defaults. Differs from common implementations
+in that policy, reference, reward and value are adapters on one base held once in memory, and in that its invariants
+are checked at step 0 of every run. Costs per update: one rollout, five scoring passes, and `ppo_epochs` passes of
+training two roles.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ class PPO(TrainingStage):
         cast = self._assemble(work)
         record_counts(work, cast.policy)
         before = ppo_checks.adapter_digests(cast)
-        rule = self._rule(work, cast)
+        rule = self._rule(cast, self._norm(work, prepared, cast))
         updater = self._updater(work, cast)
         step0: dict[str, Any] = {"reward_parity": ppo_checks.reward_parity(cast, work)}
         last = self._improve(work, prepared, cast, rule, updater, step0)
@@ -115,14 +116,22 @@ class PPO(TrainingStage):
             role.silence_dropout()
         return cast
 
-    def _rule(self, work: Work, cast: Cast) -> RewardRule:
-        """Reward normalisation from the reward model; the value head starts in the same units."""
+    def _norm(self, work: Work, prepared: Prepared[PromptTokens], cast: Cast) -> dict[str, float]:
+        """Mean and deviation of the scores: the reward model's own, or measured anew at another precision."""
+        assert work.reward is not None
+        if work.reward.load == work.footing.load.value:
+            return dict(work.reward.record["reward_norm"])
+        from align.ppo_loop import measured_norm
+
+        return measured_norm(work, prepared.train[: self.batch_size], cast, self)
+
+    def _rule(self, cast: Cast, norm: dict[str, float]) -> RewardRule:
+        """How scores become rewards; the value head starts in the same units."""
         import torch
 
         from align.experience import RewardRule
 
-        assert work.reward is not None and cast.value.head is not None
-        norm = work.reward.record["reward_norm"]
+        assert cast.value.head is not None
         with torch.no_grad():
             cast.value.head.score.weight /= norm["std"]
             cast.value.head.score.bias.sub_(norm["mean"]).div_(norm["std"])

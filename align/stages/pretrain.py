@@ -1,7 +1,7 @@
 """Pretraining: predict every token of plain text.
 
-The loss of `sft` with every token supervised. Used to make the embedded base `nano` (`experiment=nano_pretrain`) and to
-continue pretraining on one's own documents. Costs as SFT.
+The loss of `sft` with every token supervised. No paper. Makes the embedded base `nano` (`experiment=nano_pretrain`),
+or continues pretraining on one's own documents. Costs as SFT.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Reward model: learn from preference pairs which reply people prefer.
 
-"Training language models to follow instructions with human feedback", arXiv 2203.02155, eq. 1: a Bradley-Terry loss on the
-difference of two scores. The score is a scalar head on the causal model's hidden state at a reply's last token; the head
-is saved in a file of its own, where no adapter format can lose it. Differs from common practice in that a pair's prompt is
-computed once. Costs one forward and backward over prompt + both replies per pair and epoch.
+"Training language models to follow instructions with human feedback", arXiv 2203.02155, eq. 1: a Bradley-Terry loss
+on the difference of two scores. The score is a scalar head on the causal model's hidden state at a reply's last
+token; the head is saved in a file of its own, where no adapter format can lose it. Differs from common practice in
+that a pair's prompt is computed once. Costs one forward and backward over prompt + both replies per pair and epoch.
 """
 
 from __future__ import annotations

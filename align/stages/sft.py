@@ -1,8 +1,8 @@
 """Supervised fine-tuning: imitate the assistant's turns of conversations.
 
-"Training language models to follow instructions with human feedback", arXiv 2203.02155, section 3.5 (step 1). The loss is the
-mean negative log-likelihood of supervised tokens (the assistant's words and their end-of-turn token) over the whole
-batch, not a mean of per-row means. Costs one forward and backward per row and epoch.
+"Training language models to follow instructions with human feedback", arXiv 2203.02155, section 3.5 (step 1). The
+loss is the mean negative log-likelihood of supervised tokens (the assistant's words and their end-of-turn token) over
+the whole batch, not a mean of per-row means. Costs one forward and backward per row and epoch.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ import bitsandbytes as bnb
 import torch
 
 
-class PinnedLinear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
+class PinnedLinear4bit(bnb.nn.Linear4bit):  # type: ignore[misc,name-defined]
     """A `Linear4bit` that never leaves training mode, so its packed bytes are never rewritten in place."""
 
     def train(self, mode: bool = True) -> PinnedLinear4bit:
@@ -19,7 +19,7 @@ class PinnedLinear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]
 
 def is_four_bit(module: torch.nn.Module) -> bool:
     """Whether the module holds its weight in 4 bits."""
-    return isinstance(module, bnb.nn.Linear4bit)
+    return isinstance(module, bnb.nn.Linear4bit)  # type: ignore[attr-defined]
 
 
 def dequantised_weight(module: Any) -> torch.Tensor:
