@@ -76,6 +76,8 @@ class SharedBase:
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                vars(module)["attention_dropout"] = 0.0
         if load is Load.nf4:
             _pin_four_bit(model)
         return cls(model, identity, load)

@@ -46,9 +46,15 @@ def footing(
 ) -> Footing:
     """Decide mode and precision of a stage, or refuse with the reason and what to do instead."""
     wanted = _load(parent, adapter, load)
-    problem = None if adapter.traits.four_bit or wanted is not Load.nf4 else "cannot stand on a 4-bit base"
-    if problem:
-        raise UserError(f"{adapter_name(adapter)} {problem}", hint="set model.load=fp32, or use adapter=qlora")
+    if wanted is Load.nf4 and not adapter.traits.four_bit:
+        raise UserError(
+            f"{adapter_name(adapter)} cannot stand on a 4-bit base", hint="set model.load=fp32, or use adapter=qlora"
+        )
+    if adapter.traits.owns_weights and wanted is not Load.fp32:
+        raise UserError(
+            f"{adapter_name(adapter)} trains float32 weights, not {wanted.value}",
+            hint="set model.load=fp32 and, for speed, stages.STAGE.autocast=bf16",
+        )
     forced: tuple[str, ...] = ()
     if parent is not None and parent.load != wanted.value:
         if on_change is OnPrecisionChange.refuse:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -52,9 +51,13 @@ class Checkpoint:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, UnicodeDecodeError) as error:
             raise UserError(f"not valid JSON ({error})", file=str(path)) from None
-        if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
-            found = record.get("format_version") if isinstance(record, dict) else type(record).__name__
-            raise UserError("unknown checkpoint format", file=str(path), hint=f"got {found}; expected {FORMAT_VERSION}")
+        _require_keys(path, record)
+        if record["format_version"] != FORMAT_VERSION:
+            raise UserError(
+                f"unknown format_version (got {record['format_version']}; expected {FORMAT_VERSION})",
+                file=str(path),
+                hint="read it with the version of align that wrote it",
+            )
         return cls(folder, record, file_sha256(path))
 
     @property
@@ -86,6 +89,8 @@ class Checkpoint:
         for entry in self.parents():
             if entry.role == role:
                 folder = self._parent_folder(entry)
+                if not (folder / RECORD).is_file() or file_sha256(folder / RECORD) != entry.digest:
+                    folder = self._moved(entry.digest) or folder
                 if not (folder / RECORD).is_file():
                     raise UserError(
                         f"parent of {self.label} is missing: {entry.role} {entry.digest[:8]} at {entry.path}",
@@ -106,8 +111,18 @@ class Checkpoint:
     def _parent_folder(self, entry: Parent) -> Path:
         return Path(os.path.normpath(self.folder / entry.path))
 
+    def _moved(self, digest: str) -> Path | None:
+        """Where this run keeps the checkpoint of a digest, its archive of replaced stages included."""
+        run = next((p for p in self.folder.resolve().parents if (p / "run.json").is_file()), None)
+        for pattern in ("*", ".archive/*") if run else ():
+            for path in sorted(run.glob(f"{pattern}/{RECORD}")) if run else ():
+                if file_sha256(path) == digest:
+                    return path.parent
+        return None
+
     def check_files(self) -> None:
-        """Every file the record names exists and has the bytes it was saved with."""
+        """The record is the one its run knows, and every file it names exists with the bytes it was saved with."""
+        self._check_record()
         if self.record.get("head") and "head.safetensors" not in self.record["files"]:
             raise UserError("record has a head but no head file", file=str(self.folder / RECORD))
         for name, expected in self.record["files"].items():
@@ -121,6 +136,24 @@ class Checkpoint:
                     file=str(path),
                     hint="restore the file or train the stage again",
                 )
+
+    def _check_record(self) -> None:
+        """The run folder, if there is one, knows this record's digest: an edited record is seen there."""
+        run = self.folder.resolve().parent
+        if not (run / "run.json").is_file():
+            return
+        for entry in read_run(run)["stages"]:
+            if entry.get("dir") == self.folder.name and entry.get("digest") not in (None, self.digest):
+                raise UserError(
+                    f"content changed since {self.stage} {entry['digest'][:8]} was saved",
+                    code="changed_file",
+                    file=str(self.folder / RECORD),
+                    hint="restore the file or train the stage again",
+                )
+
+    def nested(self) -> list[Checkpoint]:
+        """Checkpoints kept inside this one's folder: PPO's critic."""
+        return [Checkpoint.open(path.parent) for path in sorted(self.folder.glob(f"*/{RECORD}"))]
 
     def ancestors(self) -> list[Checkpoint]:
         """Every checkpoint below this one, nearest first; each once."""
@@ -186,6 +219,7 @@ class Checkpoint:
 
         chain = [self]
         check("parents", lambda: chain.extend(self.ancestors()))
+        check("nested", lambda: chain.extend(self.nested()))
         for checkpoint in chain:
             check(f"files of {checkpoint.label}", checkpoint.check_files)
         check("base", lambda: str(base_folder or self.base_folder()))
@@ -196,7 +230,36 @@ class Checkpoint:
         return checks
 
 
-def model_folder(path: str) -> Path:
+def _require_keys(path: Path, record: Any) -> None:
+    """A record has every key that readers rely on, of the right type."""
+    expected = {
+        "format_version": int,
+        "stage": str,
+        "method": str,
+        "options": dict,
+        "role": str,
+        "base": dict,
+        "load": str,
+        "parents": list,
+        "files": dict,
+        "tokenizer_digest": str,
+        "template_digest": str,
+        "inputs_digest": str,
+    }
+    if not isinstance(record, dict):
+        raise UserError("expected a JSON object", code="damaged_record", file=str(path))
+    for key, kind in expected.items():
+        if not isinstance(record.get(key), kind):
+            got = type(record[key]).__name__ if key in record else "nothing"
+            raise UserError(
+                f"damaged record (got {got}; expected {kind.__name__})",
+                code="damaged_record",
+                file=str(path),
+                field=key,
+            )
+
+
+def model_folder(path: str, revision: str | None = None) -> Path:
     """The folder of a base: a path, `package:nano`, or a hub id that is (or can be) downloaded."""
     if path.startswith("package:"):
         folder = EMBEDDED / path.removeprefix("package:")
@@ -211,17 +274,17 @@ def model_folder(path: str) -> Path:
             hint = f"did you mean {folder.parent / found}?" if found else None
             raise UserError(f"model folder does not exist: {path}", code="missing_model", hint=hint)
         return folder.resolve()
-    return _from_hub(path)
+    return _from_hub(path, revision)
 
 
-def _from_hub(name: str) -> Path:
+def _from_hub(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(
             f"'{name}' is no folder here, and the hub cannot be reached or has no such model ({reason})",
@@ -281,52 +344,3 @@ def _nearby(folder: Path) -> str | None:
         return None
     found = nearest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()])
     return f"did you mean {folder.parent / found}?" if found and found != folder.name else None
-
-
-def write_record(folder: Path, record: dict[str, Any], names: list[str]) -> None:
-    """Hash the named files of a staging folder into the record and write it last; everything reaches the disk."""
-    record = {**record, "files": {name: file_sha256(folder / name) for name in sorted(names)}}
-    write_json(folder / RECORD, record)
-    for path in folder.rglob("*"):
-        if path.is_file():
-            sync(path)
-    sync(folder)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file and a rename, so that a reader sees the old file or the new one."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        staging.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
-        sync(staging)
-        os.replace(staging, path)
-    except OSError as error:
-        raise UserError(f"cannot write ({error.strerror or error})", code="cannot_write", file=str(path)) from None
-
-
-def sync(path: Path) -> None:
-    """fsync a file or a folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def publish(staging: Path, final: Path) -> None:
-    """Move a complete staging folder to its name in one rename; a folder already there is kept under `.archive/`."""
-    if final.exists():
-        archive = final.parent / ".archive"
-        archive.mkdir(exist_ok=True)
-        number = 1 + sum(1 for p in archive.iterdir() if p.name.startswith(final.name + "-"))
-        os.replace(final, archive / f"{final.name}-{number}")
-    os.replace(staging, final)
-    sync(final.parent)
-
-
-def clear_staging(staging: Path) -> Path:
-    """An empty staging folder; what an interrupted run left there was never published."""
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir(parents=True)
-    return staging

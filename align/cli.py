@@ -80,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(overview())
         return 0
     if words[0] == "--version":
-        from importlib import metadata
+        from align.machine import versions
 
-        print(metadata.version("align-toolkit"))
+        print(versions().get("align-toolkit", "not installed (running from a source tree)"))
         return 0
     as_json = "--json" in words
     quieten()

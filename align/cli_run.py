@@ -25,8 +25,6 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     check_sources(config)
     folder = Path(config.out) / config.name
     leads = os.environ.get("RANK", "0") == "0"
-    if leads:
-        print(f"run {folder}: {' -> '.join(spec.name for spec in config.stages)}", file=sys.stderr)
     from align import pipeline
 
     record = pipeline.run(config)

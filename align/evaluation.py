@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from align.checkpoint import read_run, resolve_checkpoint
-from align.config import compose
+import yaml
+
+from align.checkpoint import resolve_checkpoint
+from align.config import RunConfig, compose
+from align.options import ModelOptions
 from align.pipeline import run
+from align.typed import build
+from data_prep.options import DataOptions
 
 
 def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
@@ -22,18 +29,27 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
     judge = checkpoint.parent("reward")
     if judge is not None:
         words.append(f"stages.evaluate.reward={judge.folder.resolve()}")
-    given = {word.split("=", 1)[0].lstrip("+") for word in overrides}
-    words += [word for word in _recorded_choices(checkpoint.folder) if word.split("=", 1)[0] not in given]
-    config = compose([*words, *overrides])
+    config = _as_recorded(compose([*words, *overrides]), checkpoint.folder, overrides)
     entry = run(config)["stages"][-1]
     folder = Path(config.out) / config.name
     result: dict[str, Any] = json.loads((folder / entry["dir"] / "result.json").read_text(encoding="utf-8"))
     return {**result, "run": str(folder)}
 
 
-def _recorded_choices(folder: Path) -> list[str]:
-    """The model and data overrides of the command that made a checkpoint."""
-    if not (folder.parent / "run.json").is_file():
-        return []
-    words = [word for word in read_run(folder.parent).get("command", []) if "=" in word]
-    return [word for word in words if word.split("=", 1)[0].split(".", 1)[0] in ("model", "data")]
+def _as_recorded(config: RunConfig, folder: Path, overrides: list[str]) -> RunConfig:
+    """The evaluation with the model and data that the checkpoint's run recorded, unless they are overridden."""
+    recipe = folder.parent / "recipe.yaml"
+    if not recipe.is_file():
+        return config
+    recorded = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    stages = recorded["stages"]
+    data = stages.get("evaluate", stages.get(folder.name, {})).get("data")
+    given = {word.split("=", 1)[0].lstrip("+").split(".", 1)[0] for word in overrides}
+    spec, resolved = config.stages[-1], deepcopy(config.resolved)
+    if "model" not in given:
+        resolved["model"] = recorded["model"]
+        config = replace(config, model=build(ModelOptions, recorded["model"], "model"))
+    if data and not given & {"data", "stages"}:
+        resolved["stages"][spec.name]["data"] = data
+        config = replace(config, stages=[replace(spec, data=build(DataOptions, data, "data"))])
+    return replace(config, resolved=resolved)

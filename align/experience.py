@@ -25,6 +25,7 @@ from align.functional import (
     token_logprobs,
     whiten,
 )
+from align.objectives import CHUNK_ELEMENTS
 from align.roles import Role
 from align.rollout import Reply
 from reward.signal import shape_rewards
@@ -141,17 +142,23 @@ def score_replies(role: Role, pairs: Sequence[tuple[Sequence[int], Sequence[int]
 def _pass(cast: Cast, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float) -> list[Tensor]:
     """Policy and reference log-probabilities, values, entropies [M], and scores [B], on the CPU."""
     batch = pack_responses(pairs).to(cast.policy.tree.device)
-    logits_MV = _response_logits(cast.policy, batch)
-    logprobs_M = token_logprobs(logits_MV, batch.targets_M, temperature)
-    entropy_M = entropy(logits_MV, temperature)
-    reference_M = token_logprobs(_response_logits(cast.reference, batch), batch.targets_M, temperature)
+    logprobs_M, entropy_M = _judged(cast.policy, batch, temperature)
+    reference_M, _ = _judged(cast.reference, batch, temperature)
     values_M = cast.value.scores(batch.packed, batch.source_M)
     score_B = cast.reward.scores(batch.packed, batch.last_B)
     return [tensor.cpu() for tensor in (logprobs_M, reference_M, values_M, entropy_M, score_B)]
 
 
-def _response_logits(role: Role, batch: ResponseBatch) -> Tensor:
-    return role.logits(role.hidden(batch.packed)[batch.source_M])
+def _judged(role: Role, batch: ResponseBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies [M] of the reply tokens; the logits of a chunk are held at a time."""
+    hidden_MD = role.hidden(batch.packed)[batch.source_M]
+    rows = max(1, CHUNK_ELEMENTS // role.tree.config.get_text_config().vocab_size)
+    parts = []
+    for start in range(0, hidden_MD.shape[0], rows):
+        logits = role.logits(hidden_MD[start : start + rows])
+        targets = batch.targets_M[start : start + rows]
+        parts.append((token_logprobs(logits, targets, temperature), entropy(logits, temperature)))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def _unpack(values_M: Tensor, mask_BT: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from align.training import Objective
 from data_prep.types import PairTokens, Tokens
 from reward.loss import bradley_terry
 
-_CHUNK_ELEMENTS = 1 << 27  # logits above this many elements are computed, and recomputed in backward, in chunks
+CHUNK_ELEMENTS = 1 << 27  # logits above this many elements are computed, and recomputed in backward, in chunks
 
 
 @dataclass
@@ -72,14 +72,13 @@ def chosen_logprobs(role: Role, hidden_MD: Tensor, targets_M: Tensor, temperatur
         return token_logprobs(role.logits(hidden), targets, temperature)
 
     vocabulary = role.tree.config.get_text_config().vocab_size
-    rows = max(1, _CHUNK_ELEMENTS // vocabulary)
-    if hidden_MD.shape[0] <= rows or not torch.is_grad_enabled():
+    rows = max(1, CHUNK_ELEMENTS // vocabulary)
+    if hidden_MD.shape[0] <= rows:
         return head(hidden_MD, targets_M)
-    parts = [
-        checkpoint(head, hidden_MD[i : i + rows], targets_M[i : i + rows], use_reentrant=False)
-        for i in range(0, hidden_MD.shape[0], rows)
-    ]
-    return torch.cat(parts)
+    parts = [(hidden_MD[i : i + rows], targets_M[i : i + rows]) for i in range(0, hidden_MD.shape[0], rows)]
+    if not torch.is_grad_enabled():
+        return torch.cat([head(*part) for part in parts])
+    return torch.cat([checkpoint(head, *part, use_reentrant=False) for part in parts])
 
 
 @dataclass

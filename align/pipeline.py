@@ -6,6 +6,7 @@ This is the one road from a configuration to a result; a single stage is a pipel
 from __future__ import annotations
 
 import gc
+import shutil
 import sys
 import time
 from contextlib import suppress
@@ -13,16 +14,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.chain import footing, options_of
-from align.checkpoint import Checkpoint, clear_staging, model_folder, publish, resolve_checkpoint, write_json
+from align.chain import Footing, footing, options_of
+from align.checkpoint import Checkpoint, model_folder, resolve_checkpoint
 from align.config import RunConfig, StageSpec
+from align.disk import clear_staging, publish, write_json
 from align.fingerprint import base_fingerprint, digest_of, file_sha256
 from align.options import Load, OnPrecisionChange
 from align.report import write_report
-from align.run_folder import finished, locked, make_folder, plain, yaml_text
+from align.run_folder import earlier_entries, finished, locked, make_folder, plain, yaml_text
+from align.stages.base import TrainingStage
 from data_prep.digests import template_digest, tokenizer_digest
 from data_prep.errors import TrainingStopped, UserError
-from data_prep.prepare import data_digest
+from data_prep.reading import data_digest, has_source, source_digest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,6 +45,23 @@ class Run:
     record: dict[str, Any]
     made: dict[str, Checkpoint] = field(default_factory=dict)
     """Checkpoints of this run by stage name, in order."""
+    announced: bool = False
+    """Whether the run has begun to do something."""
+
+    def announce(self) -> None:
+        """Say once, before the first stage is trained or skipped, what this run is."""
+        if not self.announced and self.accelerator.is_main_process:
+            names = " -> ".join(spec.name for spec in self.config.stages)
+            print(f"run {self.folder}: {names}", file=sys.stderr)
+        self.announced = True
+
+    def put(self, entry: dict[str, Any]) -> None:
+        """Record a stage in place of what was recorded of it before, in the pipeline's order."""
+        order = [spec.name for spec in self.config.stages]
+        kept = [e for e in self.record["stages"] if e["name"] != entry["name"]]
+        kept.append(entry)
+        kept.sort(key=lambda e: order.index(e["name"]) if e["name"] in order else -1)
+        self.record["stages"] = kept
 
     def write(self) -> None:
         """Bring run.json up to date."""
@@ -57,15 +77,23 @@ def run(config: RunConfig) -> dict[str, Any]:
         TrainingStopped: training stopped itself; finished stages stay.
     """
     _quiet_libraries()
+    place = Path(config.out).expanduser().resolve() / config.name
+    is_new = not place.exists()
+    base_folder = None if config.model.init else _base_folder(config, place)
     folder = make_folder(config)
     with locked(folder):
-        state = Run(config, folder, _base_folder(config, folder), _accelerator(), _record(config))
+        state = Run(
+            config, folder, base_folder or _base_folder(config, folder), _accelerator(), _record(config, folder)
+        )
         try:
             for spec in config.stages:
                 _stage(state, spec)
             state.record["status"] = "done"
         except BaseException as error:
-            _record_failure(state, error)
+            if is_new and isinstance(error, UserError) and not state.announced and state.accelerator.is_main_process:
+                shutil.rmtree(folder)  # refused before anything was done: leave no trace
+            else:
+                _record_failure(state, spec, error)
             raise
         state.write()
         if state.accelerator.is_main_process:
@@ -73,13 +101,13 @@ def run(config: RunConfig) -> dict[str, Any]:
     return state.record
 
 
-def _record_failure(state: Run, error: BaseException) -> None:
+def _record_failure(state: Run, spec: StageSpec, error: BaseException) -> None:
     """Leave a run.json and a report that say what happened; nothing here may hide the error itself."""
     status = "stopped" if isinstance(error, TrainingStopped | KeyboardInterrupt) else "failed"
-    state.record.update(status=status, error=str(error) or type(error).__name__)
-    spec = state.config.stages[len(state.record["stages"])]
-    entry = {"name": spec.name, "status": status, "dir": f".staging-{spec.name}", "skipped": False, "metrics": {}}
-    state.record["stages"].append(entry)
+    state.record.update(status=status, error=str(error) or type(error).__name__, failed_stage=spec.name)
+    if not any(entry["name"] == spec.name for entry in state.record["stages"]):
+        staging = f".staging-{spec.name}"
+        state.put({"name": spec.name, "status": status, "dir": staging, "skipped": False, "metrics": {}})
     with suppress(Exception):
         state.write()
         if state.accelerator.is_main_process:
@@ -104,11 +132,12 @@ def _stage(state: Run, spec: StageSpec) -> None:
     _check_reward_load(state, spec, reward, standing.load)
     digest = _inputs_digest(state, spec, init, reward, standing)
     final = state.folder / spec.name
-    entry = finished(state.folder, spec.name, digest)
+    entry = finished(state.folder, spec.name, digest, state.record["stages"])
+    state.announce()
     if entry is None:
         entry = _train(state, spec, (init, reward), standing, digest)
         entry["seconds"] = round(time.monotonic() - started, 3)
-    state.record["stages"].append(entry)
+    state.put(entry)
     state.write()
     if (final / "checkpoint.json").is_file():
         state.made[spec.name] = Checkpoint.open(final)
@@ -149,24 +178,24 @@ def _check_reward_load(state: Run, spec: StageSpec, reward: Checkpoint | None, l
 
 
 def _inputs_digest(
-    state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: Any
+    state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: Footing
 ) -> str:
     """Hash of everything that decides the stage's result."""
     options = {k: v for k, v in asdict(spec.stage).items() if k not in _NOT_INPUTS}
-    base = [
-        base_fingerprint(state.base_folder),
-        tokenizer_digest(state.base_folder),
-        template_digest(state.base_folder),
-    ]
+    if isinstance(spec.stage, TrainingStage):
+        options["lr"] = spec.stage.peak_lr(spec.adapter, state.config.model.lr_scale)
+    folder = state.base_folder
+    reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
+    gold = spec.data.gold if "prompts" in spec.stage.needs_data and spec.data.gold.rule else None
     return digest_of(
         {
             "code": _CODE_VERSION,
             "stage": spec.name,
             "options": plain(options),
             "adapter": options_of(spec.adapter),
-            "data": {kind: data_digest(spec.data, kind) for kind in spec.stage.needs_data},
-            "gold": plain(asdict(spec.data.gold)) if "prompts" in spec.stage.needs_data else None,
-            "base": base,
+            "data": {kind: data_digest(spec.data, kind) for kind in reads},
+            "gold": [gold.rule, plain(gold.options), source_digest(spec.data, gold.source)] if gold else None,
+            "base": [base_fingerprint(folder), tokenizer_digest(folder), template_digest(folder)],
             "parents": [c.digest if c else None for c in (init, reward)],
             "footing": [standing.mode.name if standing.mode else None, standing.load.value],
             "processes": state.accelerator.num_processes,
@@ -229,7 +258,7 @@ def _train(
     return entry
 
 
-def _record(config: RunConfig) -> dict[str, Any]:
+def _record(config: RunConfig, folder: Path) -> dict[str, Any]:
     from align.machine import versions
 
     return {
@@ -240,7 +269,7 @@ def _record(config: RunConfig) -> dict[str, Any]:
         "seed": config.seed,
         "command": config.command,
         "versions": versions(),
-        "stages": [],
+        "stages": earlier_entries(folder),
     }
 
 
@@ -253,7 +282,7 @@ def _base_folder(config: RunConfig, folder: Path) -> Path:
         raise UserError(f"unknown init '{config.model.init}' (choices: random)", field="model.init")
     if not config.model.path:
         raise UserError("no model is given", field="model.path", hint="set model=hf model.path=FOLDER")
-    return model_folder(config.model.path)
+    return model_folder(config.model.path, config.model.revision)
 
 
 def _base_id(config: RunConfig, folder: Path) -> str:

@@ -8,13 +8,17 @@ from typing import TYPE_CHECKING
 import torch
 
 from align.experience import Cast, Experience, RewardRule, collect, score_replies
-from align.rollout import RolloutEngine, Sampling
+from align.rollout import Reply, RolloutEngine, Sampling
 from align.training import batches
+from align.work import write_samples
 
 if TYPE_CHECKING:
     from align.stages.ppo import PPO
     from align.work import Work
     from data_prep.types import PromptTokens
+
+
+_SAMPLES = 16  # replies of an update that are kept to be read
 
 
 class Rollouts:
@@ -26,6 +30,7 @@ class Rollouts:
         self._cast = cast
         self._options = options
         self._engine = RolloutEngine(cast.policy, work.renderer.end_token_id, work.renderer.pad_token_id)
+        self._latest: list[tuple[PromptTokens, Reply]] = []
         self._sampling = Sampling(options.max_new_tokens, options.temperature)
 
     def collect(self, update: int, rule: RewardRule) -> Experience:
@@ -44,7 +49,18 @@ class Rollouts:
         experience = collect(self._cast, prompts, replies, rule, chunk, self._sum)
         for made, row in zip(experience.rows, rows, strict=True):
             made.id = row.id
+        self._latest = list(zip(rows, replies, strict=True))[:_SAMPLES]
         return Experience(experience.rows, self._averaged(experience.stats))
+
+    def keep_samples(self, update: int) -> None:
+        """Replace samples.jsonl by some of this update's prompts and replies."""
+        rows = []
+        for row, reply in self._latest:
+            text = self._work.renderer.decode(reply.ids)
+            rows.append(
+                {"prompt": row.text, "id": row.id, "update": update + 1, "reply": text, "ended": reply.finished}
+            )
+        write_samples(self._work, rows)
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
         process = self._work.accelerator

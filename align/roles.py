@@ -160,13 +160,7 @@ class Bases:
     def realise(self, checkpoint: Checkpoint, name: str, load: Load, trainable: bool = False) -> Role:
         """A checkpoint as a role: the tree it was trained on, its adapter, and its head if it has one."""
         adapter = adapter_of(checkpoint)
-        if adapter.traits.owns_weights:
-            base = self.over(checkpoint, load)
-            tree = base.private() if trainable else base.tree()
-        else:
-            tree = self.under(checkpoint, load).tree()
-            for terms in self.terms_under(checkpoint, load):
-                stack(tree, terms)
+        tree = self._tree(checkpoint, load, private=trainable)
         carrier = adapter.load(tree, checkpoint.folder, trainable)
         head = load_head(checkpoint, self.device) if checkpoint.record.get("head") else None
         role = Role(name, carrier, adapter, head)
@@ -174,23 +168,43 @@ class Bases:
 
     def fresh(self, parent: Checkpoint | None, adapter: Adapter, footing: Footing, name: str) -> Role:
         """A trainable role on a parent as its footing says; its head, if any, is the stage's business."""
-        load = footing.load
         if parent is not None and footing.mode is OnParent["continue"]:
-            role = self.realise(parent, name, load, trainable=True)
-            role.adapter = adapter
+            tree = self._tree(parent, footing.load, adapter.traits.owns_weights)
+            return Role(name, adapter.load(tree, parent.folder, trainable=True), adapter)
+        tree = self._ground(parent, footing, adapter.traits.owns_weights)
+        return Role(name, adapter.attach(tree, trainable=True), adapter)
+
+    def start_of(self, parent: Checkpoint | None, footing: Footing, name: str) -> Role:
+        """The frozen function that a fresh role starts from, on the same footing: bit-equal at any precision."""
+        if parent is not None and footing.mode is OnParent["continue"]:
+            role = self.realise(parent, name, footing.load)
             role.head = None
             return role
+        return Role(name, self._ground(parent, footing, private=False), None).freeze()
+
+    def _ground(self, parent: Checkpoint | None, footing: Footing, private: bool) -> PreTrainedModel:
+        """The tree below a fresh adapter: the base, with the parent stacked or merged into it."""
         if parent is None:
-            base = self.root(load)
+            base = self.root(footing.load)
         elif footing.mode is OnParent.merge:
-            base = self.merged(parent, load)
+            base = self.merged(parent, footing.load)
         else:
-            base = self.over(parent, load)
-        tree = base.private() if adapter.traits.owns_weights else base.tree()
+            base = self.over(parent, footing.load)
+        tree = base.private() if private else base.tree()
         if parent is not None and footing.mode is OnParent.stack:
-            for terms in self.terms(parent, load):
+            for terms in self.terms(parent, footing.load):
                 stack(tree, terms)
-        return Role(name, adapter.attach(tree, trainable=True), adapter)
+        return tree
+
+    def _tree(self, checkpoint: Checkpoint, load: Load, private: bool) -> PreTrainedModel:
+        """The tree that a checkpoint's own adapter is put on; a fully tuned one is its own tree."""
+        if adapter_of(checkpoint).traits.owns_weights:
+            base = self.over(checkpoint, load)
+            return base.private() if private else base.tree()
+        tree = self.under(checkpoint, load).tree()
+        for terms in self.terms_under(checkpoint, load):
+            stack(tree, terms)
+        return tree
 
     def standing_on(self, parent: Checkpoint | None, footing: Footing) -> BaseIdentity:
         """Identity of the base that a stage's adapter stands on, for its record."""

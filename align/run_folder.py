@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -19,19 +18,15 @@ from align.config import RunConfig
 from align.fingerprint import file_sha256
 from data_prep.errors import UserError
 
-_PREVIOUS = ".run.previous.json"
-
 
 def make_folder(config: RunConfig) -> Path:
-    """The run's folder with the resolved recipe in it; an earlier run.json is kept aside."""
+    """The run's folder with the resolved recipe in it."""
     folder = Path(config.out).expanduser().resolve() / config.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         recipe = folder / f".recipe.{os.getpid()}"
         recipe.write_text(yaml_text(config.resolved), encoding="utf-8")
         os.replace(recipe, folder / "recipe.yaml")
-        if (folder / "run.json").is_file():
-            shutil.copyfile(folder / "run.json", folder / _PREVIOUS)
     except OSError as error:
         raise UserError(
             f"cannot write the run folder ({error.strerror or error})",
@@ -56,7 +51,19 @@ def locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def finished(folder: Path, name: str, inputs_digest: str) -> dict[str, Any] | None:
+def earlier_entries(folder: Path) -> list[dict[str, Any]]:
+    """What an earlier run recorded of stages whose folders are still there."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return []
+    try:
+        entries = list(json.loads(path.read_text(encoding="utf-8"))["stages"])
+    except (ValueError, KeyError, TypeError):
+        return []  # a torn record: the stages' own files say what is done
+    return [entry for entry in entries if entry.get("digest") and (folder / str(entry["dir"])).is_dir()]
+
+
+def finished(folder: Path, name: str, inputs_digest: str, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The entry of a stage that is done with equal inputs, else None.
 
     Raises:
@@ -66,27 +73,21 @@ def finished(folder: Path, name: str, inputs_digest: str) -> dict[str, Any] | No
     if (final / "checkpoint.json").is_file():
         checkpoint = Checkpoint.open(final)
         checkpoint.check_files()
-        known, own = checkpoint.record["inputs_digest"], checkpoint.digest
+        known, own, metrics = (
+            checkpoint.record["inputs_digest"],
+            checkpoint.digest,
+            checkpoint.record.get("metrics", {}),
+        )
     elif (final / "result.json").is_file() and (final / "inputs.json").is_file():
         known = json.loads((final / "inputs.json").read_text(encoding="utf-8"))["inputs_digest"]
-        own = file_sha256(final / "result.json")
+        own, metrics = file_sha256(final / "result.json"), {}
     else:
         return None
     if known != inputs_digest:
         return None
-    entries = [e for e in _earlier_entries(folder) if e.get("name") == name and e.get("digest") == own]
-    entry = entries[-1] if entries else {"name": name, "dir": name, "digest": own, "metrics": {}}
+    unrecorded = {"name": name, "dir": name, "digest": own, "metrics": metrics}
+    entry = next((e for e in entries if e.get("name") == name and e.get("digest") == own), unrecorded)
     return {**entry, "status": "done", "skipped": True}
-
-
-def _earlier_entries(folder: Path) -> list[dict[str, Any]]:
-    path = folder / _PREVIOUS
-    if not path.is_file():
-        return []
-    try:
-        return list(json.loads(path.read_text(encoding="utf-8"))["stages"])
-    except (ValueError, KeyError, TypeError):
-        return []  # a torn record: the stage's own files say that it is done
 
 
 def yaml_text(value: Any) -> str:

@@ -117,8 +117,13 @@ class Updater:
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._warmup = round(options.warmup * steps)
         self._after_step = after_step
+        self._held: set[str] = set()
         self._module = accelerator.prepare_model(objective) if accelerator.num_processes > 1 else objective
         self._clip_groups = objective.clip_groups()
+
+    def hold(self, role: str, held: bool) -> None:
+        """Keep a role's parameters exactly as they are (learning rate 0, so no weight decay either), or let them go."""
+        (self._held.add if held else self._held.discard)(role)
 
     def autocast(self) -> Any:
         """Context of the forward pass at the stage's precision."""
@@ -150,7 +155,7 @@ class Updater:
         self._stop_on_nan(result, norms, window)
         factor = learning_rate_factor(self.step_number, self.steps, self._warmup, self.options.schedule)
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = peak * factor
+            group["lr"] = 0.0 if group.get("role") in self._held else peak * factor
         if self.step_number == 0:
             self._require_gradients()
         self.optimizer.step()
@@ -161,17 +166,22 @@ class Updater:
         return result
 
     @torch.no_grad()
-    def evaluate(self, micro_batches: Sequence[Batch]) -> dict[str, float]:
-        """Mean loss and numbers over this process's share of the evaluation rows, combined over all processes."""
+    def evaluate(self, micro_batches: Sequence[Batch], counts: bool = True) -> dict[str, float]:
+        """Mean loss and numbers over this process's share of the evaluation rows, combined over all processes.
+
+        A process without a share of its own still takes part, with rows that do not count.
+        """
         device = self.accelerator.device
         totals: dict[str, Tensor] = {}
         self.objective.eval()
         for batch in micro_batches:
             with self.autocast():
                 loss, numbers = self.objective(batch.to(device))
-            accumulate(totals, {"loss": loss, **numbers})
+            numbers = {"loss": loss, **numbers}
+            accumulate(totals, numbers if counts else {name: value * 0.0 for name, value in numbers.items()})
         self.objective.train()
-        weight = self._reduce(torch.tensor(sum(batch.weight for batch in micro_batches), device=device))
+        own = sum(batch.weight for batch in micro_batches) if counts else 0.0
+        weight = self._reduce(torch.tensor(own, device=device))
         return self._averaged(totals, float(weight))
 
     def _clip(self, parameters: list[nn.Parameter]) -> float:
@@ -257,7 +267,8 @@ def fit(
     every = options.eval_every or max(1, math.ceil(updater.steps / 4))
     best, final = Best(), {"loss": math.nan}
     objective.train()
-    held_out_batches = _micro(objective, _share(held_out, process), options.micro_batch_size or options.batch_size)
+    share = _share(held_out, process)
+    held_out_batches = _micro(objective, share or held_out[:1], options.micro_batch_size or options.batch_size)
     epoch = 0
     while updater.step_number < updater.steps:
         for index in batches(len(train), options.batch_size, seed, epoch):
@@ -268,23 +279,25 @@ def fit(
             log(updater.step_number, "train", numbers)
             done = updater.step_number >= updater.steps
             if held_out_batches and (done or updater.step_number % every == 0):
-                final = updater.evaluate(held_out_batches)
+                final = updater.evaluate(held_out_batches, counts=bool(share))
                 log(updater.step_number, "eval", final)
                 best.offer(final["loss"], updater.step_number, lambda: _state(objective))
             if done or (options.patience and best.misses >= options.patience):
-                return _finish(updater, best, final, held_out_batches)
+                return _finish(updater, best, final, lambda: updater.evaluate(held_out_batches, counts=bool(share)))
         epoch += 1
     return final
 
 
-def _finish(updater: Updater, best: Best, final: dict[str, float], held_out: list[Batch]) -> dict[str, float]:
+def _finish(
+    updater: Updater, best: Best, final: dict[str, float], evaluate: Callable[[], dict[str, float]]
+) -> dict[str, float]:
     if not updater.options.patience or best.state is None:
         return final
     with torch.no_grad():
         for name, parameter in updater.objective.named_parameters():
             if name in best.state:
                 parameter.copy_(best.state[name])
-    return {**updater.evaluate(held_out), "best_step": float(best.step)}
+    return {**evaluate(), "best_step": float(best.step)}
 
 
 def _state(objective: nn.Module) -> dict[str, Tensor]:

@@ -13,16 +13,18 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 
 from align.chain import Footing, adapter_name, options_of
-from align.checkpoint import FORMAT_VERSION, Checkpoint, Parent, write_record
+from align.checkpoint import FORMAT_VERSION, Checkpoint, Parent
 from align.config import RunConfig, StageSpec
+from align.disk import write_record
+from align.fingerprint import read_model_config
 from align.packing import pack
 from align.roles import Bases, Role
 from align.tracking import Metrics
-from data_prep.errors import TrainingStopped
+from data_prep.errors import TrainingStopped, UserError
+from data_prep.options import LengthOptions
 from data_prep.prepare import Prepared, Renderer
 
 PROBE_ATOL = 1e-4  # across machines; within a process the comparison is exact
-PROBE_TOKENS = 64
 
 
 @dataclass
@@ -51,10 +53,19 @@ class Work:
     @property
     def lr(self) -> float:
         """The stage's peak learning rate: as set, else its default for this adapter and model."""
+        return float(self.spec.stage.peak_lr(self.spec.adapter, self.config.model.lr_scale))
+
+    def lengths(self, reply_tokens: int = 0) -> LengthOptions:
+        """The stage's row-length rules, within the model's context; `reply_tokens` are kept free for a reply."""
         stage = self.spec.stage
-        if stage.lr is not None:
-            return float(stage.lr)
-        return float(stage.base_lr * self.spec.adapter.lr_factor * self.config.model.lr_scale)
+        context = read_model_config(self.bases.folder).get("max_position_embeddings") or stage.max_length
+        longest = min(stage.max_length, int(context))
+        if longest <= reply_tokens:
+            raise UserError(
+                f"no room for a prompt: {reply_tokens} reply tokens in a context of {longest}",
+                hint=f"lower stages.{self.spec.name}.max_new_tokens",
+            )
+        return LengthOptions(longest - reply_tokens, stage.on_long, stage.max_lost)
 
     @property
     def is_main(self) -> bool:
@@ -71,6 +82,13 @@ class Work:
             (self.staging / "data_card.json").write_text(
                 json.dumps(prepared.card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
+
+
+def write_samples(work: Work, rows: Sequence[dict[str, Any]]) -> None:
+    """Keep some inputs and outputs of the stage in samples.jsonl, to be read by people."""
+    if work.is_main:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (work.staging / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 @dataclass

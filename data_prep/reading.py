@@ -226,15 +226,30 @@ def data_digest(data: DataOptions, kind: str) -> str:
     if kind not in kinds:
         raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(kinds)})")
     given = source_for(data, kinds[kind])
-    options = _plain(asdict(given.source))
+    return sha256_json({"kind": kind, "system": data.system, "source": source_digest(data, given.source)})
+
+
+def has_source(data: DataOptions, kind: str) -> bool:
+    """Whether a source is given for a kind of row ("conversations", "preferences", "prompts" or "text") itself."""
+    source: SourceOptions = getattr(data, kind)
+    return bool(source.path or source.generator)
+
+
+def source_digest(data: DataOptions, source: SourceOptions) -> str:
+    """Hex hash of one source: bytes of its files (or its generator's version) and its options.
+
+    Raises:
+        UserError: a missing file.
+    """
+    options = _plain(asdict(source))
     for name in ("path", "eval_path"):
         options.pop(name)
-    content: dict[str, Any] = {"version": VERSION, "kind": kind, "options": options, "system": data.system}
-    if given.source.generator:
-        generator = find_generator(given.source.generator)
-        content["generator"] = [given.source.generator, str(generator.version)]
-    else:
-        content["files"] = digest_path(str(given.source.path), data.root)
-    if given.source.eval_path:
-        content["eval_files"] = digest_path(given.source.eval_path, data.root)
+    content: dict[str, Any] = {"version": VERSION, "options": options}
+    if source.generator:
+        generator = find_generator(source.generator)
+        content["generator"] = [source.generator, str(generator.version)]
+    elif source.path:
+        content["files"] = digest_path(source.path, data.root)
+    if source.eval_path:
+        content["eval_files"] = digest_path(source.eval_path, data.root)
     return sha256_json(content)

@@ -16,6 +16,7 @@ from data_prep.options import OnLong
 from data_prep.registry import Registry
 
 if TYPE_CHECKING:
+    from align.adapters.base import Adapter
     from align.checkpoint import Checkpoint
     from align.work import Work
 
@@ -72,12 +73,17 @@ class Stage:
     name: ClassVar[str]
     needs_data: ClassVar[tuple[str, ...]] = ()
     """Kinds of data it reads: conversations, preferences, prompts, text."""
+    may_read: ClassVar[tuple[str, ...]] = ()
+    """Kinds of data it also reads where they are given."""
     needs_reward: ClassVar[bool] = False
     """Whether it takes a reward model beside its parent."""
     reward_optional: ClassVar[bool] = False
     """Whether it also works without that reward model."""
 
-    init: str | None = option(None, "checkpoint to start from: a path, RUN or RUN/STAGE (default: the stage before)")
+    init: str | None = option(
+        None,
+        "checkpoint to start from: a stage, RUN/STAGE, a path, or base (default: the run's latest policy)",
+    )
     reward: str | None = option(None, "reward model for stages that take one (default: the run's reward_model)")
     on_parent: OnParent = option(OnParent.auto, "how a new adapter stands on the parent: auto|continue|stack|merge")
     data: Any = option(None, "data recipe of this stage alone (default: the run's data)")
@@ -114,3 +120,7 @@ class TrainingStage(Stage):
     max_length: int = option(1024, "longest row in tokens")
     on_long: OnLong = option(OnLong.drop, "rows over max_length: drop (counted) or error")
     max_lost: float = option(0.05, "stop when more than this share of the rows is dropped")
+
+    def peak_lr(self, adapter: Adapter, lr_scale: float) -> float:
+        """Peak learning rate with this adapter on a model of this scale: as set, else the stage's default for both."""
+        return self.lr if self.lr is not None else self.base_lr * adapter.lr_factor * lr_scale

@@ -50,7 +50,7 @@ def groups_of(role: Role, lr: float) -> list[dict[str, Any]]:
     groups = role.adapter.parameter_groups(role.carrier, lr)
     if role.head is not None:
         groups.append({"params": [p for p in role.head.parameters() if p.requires_grad], "lr": lr})
-    return [group for group in groups if group["params"]]
+    return [{**group, "role": role.name} for group in groups if group["params"]]
 
 
 def hooks_of(role: Role) -> list[Any]:
@@ -66,5 +66,8 @@ def hooks_of(role: Role) -> list[Any]:
 
 def record_counts(work: Work, role: Role) -> None:
     """Trainable and total parameters of the stage's role, for run.json; the head is counted in both."""
+    from align.fingerprint import read_model_config
+
+    head = sum(p.numel() for p in role.head.parameters()) if role.head is not None else 0
     work.numbers["trainable"] = sum(p.numel() for p in role.parameters() if p.requires_grad)
-    work.numbers["total"] = sum(p.numel() for p in role.parameters())
+    work.numbers["total"] = work.spec.adapter.count(read_model_config(work.bases.folder)).total + head

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.fields import option
 from align.stages.base import Stage, stage
-from data_prep.options import LengthOptions, OnLong
+from data_prep.options import OnLong
 
 if TYPE_CHECKING:
     from align.checkpoint import Checkpoint
@@ -41,6 +41,7 @@ class Evaluate(Stage):
     """Answer the same held-out prompts with every stage of the chain, and judge the answers."""
 
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
+    may_read: ClassVar[tuple[str, ...]] = ("conversations",)
     needs_reward: ClassVar[bool] = True
     reward_optional: ClassVar[bool] = True
 
@@ -57,7 +58,7 @@ class Evaluate(Stage):
         from align.tracking import Progress
         from data_prep.prepare import prepare_prompts
 
-        prepared = prepare_prompts(work.spec.data, work.renderer, self._lengths(), work.seed)
+        prepared = prepare_prompts(work.spec.data, work.renderer, work.lengths(self.max_new_tokens), work.seed)
         work.write_card(prepared)
         rows = (prepared.eval or prepared.train)[: self.prompts]
         chain = chain_of(work.init)
@@ -124,7 +125,7 @@ class Evaluate(Stage):
         data: DataOptions = work.spec.data
         if not (data.conversations.path or data.conversations.generator):
             return None
-        prepared = prepare_conversations(data, work.renderer, self._lengths(), work.seed)
+        prepared = prepare_conversations(data, work.renderer, work.lengths(), work.seed)
         rows = (prepared.eval or prepared.train)[: self.prompts]
         objective = LanguageModeling(role).eval()
         total = weight = 0.0
@@ -156,9 +157,6 @@ class Evaluate(Stage):
         if len(names) > 1 and answers[names[-1]].gold is not None:
             result["gain"] = _gain(answers[names[-1]], answers[names[-2]])
         return result
-
-    def _lengths(self) -> LengthOptions:
-        return LengthOptions(self.max_length, self.on_long, self.max_lost)
 
 
 def chain_of(checkpoint: Checkpoint | None) -> list[tuple[str, Checkpoint | None]]:

@@ -3,7 +3,7 @@
 "Proximal Policy Optimization Algorithms", arXiv 1707.06347, in the form of "The N+ Implementation Details of RLHF
 with PPO", arXiv 2403.17031; `docs/ppo.md` lists the 32 details with our defaults. Differs from common implementations
 in that policy, reference, reward and value are adapters on one base held once in memory, and in that its invariants
-are checked at step 0 of every run. Costs per update: one rollout, five scoring passes, and `ppo_epochs` passes of
+are checked at step 0 of every run. Costs per update: one rollout, four scoring passes, and `ppo_epochs` passes of
 training two roles.
 """
 
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from align.fields import option
 from align.stages.base import Schedule, TrainingStage, stage
 from data_prep.errors import TrainingStopped, UserError
-from data_prep.options import LengthOptions
 
 if TYPE_CHECKING:
     from align.checkpoint import Checkpoint
@@ -88,8 +87,7 @@ class PPO(TrainingStage):
     def _prompts(self, work: Work) -> Prepared[PromptTokens]:
         from data_prep.prepare import prepare_prompts
 
-        lengths = LengthOptions(self.max_length - self.max_new_tokens, self.on_long, self.max_lost)
-        prepared = prepare_prompts(work.spec.data, work.renderer, lengths, work.seed)
+        prepared = prepare_prompts(work.spec.data, work.renderer, work.lengths(self.max_new_tokens), work.seed)
         if len(prepared.train) < self.batch_size:
             raise UserError(
                 f"{len(prepared.train)} training prompts are fewer than one batch of {self.batch_size}",
@@ -100,15 +98,11 @@ class PPO(TrainingStage):
     def _assemble(self, work: Work) -> Cast:
         """Policy and reference from the parent, reward from the reward model, value as a trainable copy of it."""
         from align.experience import Cast
-        from align.roles import Role
 
         assert work.reward is not None
         load = work.footing.load
         policy = work.fresh_role("policy")
-        if work.init is not None:
-            reference = work.bases.realise(work.init, "reference", load)
-        else:
-            reference = Role("reference", work.bases.root(load).tree(), None).freeze()
+        reference = work.bases.start_of(work.init, work.footing, "reference")
         reward = work.bases.realise(work.reward, "reward", load)
         value = work.bases.realise(work.reward, "value", load, trainable=True)
         cast = Cast(policy, reference, reward, value)
@@ -153,7 +147,9 @@ class PPO(TrainingStage):
 
         objective = ActorCritic(cast.policy, cast.value, self.clip, self.value_clip, self.value_coef)
         objective.temperature, objective.dual_clip = self.temperature, self.dual_clip
-        groups = groups_of(cast.policy, work.lr) + groups_of(cast.value, work.lr * self.value_lr_ratio)
+        assert cast.value.adapter is not None
+        value_lr = self.peak_lr(cast.value.adapter, work.config.model.lr_scale) * self.value_lr_ratio
+        groups = groups_of(cast.policy, work.lr) + groups_of(cast.value, value_lr)
         for role in (cast.policy, cast.value):
             ready_to_train(role, self)
         steps = self.updates * self.ppo_epochs * self.minibatches
@@ -186,6 +182,7 @@ class PPO(TrainingStage):
                 stats = {**experience.stats, **numbers}
                 if work.is_main:
                     work.metrics.log(update + 1, "train", stats)
+                    rollouts.keep_samples(update)
                 progress.advance(
                     1,
                     reward=stats["objective/score_shaped"],
@@ -210,7 +207,10 @@ class PPO(TrainingStage):
 
         objective = updater.objective
         assert isinstance(objective, ActorCritic)
-        objective.policy_weight = 0.0 if update < self.critic_warmup else 1.0
+        warming = update < self.critic_warmup
+        objective.policy_weight = 0.0 if warming else 1.0
+        updater.hold("policy", warming)
+        objective.train()
         rows = experience.rows
         numbers: dict[str, float] = {}
         for number in range(self.ppo_epochs):

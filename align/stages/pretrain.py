@@ -29,8 +29,12 @@ class Pretrain(SFT):
     epochs: float = option(1.0, "passes over the documents")
     max_length: int = option(256, "longest piece of a document in tokens")
 
+    def opening(self, row: Tokens) -> list[int]:
+        """The first half of a document."""
+        return row.ids[: max(1, len(row.ids) // 2)]
+
     def prepare(self, work: Work) -> Prepared[Tokens]:
         """Pieces of documents, every token supervised."""
         from data_prep.prepare import prepare_text
 
-        return prepare_text(work.spec.data, work.renderer, self.lengths(), work.seed)
+        return prepare_text(work.spec.data, work.renderer, work.lengths(), work.seed)

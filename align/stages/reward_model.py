@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.fields import option
 from align.stages.base import TrainingStage, stage
-from data_prep.options import LengthOptions
 
 if TYPE_CHECKING:
     from align.checkpoint import Checkpoint
@@ -39,12 +38,11 @@ class RewardModel(TrainingStage):
 
         from align.objectives import Pairwise
         from align.stages.common import supervised_run
-        from align.work import Result, save_result
+        from align.work import Result, save_result, write_samples
         from data_prep.prepare import prepare_preferences
         from reward.head import ScalarHead
 
-        lengths = LengthOptions(self.max_length, self.on_long, self.max_lost)
-        prepared = prepare_preferences(work.spec.data, work.renderer, lengths, work.seed)
+        prepared = prepare_preferences(work.spec.data, work.renderer, work.lengths(), work.seed)
         work.write_card(prepared)
         role = work.fresh_role("reward")
         torch.manual_seed(work.seed)
@@ -53,6 +51,7 @@ class RewardModel(TrainingStage):
         supervised_run(work, objective, role, prepared)
         measured = measure(objective, prepared.eval or prepared.train, self.micro_batch_size or 64)
         work.numbers["metrics"] = measured.pop("metrics")
+        write_samples(work, _samples(work, (prepared.eval or prepared.train)[:8], measured))
         probe_rows = (prepared.eval or prepared.train)[:4]
         work.numbers["metrics"]["probe_scores"] = measured["scores"][: len(probe_rows)]
         result = Result(
@@ -96,4 +95,18 @@ def measure(objective: Pairwise, rows: list[PairTokens], chunk: int) -> dict[str
         "length_corr": length_correlation(chosen + rejected, lengths),
     }
     norm = {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
-    return {"metrics": metrics, "norm": norm, "scores": chosen}
+    return {"metrics": metrics, "norm": norm, "scores": chosen, "rejected": rejected}
+
+
+def _samples(work: Work, rows: list[PairTokens], measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """Held-out pairs as text, with both scores."""
+    decode = work.renderer.decode
+    return [
+        {
+            "id": row.id,
+            "prompt": decode(row.prompt),
+            "chosen": {"text": decode(row.chosen), "score": measured["scores"][i]},
+            "rejected": {"text": decode(row.rejected), "score": measured["rejected"][i]},
+        }
+        for i, row in enumerate(rows)
+    ]

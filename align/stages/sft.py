@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.fields import option
 from align.stages.base import TrainingStage, stage
-from data_prep.options import LengthOptions
 
 if TYPE_CHECKING:
     from align.checkpoint import Checkpoint
+    from align.roles import Role
     from align.work import Work
     from data_prep.prepare import Prepared
     from data_prep.types import Tokens
@@ -35,13 +35,14 @@ class SFT(TrainingStage):
         """Train a policy on the prepared rows and save it."""
         from align.objectives import LanguageModeling
         from align.stages.common import supervised_run
-        from align.work import Result, save_result
+        from align.work import Result, save_result, write_samples
 
         prepared = self.prepare(work)
         work.write_card(prepared)
         role = work.fresh_role("policy")
         final = supervised_run(work, LanguageModeling(role), role, prepared)
         work.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": math.exp(min(final["loss"], 50.0))}
+        write_samples(work, self.samples(work, role, prepared))
         result = Result(
             role=role,
             kind="policy",
@@ -52,12 +53,26 @@ class SFT(TrainingStage):
         )
         return save_result(work, result, work.staging)
 
+    def samples(self, work: Work, role: Role, prepared: Prepared[Tokens]) -> list[dict[str, Any]]:
+        """The openings of held-out rows, and how the model goes on (greedily)."""
+        from align.rollout import RolloutEngine, Sampling
+
+        rows = (prepared.eval or prepared.train)[:8]
+        prompts = [self.opening(row) for row in rows]
+        engine = RolloutEngine(role, work.renderer.end_token_id, work.renderer.pad_token_id)
+        replies = engine.generate(prompts, Sampling(64, greedy=True))
+        decode = work.renderer.decode
+        return [
+            {"id": row.id, "prompt": decode(prompt), "reply": decode(reply.ids), "ended": reply.finished}
+            for row, prompt, reply in zip(rows, prompts, replies, strict=True)
+        ]
+
+    def opening(self, row: Tokens) -> list[int]:
+        """A conversation up to its first reply."""
+        return row.ids[: row.mask.index(True)]
+
     def prepare(self, work: Work) -> Prepared[Tokens]:
         """Rows of token ids with the mask of supervised tokens."""
         from data_prep.prepare import prepare_conversations
 
-        return prepare_conversations(work.spec.data, work.renderer, self.lengths(), work.seed)
-
-    def lengths(self) -> LengthOptions:
-        """The row-length rules as data_prep takes them."""
-        return LengthOptions(self.max_length, self.on_long, self.max_lost)
+        return prepare_conversations(work.spec.data, work.renderer, work.lengths(), work.seed)

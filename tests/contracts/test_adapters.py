@@ -1,0 +1,351 @@
+"""What every registered adapter method must keep, at every precision of the base it allows.
+
+A new method enters by existing: nothing here names one.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.adapters.base import adapters
+from align.adapters.peft_backed import PeftAdapter
+from align.chain import Footing
+from align.low_rank import merge, stack
+from align.objectives import LanguageModeling, chosen_logprobs
+from align.options import Load
+from align.packing import pack
+from align.roles import Role
+from align.rollout import RolloutEngine, Sampling
+from data_prep.errors import TrainingStopped, UserError
+from data_prep.types import Tokens
+from tests.tiny_chain import (
+    CPU,
+    base,
+    bases,
+    fresh,
+    legal_loads,
+    logits,
+    made,
+    methods_and_loads,
+    read,
+    sentences,
+    shared_bytes,
+)
+
+CASES = methods_and_loads()
+EACH = pytest.mark.parametrize(("method", "load"), CASES, ids=[f"{method}-{load.value}" for method, load in CASES])
+EXACT = [(method, load) for method, load in CASES if load is not Load.bf16]
+EACH_EXACT = pytest.mark.parametrize(("method", "load"), EXACT, ids=[f"{m}-{load.value}" for m, load in EXACT])
+METHODS = adapters.names()
+RELOAD = """
+import json, sys
+import torch
+torch.manual_seed(987654)
+torch.set_num_threads(1)
+from pathlib import Path
+from align.checkpoint import Checkpoint
+from align.options import Load
+from align.work import outputs
+from tests.tiny_chain import bases
+for folder in map(Path, sys.argv[2:]):
+    saved = Checkpoint.open(folder)
+    role = bases(Path(sys.argv[1])).realise(saved, "again", Load(saved.load))
+    print(json.dumps(outputs(role, saved.record["probe"]["input_ids"])))
+"""
+
+
+def rows() -> list[Tokens]:
+    return [Tokens(ids, [True] * len(ids), f"row:{i}") for i, ids in enumerate(sentences())]
+
+
+def gradients(role: Role) -> dict[str, torch.Tensor | None]:
+    """Gradients of every parameter after one backward of the language-modelling loss."""
+    objective = LanguageModeling(role)
+    role.zero_grad(set_to_none=True)
+    loss, _ = objective(objective.collate(rows()))
+    (loss / 50).backward()
+    return {name: p.grad for name, p in role.named_parameters()}
+
+
+def train(role: Role, steps: int = 3) -> None:
+    """A few steps as the loop takes them: the method's own groups, Adam, its hook."""
+    optimizer = torch.optim.AdamW(role.adapter.parameter_groups(role.carrier, 1e-2))
+    role.train()
+    for step in range(steps):
+        gradients(role)
+        optimizer.step()
+        role.adapter.after_step(role.carrier, optimizer, step + 1)
+
+
+@EACH
+def test_only_what_the_method_declares_is_trained(method, load):
+    found = bases()
+    role = fresh(method, load, found)
+    shared = {id(p) for p in found.root(load).model.parameters()}
+    trained = [p for p in role.parameters() if p.requires_grad]
+    assert trained and not shared & {id(p) for p in trained}
+    assert not any(p.requires_grad for p in found.root(load).model.parameters())
+    grouped = [p for group in role.adapter.parameter_groups(role.carrier, 1e-3) for p in group["params"]]
+    assert {id(p) for p in grouped} == {id(p) for p in trained} and len(grouped) == len(trained)
+    optimizer_sees = [p.data_ptr() for p in trained]
+    assert len(set(optimizer_sees)) == len(optimizer_sees)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_not_trainable_means_no_gradient_at_all(method):
+    adapter = adapters.get(method)()
+    load = legal_loads(type(adapter))[0]
+    source = bases().root(load)
+    tree = source.private() if adapter.traits.owns_weights else source.tree()
+    assert not any(p.requires_grad for p in adapter.attach(tree, trainable=False).parameters())
+
+
+@EACH
+def test_counts_equal_the_modules(method, load):
+    config = read(base() / "config.json")
+    role = fresh(method, load)
+    counts = role.adapter.count(config)
+    assert counts.trainable == sum(p.numel() for p in role.parameters() if p.requires_grad)
+    plain = sum(p.numel() for p in bases().root(Load.fp32).model.parameters())
+    own = 0 if role.adapter.traits.owns_weights else counts.trainable
+    assert counts.total == plain + own + counts.frozen
+    known = {id(b) for b in bases().root(load).model.buffers()}
+    brought = {id(b): b.numel() for b in role.buffers() if id(b) not in known and b.dim() == 2}
+    assert counts.frozen == sum(brought.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_counts_follow_the_targets(method):
+    cls = adapters.get(method)
+    if "target_modules" not in cls.__dataclass_fields__:
+        pytest.skip("the method has no targets")
+    role = fresh(method, legal_loads(cls)[0], target_modules=["q_proj", "down_proj"])
+    counts = role.adapter.count(read(base() / "config.json"))
+    assert counts.trainable == sum(p.numel() for p in role.parameters() if p.requires_grad)
+    with pytest.raises(UserError):
+        fresh(method, legal_loads(cls)[0], target_modules=["nothing_here"])
+
+
+@EACH
+def test_base_keeps_its_bytes_and_other_trees_their_outputs(method, load, tmp_path):
+    found = bases()
+    root = found.root(load)
+    before = shared_bytes(root)
+    bare = Role("bare", root.tree(), None)
+    others = [fresh(name, load, found, seed=5) for name, at in CASES if at is load]
+    role = fresh(method, load, found, seed=9)
+    kept = [logits(other) for other in (bare, *others)]
+    own = logits(role)
+    train(role)
+    role.adapter.save(role.carrier, tmp_path)
+    assert not torch.equal(logits(role), own), "training must change the trained tree"
+    assert all(torch.equal(logits(other), was) for other, was in zip((bare, *others), kept, strict=True))
+    del role
+    assert shared_bytes(root) == before
+    assert all(torch.equal(logits(other), was) for other, was in zip((bare, *others), kept, strict=True))
+
+
+@EACH
+def test_same_seed_same_start(method, load):
+    adapter = adapters.get(method)
+    tensors = []
+    for noise in (0, 1):
+        torch.manual_seed(noise)
+        torch.randn(7)
+        torch.manual_seed(3)
+        role = bases().fresh(None, adapter(), Footing(None, load), "policy")
+        tensors.append({name: p for name, p in role.named_parameters() if p.requires_grad})
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
+
+
+@EACH
+def test_every_trained_tensor_gets_a_gradient_and_no_other(method, load):
+    found = gradients(fresh(method, load))
+    role = fresh(method, load)
+    for name, parameter in role.named_parameters():
+        if parameter.requires_grad:
+            assert found[name] is not None and float(found[name].abs().sum()) > 0, name
+        else:
+            assert found[name] is None, name
+
+
+@EACH
+def test_gradient_checkpointing_gives_equal_gradients(method, load, monkeypatch):
+    if not adapters.get(method).traits.gradient_checkpointing:
+        pytest.skip("the method does not allow it")
+    from transformers import modeling_layers
+
+    role = fresh(method, load).train()
+    plain = gradients(role)
+    recomputed = []
+    original = modeling_layers.GradientCheckpointingLayer.__call__
+
+    def counting(layer, *args, **kwargs):
+        recomputed.append(layer.gradient_checkpointing and layer.training)
+        return original(layer, *args, **kwargs)
+
+    monkeypatch.setattr(modeling_layers.GradientCheckpointingLayer, "__call__", counting)
+    role.tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    again = gradients(role)
+    assert recomputed and all(recomputed)
+    for name, gradient in plain.items():
+        if gradient is not None:
+            torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-8)
+
+
+@EACH
+def test_rollout_logprobs_equal_teacher_forced_ones(method, load):
+    role = fresh(method, load)
+    prompts, temperature = sentences(6), 0.7
+    generator = torch.Generator().manual_seed(0)
+    replies = RolloutEngine(role, 1, 0).generate(prompts, Sampling(8, temperature), generator)
+    for prompt, reply in zip(prompts, replies, strict=True):
+        ids = [*prompt, *reply.ids]
+        hidden = role.hidden(pack([ids]))[len(prompt) - 1 : -1]
+        forced = chosen_logprobs(role, hidden, torch.tensor(reply.ids), temperature).detach()
+        close = 0.1 if load is Load.bf16 else 1e-5
+        torch.testing.assert_close(forced, torch.tensor(reply.logprobs), rtol=0, atol=close)
+
+
+@EACH_EXACT
+def test_left_padding_changes_nothing(method, load):
+    role = fresh(method, load)
+    prompts = sentences(6, longest=20)
+    engine, sampling = RolloutEngine(role, 1, 0), Sampling(8, greedy=True)
+    together = engine.generate(prompts, sampling)
+    for prompt, reply in zip(prompts, together, strict=True):
+        alone = engine.generate([prompt], sampling)[0]
+        assert alone.ids == reply.ids and alone.finished == reply.finished
+        torch.testing.assert_close(torch.tensor(alone.logprobs), torch.tensor(reply.logprobs), rtol=0, atol=1e-5)
+
+
+@EACH_EXACT
+def test_low_rank_terms_are_the_function(method, load):
+    if not adapters.get(method).traits.low_rank:
+        pytest.skip("the method has no low-rank form")
+    found = bases()
+    role = fresh(method, load, found)
+    terms = role.adapter.low_rank_terms(role.carrier)
+    tree = found.root(load).tree()
+    assert not torch.allclose(logits(Role("bare", tree, None)), logits(role), atol=1e-3)
+    stack(tree, terms)
+    torch.testing.assert_close(logits(Role("stacked", tree, None)), logits(role), rtol=0, atol=1e-5)
+    folded = found.root(load).private()
+    merge(folded, terms)
+    if adapters.get(method).traits.mergeable:
+        torch.testing.assert_close(logits(Role("merged", folded, None)), logits(role), rtol=0, atol=1e-5)
+
+
+@EACH
+def test_saved_and_loaded_is_bit_equal(method, load, tmp_path):
+    found = bases()
+    role = fresh(method, load, found)
+    role.adapter.save(role.carrier, tmp_path)
+    assert all((tmp_path / name).is_file() for name in role.adapter.files())
+    torch.manual_seed(4321)
+    source = bases(tmp_path).root(load) if role.adapter.traits.owns_weights else found.root(load)
+    again = Role("again", role.adapter.load(source.tree(), tmp_path, trainable=False), role.adapter)
+    assert torch.equal(logits(again), logits(role))
+    assert not any(p.requires_grad for p in again.parameters())
+
+
+@pytest.mark.parametrize("method", [name for name, cls in adapters.items() if issubclass(cls, PeftAdapter)])
+def test_missing_and_left_over_tensors_are_refused(method, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    load = legal_loads(adapters.get(method))[0]
+    role = fresh(method, load)
+    role.adapter.save(role.carrier, tmp_path)
+    file = tmp_path / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = sorted(tensors)[0]
+    less = {name: value for name, value in tensors.items() if name != first}
+    for wrong in (
+        less,
+        {**tensors, "more": tensors[first].clone()},
+        {**tensors, first: tensors[first][..., :-1].contiguous()},
+    ):
+        save_file(wrong, file)
+        with pytest.raises(UserError, match="do not fit"):
+            role.adapter.load(bases().root(load).tree(), tmp_path, trainable=False)
+
+
+@EACH_EXACT
+def test_opens_in_stock_peft_with_equal_logits(method, load, tmp_path):
+    if not issubclass(adapters.get(method), PeftAdapter):
+        pytest.skip("not peft's")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    from align.base import _four_bit
+
+    role = fresh(method, load)
+    role.adapter.save(role.carrier, tmp_path)
+    options = {"quantization_config": _four_bit(CPU), "device_map": {"": CPU}} if load is Load.nf4 else {}
+    stock = AutoModelForCausalLM.from_pretrained(base(), dtype=torch.float32, **options)
+    loaded = PeftModel.from_pretrained(stock, str(tmp_path)).train()  # a 4-bit layer's eval repacks its bytes
+    with torch.no_grad():
+        each = [loaded(input_ids=torch.tensor([ids])).logits[0] for ids in sentences()]
+    torch.testing.assert_close(torch.cat(each), logits(role), rtol=0, atol=1e-5)
+
+
+@cache
+def reward_model(method: str, load: Load) -> Path:
+    """A reward model on a method and precision, trained for two steps and saved by its stage."""
+    implied = adapters.get(method)().quantization() is not None
+    words = [] if implied else [f"model.load={load.value}"]
+    return made("reward_model", f"adapter={method}", "stages.reward_model.lr=1e-2", *words) / "reward_model"
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Those that can be trained; `test_a_stage_trains_and_saves_it` says which cannot."""
+    folders = []
+    for method, load in CASES:
+        with suppress(TrainingStopped):
+            folders.append(reward_model(method, load))
+    assert len(folders) > 3
+    return folders
+
+
+@EACH
+def test_a_stage_trains_and_saves_it(method, load):
+    record = read(reward_model(method, load) / "checkpoint.json")
+    assert (record["method"], record["load"], record["role"]) == (method, load.value, "reward")
+
+
+def test_fresh_process_with_another_seed_scores_bit_equal(trained):
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, str(base()), *map(str, trained)],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(lines) == len(trained)
+    for folder, line in zip(trained, lines, strict=True):
+        assert json.loads(line) == read(folder / "checkpoint.json")["probe"]["expected"], folder
+
+
+def test_heads_are_trained_and_kept(trained):
+    from safetensors.torch import load_file
+
+    weights = [load_file(folder / "head.safetensors")["score.weight"] for folder in trained]
+    fresh_head = torch.nn.init.normal_(torch.empty_like(weights[0]))
+    assert all(weight.shape == fresh_head.shape and float(weight.abs().sum()) > 0 for weight in weights)
+    for folder in trained:
+        record = read(folder / "checkpoint.json")
+        assert record["head"] == {"kind": "scalar", "shape": list(fresh_head.shape)}
+        assert "head.safetensors" in record["files"]

@@ -1,0 +1,233 @@
+"""The generated parts of the documents, made from the registries and dataclasses.
+
+A part stands between `<!-- table: KIND ARGUMENTS -->` and `<!-- end -->`. From the root of the repository
+`python -m tests.docs.tables` writes all of them anew; tests/docs/test_tables.py checks that nothing has drifted.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from align.adapters.base import adapters
+from align.chain import footing, options_of
+from align.checkpoint import Checkpoint
+from align.cli import VERBS
+from align.cli_help import options_of as option_rows
+from align.cli_help import summary
+from align.composition import group_choices, recipe_comment, recipes
+from align.options import ModelOptions, OnPrecisionChange, RunOptions
+from align.stages.base import OnParent, Stage, TrainingStage, stages
+from data_prep.errors import UserError
+from data_prep.formats.base import FORMATS
+from data_prep.options import DataOptions, GoldOptions, SourceOptions
+from tests.docs.pages import Page, pages
+
+_PART = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_STAGES = ("pretrain", "sft", "reward_model", "ppo")
+_USES = {
+    "conversation": "`sft`",
+    "preference": "`reward_model`",
+    "prompt": "`ppo`, `evaluate`",
+    "document": "`pretrain`",
+}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def text(value: str) -> str:
+    """Text as a table cell may hold it."""
+    return value.replace("|", "\\|").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code(value: object) -> str:
+    """A value as a code span; nothing for an empty one."""
+    if value is None or value == "" or value == {} or value == []:
+        return ""
+    shown = str(value).lower() if isinstance(value, bool) else str(value)
+    return "`" + shown.replace("|", "\\|") + "`"
+
+
+def options(cls: Any, without: Iterable[str] = ()) -> str:
+    """Option, default and help of a dataclass."""
+    rows = option_rows(cls, {*without, "method"})
+    if not rows:
+        return "No options."
+    return table(
+        ("option", "default", "what it does"),
+        [(code(row["name"]), code(row["default"]), text(row["help"])) for row in rows],
+    )
+
+
+def _names(cls: Any) -> set[str]:
+    return {row["name"] for row in option_rows(cls)}
+
+
+def stage_options(name: str) -> str:
+    """The options that a stage has of its own, or with another default than every training stage."""
+    cls = stages.get(name)
+    common = {row["name"]: row["default"] for row in option_rows(TrainingStage)}
+    same = {row["name"] for row in option_rows(cls) if common.get(row["name"], "") == row["default"]}
+    return options(cls, same | _names(Stage))
+
+
+def methods() -> str:
+    """Methods by stages."""
+    rows = []
+    for name, cls in adapters.items():
+        rows.append((f"`{name}`: {text(summary(cls).lower())}", *["yes"] * len(_STAGES)))
+    return table(("", *(f"`{name}`" for name in _STAGES)), rows)
+
+
+def traits() -> str:
+    """What each method can do."""
+    rows: list[tuple[str, ...]] = []
+    for name, cls in adapters.items():
+        made: Any = cls()  # type: ignore[operator]
+        held = made.traits
+        rows.append(
+            (
+                code(name),
+                code(made.quantization()) or "any",
+                _yes(held.four_bit),
+                _yes(held.low_rank),
+                _yes(held.mergeable),
+                _yes(held.owns_weights),
+                code(f"{made.lr_factor:g}"),
+            )
+        )
+    head = ("method", "base precision", "on a 4-bit base", "can be stacked on", "can be merged", "owns its weights")
+    return table((*head, "factor on the learning rate"), rows)
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def rates() -> str:
+    """Peak learning rates where `lr` is not set."""
+    names = [name for name, _ in adapters.items()]
+    rows = []
+    for name in _STAGES:
+        base: float = stages.get(name).base_lr  # type: ignore[attr-defined]
+        rows.append((code(name), *(code(f"{base * adapters.get(method).lr_factor:g}") for method in names)))
+    return table(("stage", *(code(name) for name in names)), rows)
+
+
+def on_parent() -> str:
+    """The legal ways of standing on a parent: `auto` takes the first of a cell."""
+    children = [name for name, _ in adapters.items()]
+    below = [(m, "fp32") for m in children if adapters.get(m).traits.four_bit is False]
+    for name in children:
+        made: Any = adapters.get(name)()  # type: ignore[operator]
+        if made.traits.four_bit:
+            below += [(name, load) for load in ("fp32", "nf4") if made.quantization() in (None, load)]
+    rows = []
+    for method, load in sorted(below, key=lambda pair: (pair[1], pair[0])):
+        made = adapters.get(method)()  # type: ignore[operator]
+        record = {"stage": "sft", "method": method, "options": options_of(made), "load": load}
+        parent = Checkpoint(Path(), record, "0" * 64)
+        rows.append((f"`{method}`, {load}", *(_legal(parent, child) for child in children)))
+    return table(("parent", *(f"`{name}` on it" for name in children)), rows)
+
+
+def _legal(parent: Checkpoint, child: str) -> str:
+    adapter: Any = adapters.get(child)()  # type: ignore[operator]
+    legal, changed = [], False
+    for mode in OnParent:
+        try:
+            footing(parent, adapter, mode, None, OnPrecisionChange.refuse)
+        except UserError as problem:
+            changed = changed or problem.code == "precision_change"
+        else:
+            legal += [mode.name] if mode is not OnParent.auto else []
+    return ", ".join(legal) or ("precision" if changed else "refused")
+
+
+def formats() -> str:
+    """Every data format: its name, the kinds of row it yields, and the first sentence of its file."""
+    rows = []
+    for name, form in FORMATS.items():
+        module = inspect.getmodule(form)
+        first = inspect.cleandoc(module.__doc__ or "").split("\n\n")[0].replace("\n", " ").removeprefix(f"{name}: ")
+        kinds = ", ".join(dict.fromkeys(_USES[kind] for kind in form.kinds))
+        rows.append((code(name), kinds, text(first)))
+    return table(("format", "serves", "rows"), rows)
+
+
+def format_options(name: str) -> str:
+    """The options of one data format."""
+    return table(("option", "what it does"), [(code(k), text(v)) for k, v in FORMATS.get(name).option_help.items()])
+
+
+def choices(group: str) -> str:
+    """The recipes of a group with their first comment."""
+    with recipes(None):
+        return table(
+            ("recipe", "what it is"),
+            [(code(f"{group}={name}"), text(recipe_comment(group, name))) for name in group_choices(group)],
+        )
+
+
+def verbs() -> str:
+    """The verbs of the command line."""
+    return table(
+        ("command", "what it does"), [(code(f"align {verb.name} {verb.usage}"), text(verb.summary)) for verb in VERBS]
+    )
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    "methods": methods,
+    "traits": traits,
+    "rates": rates,
+    "on_parent": on_parent,
+    "formats": formats,
+    "format": format_options,
+    "verbs": verbs,
+    "choices": choices,
+    "run": lambda: options(RunOptions),
+    "model": lambda: options(ModelOptions),
+    "data": lambda: options(DataOptions),
+    "source": lambda: options(SourceOptions),
+    "gold": lambda: options(GoldOptions),
+    "every_stage": lambda: options(Stage),
+    "training": lambda: options(TrainingStage, _names(Stage)),
+    "stage": stage_options,
+    "adapter": lambda name: options(adapters.get(name)),
+}
+
+
+def generated(page: Page) -> str:
+    """The page's text with every generated part made anew."""
+
+    def part(found: re.Match[str]) -> str:
+        kind, *arguments = found[2].split()
+        return f"{found[1]}{PARTS[kind](*arguments)}\n{found[3]}"
+
+    return _PART.sub(part, page.text)
+
+
+def kinds_on(page: Page) -> list[str]:
+    """What the page's generated parts hold: `stage ppo`, `adapter lora`, ..."""
+    return [found[2] for found in _PART.finditer(page.text)]
+
+
+def main() -> None:
+    """Write every generated part anew and name the pages that changed."""
+    for page in pages():
+        after = generated(page)
+        if after != page.text:
+            page.path.write_text(after, encoding="utf-8")
+            print(page.shown, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

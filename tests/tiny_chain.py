@@ -1,0 +1,237 @@
+"""Tiny runs on tiny models: what the tests of stages, chains and tampering share. CPU only, offline, temp folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+_KEPT = tempfile.TemporaryDirectory(prefix="align-tests-")
+HOME = Path(_KEPT.name)
+"""Made once per process, removed at its end."""
+os.environ.update(ALIGN_CACHE=str(HOME / "cache"), HF_HUB_OFFLINE="1", ACCELERATE_USE_CPU="true")
+os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+
+import torch  # noqa: E402
+
+from align.adapters.base import Adapter, adapters  # noqa: E402
+from align.base import BaseIdentity, SharedBase  # noqa: E402
+from align.chain import Footing, footing  # noqa: E402
+from align.checkpoint import Checkpoint  # noqa: E402
+from align.config import RunConfig, compose  # noqa: E402
+from align.fingerprint import base_fingerprint  # noqa: E402
+from align.options import Load, OnPrecisionChange  # noqa: E402
+from align.packing import pack  # noqa: E402
+from align.roles import Bases, Role  # noqa: E402
+from align.stages.base import OnParent, stages  # noqa: E402
+from data_prep.errors import UserError  # noqa: E402
+from tests.tiny import save_tiny_llama, write_jsonl  # noqa: E402
+
+WORDS = [
+    "the",
+    "and",
+    "you",
+    "all",
+    "thy",
+    "ant",
+    "oat",
+    "owl",
+    "lion",
+    "hall",
+    "tall",
+    "band",
+    "land",
+    "sand",
+    "yell",
+    "bell",
+    "than",
+    "then",
+    "thee",
+    "youth",
+]
+CPU = torch.device("cpu")
+FEW = {
+    "max_steps": "2",
+    "updates": "2",
+    "minibatches": "2",
+    "batch_size": "8",
+    "max_new_tokens": "6",
+    "critic_warmup": "1",
+    "prompts": "6",
+    "max_length": "96",
+}
+"""Options that make a stage short; a stage takes those that it has."""
+
+
+@cache
+def base(seed: int = 0) -> Path:
+    """A tiny Llama; never to be changed in place (copy it)."""
+    return save_tiny_llama(HOME / f"base-{seed}", seed=seed)
+
+
+@cache
+def rows_folder() -> Path:
+    """conversations.jsonl, preferences.jsonl and text.jsonl: 40 rows each, of unequal lengths."""
+    folder = HOME / "rows"
+    pairs = []
+    for i in range(40):
+        word, other = WORDS[i % 20], WORDS[(7 * i + 3) % 20]
+        asked = " ".join(["say", word] + [other] * (i % 4)) + f" {i}"
+        better, worse = " ".join([word] * (1 + i % 3)), f"no {other}" * (1 + i % 2)
+        pairs.append({"prompt": asked, "chosen": better, "rejected": worse})
+    talk = [
+        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["chosen"]}]}
+        for row in pairs
+    ]
+    for row in talk[::5]:
+        row["messages"] += [{"role": "user", "content": "more"}, {"role": "assistant", "content": "the end"}]
+    write_jsonl(folder / "preferences.jsonl", pairs)
+    write_jsonl(folder / "conversations.jsonl", talk)
+    write_jsonl(folder / "text.jsonl", [{"text": f"{row['prompt']}: {row['chosen']}"} for row in pairs])
+    return folder
+
+
+def data_words(folder: Path | None = None) -> list[str]:
+    """Overrides that name the rows of `folder` (default: `rows_folder()`), a fifth of them held out."""
+    folder = folder or rows_folder()
+    words = ["data=files"]
+    for kind in ("conversations", "preferences", "text"):
+        words += [f"data.{kind}.path={folder / kind}.jsonl", f"data.{kind}.eval_share=0.2"]
+    return words
+
+
+def few(**names: type) -> list[str]:
+    """Overrides that make stages short; NAME=its dataclass."""
+    return [
+        f"stages.{name}.{option}={value}"
+        for name, cls in names.items()
+        for option, value in FEW.items()
+        if option in cls.__dataclass_fields__  # type: ignore[attr-defined]
+    ]
+
+
+def pipeline_words(pipeline: str, *more: str, model: Path | None = None) -> list[str]:
+    """A short run of a pipeline on the tiny base and rows."""
+    parts = ["sft", "reward_model", "ppo", "evaluate"] if pipeline == "rlhf" else [pipeline]
+    short = few(**{name: stages.get(name) for name in parts})  # type: ignore[arg-type]
+    return [f"pipeline={pipeline}", "model=hf", f"model.path={model or base()}", *data_words(), *short, *more]
+
+
+def made(pipeline: str, *more: str, out: Path | None = None, model: Path | None = None) -> Path:
+    """Run a short pipeline; returns its run folder."""
+    config = compose([*pipeline_words(pipeline, *more, model=model), f"out={out or HOME / 'runs'}"])
+    execute(config)
+    return Path(config.out) / config.name
+
+
+def execute(config: RunConfig) -> dict[str, Any]:
+    """`align.pipeline.run`."""
+    from align import pipeline
+
+    return pipeline.run(config)
+
+
+@cache
+def finished(*more: str) -> Path:
+    """The run folder of a whole chain; shared between tests, never to be changed in place (`copied`)."""
+    return made("rlhf", *more)
+
+
+def copied(run: Path, out: Path) -> Path:
+    """A copy of a run folder below `out`, under its own name."""
+    return Path(shutil.copytree(run, out / run.name))
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def bases(folder: Path | None = None) -> Bases:
+    """Bases over a model folder, nothing loaded yet."""
+    folder = folder or base()
+    return Bases(folder, BaseIdentity("tiny", None, base_fingerprint(folder)), CPU)
+
+
+def legal_loads(cls: type[Adapter]) -> list[Load]:
+    """Precisions of the base that a method can stand on, by the project's own rule."""
+    legal = []
+    for load in Load:
+        with suppress(UserError):
+            found = footing(None, cls(), OnParent.auto, load, OnPrecisionChange.refuse).load
+            legal += [load] if found is load else []
+    return legal
+
+
+def methods_and_loads() -> list[tuple[str, Load]]:
+    """Every registered method at every precision it allows."""
+    return [(name, load) for name, cls in adapters.items() for load in legal_loads(cls)]  # type: ignore[arg-type]
+
+
+def fresh(method: str, load: Load, found: Bases | None = None, seed: int = 0, **options: Any) -> Role:
+    """A trainable role of a method on the bare base, stirred so that it computes something of its own."""
+    adapter: Any = adapters.get(method)
+    torch.manual_seed(seed)
+    role = (found or bases()).fresh(None, adapter(**options), Footing(None, load), "policy")
+    return stirred(role, seed)
+
+
+def stirred(role: Role, seed: int = 0, size: float = 0.05) -> Role:
+    """Move every trainable tensor a little, as training would."""
+    generator = torch.Generator().manual_seed(seed + 100)
+    with torch.no_grad():
+        for parameter in role.parameters():
+            if parameter.requires_grad:
+                noise = torch.randn(parameter.shape, generator=generator) * size
+                parameter.add_(noise.to(parameter.dtype))
+    return role
+
+
+@torch.no_grad()
+def logits(role: Role, sequences: list[list[int]] | None = None) -> torch.Tensor:
+    """Logits [N, V] of packed sequences, dropout off; the role's mode is put back."""
+    training = role.training
+    role.eval()
+    found = role.logits(role.hidden(pack(sequences or sentences())))
+    role.train(training)
+    return found.float()
+
+
+def sentences(count: int = 5, seed: int = 0, longest: int = 14) -> list[list[int]]:
+    """Sequences of token ids of unequal lengths."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = [3 + (5 * i) % (longest - 2) for i in range(count)]
+    return [torch.randint(5, 260, (n,), generator=generator).tolist() for n in lengths]
+
+
+def shared_bytes(found: SharedBase) -> dict[str, bytes]:
+    """Every tensor of a base by name, as bytes; quantisation states included."""
+    from align.base import storages
+
+    held = {name: tensor for name, tensor in found.model.state_dict(keep_vars=True).items()}
+    result = {
+        name: tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        for name, tensor in held.items()
+        if isinstance(tensor, torch.Tensor) and tensor.numel()
+    }
+    assert storages([found.model])
+    return result
+
+
+def checkpoint(run: Path, stage: str) -> Checkpoint:
+    """A stage's checkpoint."""
+    return Checkpoint.open(run / stage)
+
+
+def refused(code: int, err: str) -> str:
+    """The one line of a refusal: exit code 2, no traceback, exactly one line that begins with `align:`."""
+    lines = [line for line in err.splitlines() if line.startswith("align:")]
+    assert code == 2, err
+    assert len(lines) == 1 and "Traceback" not in err, err
+    assert err.rstrip().splitlines()[-1] == lines[0], err
+    return lines[0]
