@@ -44,12 +44,12 @@ def _as_recorded(config: RunConfig, folder: Path, overrides: list[str]) -> RunCo
     recorded = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     stages = recorded["stages"]
     data = stages.get("evaluate", stages.get(folder.name, {})).get("data")
-    given = {word.split("=", 1)[0].lstrip("+").split(".", 1)[0] for word in overrides}
+    given = {word.split("=", 1)[0].lstrip("+") for word in overrides}
     spec, resolved = config.stages[-1], deepcopy(config.resolved)
-    if "model" not in given:
+    if not any(word.split(".")[0] == "model" for word in given):
         resolved["model"] = recorded["model"]
         config = replace(config, model=build(ModelOptions, recorded["model"], "model"))
-    if data and not given & {"data", "stages"}:
+    if data and not any(word.split(".")[0] == "data" or word.startswith("stages.evaluate.data") for word in given):
         resolved["stages"][spec.name]["data"] = data
         config = replace(config, stages=[replace(spec, data=build(DataOptions, data, "data"))])
     return replace(config, resolved=resolved)

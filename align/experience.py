@@ -28,6 +28,7 @@ from align.functional import (
 from align.objectives import CHUNK_ELEMENTS
 from align.roles import Role
 from align.rollout import Reply
+from data_prep.errors import TrainingStopped
 from reward.signal import shape_rewards
 
 
@@ -89,6 +90,8 @@ def collect(
         _unpack(torch.cat([part[i] for part in parts]), mask_BT) for i in range(4)
     )
     score_B = torch.cat([part[4] for part in parts])
+    if not bool(torch.isfinite(score_B).all() & torch.isfinite(values_BT).all() & torch.isfinite(logprobs_BT).all()):
+        raise TrainingStopped("scores, values or log-probabilities are not finite", code="not_finite")
     finished_B = torch.tensor([reply.finished for reply in replies])
     shaped_B = shape_rewards(score_B, finished_B, rule.mean, rule.std, rule.clip, rule.missing_eos_penalty)
     kl_BT = kl_k1(logprobs_BT, reference_BT)

@@ -230,7 +230,7 @@ def load_head(checkpoint: Checkpoint, device: torch.device) -> ScalarHead:
     from safetensors.torch import load_file
 
     record = checkpoint.record["head"]
-    tensors = load_file(checkpoint.folder / "head.safetensors", device=str(device))
+    tensors = load_file(checkpoint.folder / "head.safetensors")
     head = ScalarHead(int(record["shape"][-1])).to(device)
     expected = {name: tuple(value.shape) for name, value in head.state_dict().items()}
     if expected != {name: tuple(value.shape) for name, value in tensors.items()}:

@@ -182,7 +182,14 @@ class Updater:
         self.objective.train()
         own = sum(batch.weight for batch in micro_batches) if counts else 0.0
         weight = self._reduce(torch.tensor(own, device=device))
-        return self._averaged(totals, float(weight))
+        result = self._averaged(totals, float(weight))
+        if not math.isfinite(result["loss"]):
+            raise TrainingStopped(
+                f"held-out loss is {result['loss']} after step {self.step_number}",
+                code="not_finite",
+                hint="lower the learning rate, or look at the evaluation rows",
+            )
+        return result
 
     def _clip(self, parameters: list[nn.Parameter]) -> float:
         return float(torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm))

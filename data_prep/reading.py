@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from itertools import islice
 from typing import Any
@@ -56,7 +56,7 @@ def source_for(data: DataOptions, kind: str) -> Given:
         if source.path or source.generator:
             return Given(data, source)
     if data.path:
-        return Given(data, SourceOptions(path=data.path))
+        return Given(data, replace(getattr(data, _NAMES[kind]), path=data.path))
     raise UserError(
         f"data '{data.name}' has no {_NAMES[kind]}",
         code="no_source",

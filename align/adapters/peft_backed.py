@@ -40,7 +40,7 @@ class PeftAdapter(Adapter):
 
         carrier = self.attach(tree, trainable=True)
         file = folder / "adapter_model.safetensors"
-        saved = load_file(file, device=str(tree.device))
+        saved = load_file(file)
         expected = get_peft_model_state_dict(carrier, save_embedding_layers=False)
         _refuse_mismatch(file, {k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in saved.items()})
         set_peft_model_state_dict(carrier, saved)

@@ -154,7 +154,7 @@ class Evaluate(Stage):
             metrics = work.reward.record["metrics"]
             keys = ("accuracy", "low", "high", "ece", "length_corr", "n")
             result["reward_model"] = {key: metrics[key] for key in keys if key in metrics}
-        if len(names) > 1 and answers[names[-1]].gold is not None:
+        if len(names) > 1 and answers[names[-1]].gold is not None and len(answers[names[-1]].texts) > 1:
             result["gain"] = _gain(answers[names[-1]], answers[names[-2]])
         return result
 

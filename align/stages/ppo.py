@@ -66,6 +66,12 @@ class PPO(TrainingStage):
         from align import ppo_checks
         from align.stages.common import record_counts
 
+        if self.critic_warmup >= self.updates:
+            raise UserError(
+                f"no update would train the policy ({self.updates} updates, {self.critic_warmup} of them critic warm-up)",
+                field="stages.ppo.critic_warmup",
+                hint="raise updates or lower critic_warmup",
+            )
         prepared = self._prompts(work)
         work.write_card(prepared)
         cast = self._assemble(work)

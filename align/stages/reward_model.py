@@ -8,11 +8,13 @@ that a pair's prompt is computed once. Costs one forward and backward over promp
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.fields import option
 from align.stages.base import TrainingStage, stage
+from data_prep.errors import TrainingStopped
 
 if TYPE_CHECKING:
     from align.checkpoint import Checkpoint
@@ -81,6 +83,8 @@ def measure(objective: Pairwise, rows: list[PairTokens], chunk: int) -> dict[str
             chosen_P, rejected_P = objective.scores(objective.collate(rows[start : start + chunk]).to(device))
             chosen += chosen_P.tolist()
             rejected += rejected_P.tolist()
+    if not all(math.isfinite(score) for score in chosen + rejected):
+        raise TrainingStopped("the reward model gives scores that are not finite", code="not_finite")
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
     right = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
     accuracy, low, high = accuracy_interval(right, len(rows))

@@ -254,7 +254,7 @@ def test_a_run_ends_with_a_verdict_and_what_to_do_next(capfd, ran, monkeypatch, 
 
     monkeypatch.setattr(pipeline, "run", finish)
     code, out, err = run(capfd, "run", "pipeline=sft", "name=mine")
-    assert code == 0 and err == "run runs/mine: sft\n"
+    assert code == 0 and err == ""
     for line in (
         "The run is done.",
         "runs/mine/report.html",

@@ -80,10 +80,12 @@ def stage_options(name: str) -> str:
 
 
 def methods() -> str:
-    """Methods by stages."""
+    """Methods by stages; every method can be used in every training stage."""
     rows = []
     for name, cls in adapters.items():
-        rows.append((f"`{name}`: {text(summary(cls).lower())}", *["yes"] * len(_STAGES)))
+        said = text(summary(cls))
+        said = said if said.split()[0][1:] != said.split()[0][1:].lower() else said[0].lower() + said[1:]
+        rows.append((f"`{name}`: {said}", *["yes"] * len(_STAGES)))
     return table(("", *(f"`{name}`" for name in _STAGES)), rows)
 
 
