@@ -179,8 +179,8 @@ def _explain(problem: Exception) -> UserError:
     cause = problem if isinstance(problem, OmegaConfBaseException) else problem.__cause__ or problem.__context__
     if isinstance(cause, OmegaConfBaseException):
         return _explain_node(cause)
-    group = next((name for name in ("experiment", "pipeline") if f"@{name}." in str(problem)), None)
-    hint = f"a file of the group {group} must begin with the line '# @package _global_'" if group else None
+    outer = next((name for name in ("experiment", "pipeline") if f"@{name}." in str(problem)), None)
+    hint = f"a file of the group {outer} must begin with the line '# @package _global_'" if outer else None
     return UserError(_first_line(problem), code="bad_recipe", hint=hint)
 
 

@@ -99,17 +99,7 @@ def collect(
     rewards_BT[torch.arange(len(replies)), lengths_B - 1] += shaped_B
     advantages_BT, returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, rule.gamma, rule.lam)
     whitened_BT = whiten(advantages_BT, mask_BT, reduce)
-    rows = [
-        ExperienceRow(
-            prompt=prompt,
-            reply=reply,
-            logprobs=logprobs_BT[i, : len(reply)].tolist(),
-            values=values_BT[i, : len(reply)].tolist(),
-            advantages=whitened_BT[i, : len(reply)].tolist(),
-            returns=returns_BT[i, : len(reply)].tolist(),
-        )
-        for i, (prompt, reply) in enumerate(pairs)
-    ]
+    rows = _rows(pairs, logprobs=logprobs_BT, values=values_BT, advantages=whitened_BT, returns=returns_BT)
     sampled_BT = _unpack(torch.tensor([x for reply in replies for x in reply.logprobs]), mask_BT)
     stats = {
         "objective/kl_k1": _per_reply(kl_BT, mask_BT),
@@ -130,6 +120,14 @@ def collect(
         "rollout/kl_max": float(kl_BT[mask_BT].abs().max()),
     }
     return Experience(rows, stats)
+
+
+def _rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], **numbers_BT: Tensor) -> list[ExperienceRow]:
+    """One row per reply, with the numbers of its own tokens under the row's field names."""
+    return [
+        ExperienceRow(prompt, reply, **{name: x_BT[i, : len(reply)].tolist() for name, x_BT in numbers_BT.items()})
+        for i, (prompt, reply) in enumerate(pairs)
+    ]
 
 
 def score_replies(role: Role, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], chunk: int) -> list[float]:

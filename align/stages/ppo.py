@@ -68,7 +68,7 @@ class PPO(TrainingStage):
 
         if self.critic_warmup >= self.updates:
             raise UserError(
-                f"no update would train the policy ({self.updates} updates, {self.critic_warmup} of them critic warm-up)",
+                f"no update would train the policy: {self.updates} updates, {self.critic_warmup} for the critic alone",
                 field="stages.ppo.critic_warmup",
                 hint="raise updates or lower critic_warmup",
             )
