@@ -99,7 +99,7 @@ def collect(
     rewards_BT[torch.arange(len(replies)), lengths_B - 1] += shaped_B
     advantages_BT, returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, rule.gamma, rule.lam)
     whitened_BT = whiten(advantages_BT, mask_BT, reduce)
-    rows = _rows(pairs, logprobs=logprobs_BT, values=values_BT, advantages=whitened_BT, returns=returns_BT)
+    rows = _rows(pairs, logprobs_BT, values_BT, whitened_BT, returns_BT)
     sampled_BT = _unpack(torch.tensor([x for reply in replies for x in reply.logprobs]), mask_BT)
     stats = {
         "objective/kl_k1": _per_reply(kl_BT, mask_BT),
@@ -122,12 +122,19 @@ def collect(
     return Experience(rows, stats)
 
 
-def _rows(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], **numbers_BT: Tensor) -> list[ExperienceRow]:
-    """One row per reply, with the numbers of its own tokens under the row's field names."""
-    return [
-        ExperienceRow(prompt, reply, **{name: x_BT[i, : len(reply)].tolist() for name, x_BT in numbers_BT.items()})
-        for i, (prompt, reply) in enumerate(pairs)
-    ]
+def _rows(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    logprobs: Tensor,
+    values: Tensor,
+    whitened: Tensor,
+    returns: Tensor,
+) -> list[ExperienceRow]:
+    """One row per reply, with the numbers [B, T] of its own tokens."""
+    rows = []
+    for i, (prompt, reply) in enumerate(pairs):
+        own = [x_BT[i, : len(reply)].tolist() for x_BT in (logprobs, values, whitened, returns)]
+        rows.append(ExperienceRow(prompt, reply, own[0], own[1], own[2], own[3]))
+    return rows
 
 
 def score_replies(role: Role, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], chunk: int) -> list[float]:

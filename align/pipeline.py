@@ -231,6 +231,7 @@ def _train(
     reset_peak_rss()
     (staging / "recipe.yaml").write_text(yaml_text(config.resolved["stages"][spec.name]), encoding="utf-8")
     saved = spec.stage.run(work)
+    process.wait_for_everyone()  # every process has read the staging folder back before it is renamed
     final = state.folder / spec.name
     if process.is_main_process:
         if saved is None:

@@ -185,7 +185,7 @@ class Updater:
         result = self._averaged(totals, float(weight))
         if not math.isfinite(result["loss"]):
             raise TrainingStopped(
-                f"held-out loss is {result['loss']} after step {self.step_number}",
+                f"held-out loss {result['loss']} is not finite after step {self.step_number}",
                 code="not_finite",
                 hint="lower the learning rate, or look at the evaluation rows",
             )
