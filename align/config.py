@@ -183,6 +183,8 @@ def _checked(tree: Tree, kinds: Mapping[str, type], choices: Mapping[str, Any], 
         if key not in top:
             raise unknown_key(key, top)
     scalars = {key: convert(top[key], tree.get(key), key) for key in ("seed", "out", "name", "on_precision_change")}
+    if scalars["seed"] < 0:
+        raise UserError(f"out of range (got {scalars['seed']}; expected at least 0)", field="seed", code="bad_value")
     if not scalars["out"].strip():
         raise UserError("needs a folder", field="out", code="bad_value")
     model = build(ModelOptions, tree.get("model"), "model")

@@ -45,10 +45,15 @@ def build(cls: type[T], values: Any, where: str) -> T:
         if str(key) not in hints:
             raise unknown_key(path, hints)
         checked[str(key)] = convert(hints[str(key)], value, path)
+    for each in dataclasses.fields(cls):  # type: ignore[arg-type]
+        bounds, value = each.metadata.get("bounds"), checked.get(each.name)
+        if bounds is not None and isinstance(value, int | float) and (problem := bounds.problem(value)):
+            path = f"{where}.{each.name}" if where else each.name
+            raise UserError(f"out of range (got {shown(value)}; {problem})", field=path, code="bad_value")
     try:
         return cls(**checked)
-    except ValueError as problem:
-        raise UserError(str(problem), field=where or None, code="bad_value") from problem
+    except ValueError as error:
+        raise UserError(str(error), field=where or None, code="bad_value") from error
 
 
 def option_types(cls: type) -> dict[str, Any]:

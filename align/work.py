@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from align.chain import Footing, adapter_name, options_of
@@ -116,7 +117,15 @@ def save_result(work: Work, result: Result, folder: Path) -> Checkpoint:
     role.eval()
     probe = outputs(role, result.probe_ids)
     if work.is_main:
-        _write(work, result, folder, probe)
+        try:
+            _write(work, result, folder, probe)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"cannot write the checkpoint ({error})",
+                code="cannot_write",
+                file=str(folder),
+                hint="make room, then the same command goes on after the last finished stage",
+            ) from error
     work.accelerator.wait_for_everyone()
     saved = Checkpoint.open(folder)
     saved.check_files()

@@ -71,6 +71,6 @@ def check_long(long: Sequence[tuple[str, int]], rows: int, length: LengthOptions
         f"{len(long)} of {rows} rows ({100 * share:.1f}%{limit}) are longer than max_length={length.max_length} "
         f"tokens: {named}{', ...' if len(long) > 3 else ''}; the longest has {longest}",
         code="too_long",
-        hint="raise max_length, or max_lost to lose them",
+        hint="raise max_length as far as the model's context allows, or max_lost to lose them",
         details=[f"{row}: {tokens} tokens" for row, tokens in long[:SHOWN]],
     )

@@ -235,3 +235,35 @@ def refused(code: int, err: str) -> str:
     assert len(lines) == 1 and "Traceback" not in err, err
     assert err.rstrip().splitlines()[-1] == lines[0], err
     return lines[0]
+
+
+def run(capfd: Any, *words: str) -> tuple[int, str]:
+    """(exit code, standard error) of `align run`."""
+    from align.cli import main
+
+    capfd.readouterr()
+    code = main(["run", *words])
+    return code, capfd.readouterr().err
+
+
+def sft(tmp_path: Path, *more: str, model: Path | None = None) -> list[str]:
+    """Overrides of a short SFT run into `tmp_path`/n."""
+    return [*pipeline_words("sft", "name=n", *more, model=model), f"out={tmp_path}"]
+
+
+def talk(count: int = 24, question: str = "say {i}", answer: str = "the {i}") -> list[dict[str, Any]]:
+    """Conversations of one turn."""
+    return [
+        {
+            "messages": [
+                {"role": "user", "content": question.format(i=i)},
+                {"role": "assistant", "content": answer.format(i=i)},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+def own_data(path: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """Overrides that make a run read these rows alone."""
+    return [f"data.conversations.path={write_jsonl(path, rows)}"]

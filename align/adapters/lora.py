@@ -29,9 +29,9 @@ class Lora(PeftAdapter):
     """Train a low-rank term beside every linear layer."""
 
     method: str = "lora"
-    rank: int = option(16, "rank r of the trained term")
+    rank: int = option(16, "rank r of the trained term", low=1)
     alpha: float = option(32.0, "scale: the term is multiplied by alpha / rank")
-    dropout: float = option(0.0, "dropout on the term's input during supervised training; always off in PPO")
+    dropout: float = option(0.0, "dropout on the term's input during supervised training; always off in PPO", below=1)
     rslora: bool = option(False, "scale by alpha / sqrt(rank) instead of alpha / rank")
     target_modules: Any = targets_option()
 

@@ -29,9 +29,9 @@ class Vera(PeftAdapter):
     """Train two vectors per linear layer around shared frozen projections."""
 
     method: str = "vera"
-    rank: int = option(256, "rank r of the shared frozen projections")
+    rank: int = option(256, "rank r of the shared frozen projections", low=1)
     d_initial: float = option(0.1, "start value of the vector d")
-    dropout: float = option(0.0, "dropout on the term's input during supervised training; always off in PPO")
+    dropout: float = option(0.0, "dropout on the term's input during supervised training; always off in PPO", below=1)
     projection_seed: int = option(0, "seed of the frozen projections; equal for all adapters of a base")
     target_modules: Any = targets_option()
 

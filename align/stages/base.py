@@ -101,25 +101,27 @@ class TrainingStage(Stage):
     base_lr: ClassVar[float] = 2e-4
     """Peak learning rate of a LoRA adapter on a model of billions of parameters, where the option is not set."""
 
-    lr: float | None = option(None, "peak learning rate (default: the stage's x the adapter's factor x model.lr_scale)")
+    lr: float | None = option(
+        None, "peak learning rate (default: the stage's x the adapter's factor x model.lr_scale)", above=0
+    )
     schedule: Schedule = option(Schedule.cosine, "learning rate after warm-up: constant|linear|cosine (to zero)")
-    warmup: float = option(0.05, "share of the steps with rising learning rate")
-    epochs: float = option(1.0, "passes over the training rows")
+    warmup: float = option(0.05, "share of the steps with rising learning rate", high=1)
+    epochs: float = option(1.0, "passes over the training rows", above=0)
     max_steps: int = option(0, "stop after this many optimiser steps (0: as epochs say)")
-    batch_size: int = option(32, "rows per optimiser step, over all processes")
+    batch_size: int = option(32, "rows per optimiser step, over all processes", low=1)
     micro_batch_size: int = option(0, "rows per forward pass of one process (0: the whole share of the batch)")
     optimizer: Optimizer = option(Optimizer.adamw, "adamw|adamw_8bit|paged_adamw_8bit|sgd")
     weight_decay: float = option(0.0, "decoupled weight decay")
-    beta2: float = option(0.999, "second-moment decay of Adam")
-    eps: float = option(1e-8, "denominator constant of Adam")
-    max_grad_norm: float = option(1.0, "gradient norm is clipped to this")
+    beta2: float = option(0.999, "second-moment decay of Adam", below=1)
+    eps: float = option(1e-8, "denominator constant of Adam", above=0)
+    max_grad_norm: float = option(1.0, "gradient norm is clipped to this", above=0)
     autocast: Autocast = option(Autocast.off, "off|bf16: precision of matrix products during training")
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
     eval_every: int = option(0, "optimiser steps between evaluations (0: four times per run)")
     patience: int = option(0, "stop after this many evaluations without improvement (0: never)")
-    max_length: int = option(1024, "longest row in tokens")
+    max_length: int = option(1024, "longest row in tokens", low=2)
     on_long: OnLong = option(OnLong.drop, "rows over max_length: drop (counted) or error")
-    max_lost: float = option(0.05, "stop when more than this share of the rows is dropped")
+    max_lost: float = option(0.05, "stop when more than this share of the rows is dropped", high=1)
 
     def peak_lr(self, adapter: Adapter, lr_scale: float) -> float:
         """Peak learning rate with this adapter on a model of this scale: as set, else the stage's default for both."""

@@ -45,13 +45,13 @@ class Evaluate(Stage):
     needs_reward: ClassVar[bool] = True
     reward_optional: ClassVar[bool] = True
 
-    prompts: int = option(500, "most held-out prompts to answer")
-    max_new_tokens: int = option(32, "longest reply in tokens")
-    batch_size: int = option(128, "prompts answered at a time")
+    prompts: int = option(500, "most held-out prompts to answer", low=1)
+    max_new_tokens: int = option(32, "longest reply in tokens", low=1)
+    batch_size: int = option(128, "prompts answered at a time", low=1)
     temperature: float = option(0.0, "sampling temperature (0: greedy)")
-    max_length: int = option(1024, "longest row in tokens")
+    max_length: int = option(1024, "longest row in tokens", low=2)
     on_long: OnLong = option(OnLong.drop, "rows over max_length: drop (counted) or error")
-    max_lost: float = option(0.05, "stop when more than this share of the rows is dropped")
+    max_lost: float = option(0.05, "stop when more than this share of the rows is dropped", high=1)
 
     def run(self, work: Work) -> Checkpoint | None:
         """Write result.json and samples.jsonl; there are no weights to save."""

@@ -26,8 +26,8 @@ class Pretrain(SFT):
 
     needs_data: ClassVar[tuple[str, ...]] = ("text",)
 
-    epochs: float = option(1.0, "passes over the documents")
-    max_length: int = option(256, "longest piece of a document in tokens")
+    epochs: float = option(1.0, "passes over the documents", above=0)
+    max_length: int = option(256, "longest piece of a document in tokens", low=2)
 
     def opening(self, row: Tokens) -> list[int]:
         """The first half of a document."""

@@ -31,7 +31,7 @@ class RewardModel(TrainingStage):
     needs_data: ClassVar[tuple[str, ...]] = ("preferences",)
     base_lr: ClassVar[float] = 1e-4
 
-    epochs: float = option(1.0, "passes over the preference pairs")
+    epochs: float = option(1.0, "passes over the preference pairs", above=0)
     centering: float = option(0.01, "weight of the pull of each pair's mean score towards zero")
 
     def run(self, work: Work) -> Checkpoint:

@@ -29,7 +29,7 @@ class SFT(TrainingStage):
 
     needs_data: ClassVar[tuple[str, ...]] = ("conversations",)
 
-    epochs: float = option(3.0, "passes over the training rows")
+    epochs: float = option(3.0, "passes over the training rows", above=0)
 
     def run(self, work: Work) -> Checkpoint:
         """Train a policy on the prepared rows and save it."""
