@@ -267,12 +267,14 @@ def fit(
     """Run a supervised objective to the end of its schedule, or until evaluations stop improving.
 
     `log(step, split, numbers)` is called after every step ("train") and evaluation ("eval"). With patience, the best
-    weights are put back at the end. Returns the last (or best) evaluation's numbers.
+    weights are put back at the end. Returns the last (or best) evaluation's numbers; empty without
+    held-out rows.
     """
     options, process = updater.options, updater.accelerator
     objective = updater.objective
     every = options.eval_every or max(1, math.ceil(updater.steps / 4))
-    best, final = Best(), {"loss": math.nan}
+    best = Best()
+    final: dict[str, float] = {}
     objective.train()
     share = _share(held_out, process)
     held_out_batches = _micro(objective, share or held_out[:1], options.micro_batch_size or options.batch_size)

@@ -37,7 +37,7 @@ class PPO(TrainingStage):
     schedule: Schedule = option(Schedule.linear, "learning rate after warm-up: constant|linear|cosine (to zero)")
     warmup: float = option(0.0, "share of the steps with rising learning rate", high=1)
     batch_size: int = option(128, "prompts per update, over all processes", low=1)
-    updates: int = option(40, "rollout-and-update rounds", low=1)
+    updates: int = option(30, "rollout-and-update rounds", low=1)
     ppo_epochs: int = option(2, "passes over each round's replies", low=1)
     minibatches: int = option(4, "optimiser steps per pass", low=1)
     eps: float = option(1e-5, "denominator constant of Adam", above=0)

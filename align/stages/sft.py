@@ -41,14 +41,15 @@ class SFT(TrainingStage):
         work.write_card(prepared)
         role = work.fresh_role("policy")
         final = supervised_run(work, LanguageModeling(role), role, prepared)
-        work.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": math.exp(min(final["loss"], 50.0))}
+        if final:  # there were held-out rows
+            work.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": math.exp(min(final["loss"], 50.0))}
         write_samples(work, self.samples(work, role, prepared))
         result = Result(
             role=role,
             kind="policy",
             parents=[("init", work.init)] if work.init else [],
             probe_ids=[row.ids[:64] for row in (prepared.eval or prepared.train)[:2]],
-            metrics=work.numbers["metrics"],
+            metrics=work.numbers.get("metrics", {}),
             on_parent=work.footing.mode.name if work.footing.mode else None,
         )
         return save_result(work, result, work.staging)

@@ -163,6 +163,12 @@ def test_long_chains_keep_their_function(steps, tmp_path):
     below.require(bases().folder)
 
 
+def test_a_second_base_is_counted():
+    found = read(mixed("bf16-merge") / "run.json")["stages"][2]["metrics"]["memory"]
+    one = read(mixed("bf16") / "run.json")["stages"][2]["metrics"]["memory"]
+    assert (one["bases"], found["bases"]) == (1, 2) and found["base_bytes"] > 1.9 * one["base_bytes"]
+
+
 def test_stacking_twice_shares_the_frozen_terms():
     held = bases()
     parent = tuned("lora")

@@ -201,7 +201,6 @@ def test_the_same_command_skips_everything_and_loads_nothing(tmp_path, monkeypat
 CHANGES = {
     "stages.evaluate.prompts=5": ["evaluate"],
     "stages.ppo.kl_coef=0.2": ["ppo", "evaluate"],
-    "stages.reward_model.centering=0.5": ["reward_model", "ppo", "evaluate"],
     "model.lr_scale=3": RLHF,
 }
 
@@ -216,15 +215,8 @@ def test_a_changed_option_reruns_what_depends_on_it(change, tmp_path):
         kept = [tree_of(path) for path in (run / ".archive").rglob("*") if path.is_dir()]
         assert skipped[name] or before[name] in kept, f"the earlier {name} is lost"
         assert not skipped[name] or tree_of(run / name) == before[name]
-
-
-def test_an_archived_chain_is_still_whole(tmp_path):
-    run = copied(finished(), tmp_path)
-    again(tmp_path, "seed=4", run=run)
-    archived = [path.parent for path in (run / ".archive").rglob("checkpoint.json")]
-    assert len(archived) >= 4
-    for folder in archived:
-        assert all(check["ok"] for check in Checkpoint.open(folder).verify()), folder
+    for record in (run / ".archive").rglob("checkpoint.json"):
+        assert all(check["ok"] for check in Checkpoint.open(record.parent).verify()), "kept, but not whole"
 
 
 @pytest.mark.parametrize(
