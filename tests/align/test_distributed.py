@@ -34,7 +34,7 @@ CASES = {
     "sft": ["sft", *PLAIN, "stages.sft.eval_every=1", "stages.sft.max_grad_norm=1e9"],
     "uneven": ["sft", *PLAIN, "stages.sft.batch_size=7", "stages.sft.micro_batch_size=2", "stages.sft.adapter=vera"],
     "one_held_out": ["sft", *PLAIN, "data.conversations.eval_rows=1", "stages.sft.eval_every=1"],
-    "patient": ["sft", *PLAIN, "stages.sft.patience=1", "stages.sft.eval_every=1", "stages.sft.lr=0.0"],
+    "patient": ["sft", *PLAIN, "stages.sft.patience=1", "stages.sft.eval_every=1", "stages.sft.lr=1e-30"],
     "reward_model": [
         "reward_model",
         *(word.replace("stages.sft", "stages.reward_model") for word in PLAIN),
