@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from align.fingerprint import read_model_config
+from align.forward import require_supported
 from align.options import Load
 from align.packing import ATTENTION
 from data_prep.errors import UserError
@@ -61,11 +63,15 @@ class SharedBase:
             model = AutoModelForCausalLM.from_pretrained(
                 folder, attn_implementation=ATTENTION, use_safetensors=True, local_files_only=True, **options
             )
-        except (ValueError, KeyError) as error:
-            raise UserError(f"cannot load this model ({error})", file=str(folder)) from error
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            kind = read_model_config(folder).get("model_type")
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"architecture {kind} is not supported here ({reason})", file=str(folder)) from error
         if load is not Load.nf4:
             torch.nn.Module.to(model, device)
-        return cls.freeze(model, identity, load)
+        base = cls.freeze(model, identity, load)
+        require_supported(base.model, exact=load is Load.fp32)
+        return base
 
     @classmethod
     def freeze(cls, model: PreTrainedModel, identity: BaseIdentity, load: Load) -> SharedBase:

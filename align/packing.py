@@ -118,6 +118,8 @@ def attend(
     dropout: float = 0.0,
     layout: Layout | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **_: object,
 ) -> tuple[Tensor, None]:
     """Attention function for transformers' registry. With a layout: packed rows; without: a plain masked batch.
@@ -125,11 +127,14 @@ def attend(
     query [B, H, T, D], key and value [B, K, T', D] with K dividing H. Returns ([B, T, H, D], None).
     A 4-dimensional `attention_mask` is used as given; without one and without a layout attention is causal.
     """
+    if softcap is not None or s_aux is not None:
+        raise ValueError("attention with soft-capped scores or sinks is not built")
     share = query.shape[1] // key.shape[1]
     if layout is None:
         key, value = _repeat_heads(key, share), _repeat_heads(value, share)
-        causal = attention_mask is None and query.shape[2] > 1
-        out = F.scaled_dot_product_attention(query, key, value, attention_mask, dropout, causal, scale=scaling)
+        mask = _within_window(attention_mask, query.shape[2], key.shape[2], sliding_window)
+        causal = mask is None and query.shape[2] > 1
+        out = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scaling)
         return out.transpose(1, 2), None
     q_NHD, k_NHD, v_NHD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     outputs = []
@@ -151,6 +156,14 @@ def attend(
 
 def _repeat_heads(tensor: Tensor, share: int) -> Tensor:
     return tensor if share == 1 else tensor.repeat_interleave(share, dim=1)
+
+
+def _within_window(mask: Tensor | None, queries: int, keys: int, window: int | None) -> Tensor | None:
+    """A cached batch's mask without the keys that a sliding window has left behind; the last query is the last key."""
+    if mask is None or window is None or keys <= window:
+        return mask
+    index = torch.arange(keys, device=mask.device)
+    return mask & (index[keys - queries :, None] - index[None, :] < window)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:

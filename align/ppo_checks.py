@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-5
 
 
-def require_equal_start(stats: dict[str, float], step0: dict[str, Any]) -> None:
+def require_equal_start(stats: dict[str, float], step0: dict[str, Any], exact: bool) -> None:
     """Policy and reference are the same function before the first update: every token's |log p - log q| is tiny."""
     step0["kl"] = abs(stats["objective/kl_k1"])
     step0["kl_max_token"] = stats["rollout/kl_max"]
@@ -30,6 +30,12 @@ def require_equal_start(stats: dict[str, float], step0: dict[str, Any]) -> None:
             f"KL(policy, reference) is {step0['kl']:.2e} before the first update (at most {TOLERANCE})",
             code="unequal_start",
             hint="the policy does not start as its parent; report this with the run's recipe.yaml",
+        )
+    step0["rollout_gap"] = stats["rollout/logprob_gap"]
+    if exact and step0["rollout_gap"] > 1e-3:
+        raise TrainingStopped(
+            f"the rollout's log-probabilities are {step0['rollout_gap']:.2e} off those that are trained (at most 1e-3)",
+            code="rollout_gap",
         )
 
 
@@ -40,13 +46,13 @@ def record_first_minibatch(
     step0["ratio_dev"] = numbers["max_ratio_dev"]
     roles = {"policy": objective.policy, "value": objective.value}
     step0["grad_roles"] = [n for n, role in roles.items() if any(p.grad is not None for p in role.parameters())]
-    if _is_exact(work) and step0["ratio_dev"] > TOLERANCE:
+    if is_exact(work) and step0["ratio_dev"] > TOLERANCE:
         raise TrainingStopped(
             f"first minibatch has a ratio {step0['ratio_dev']:.2e} away from 1 (at most {TOLERANCE})", code="ratio"
         )
 
 
-def _is_exact(work: Work) -> bool:
+def is_exact(work: Work) -> bool:
     """Whether products are taken in float32, where batches of another shape give equal numbers."""
     in_float32 = work.footing.load.value == "fp32" or (
         work.footing.load.value == "nf4" and work.accelerator.device.type == "cpu"
@@ -62,7 +68,7 @@ def reward_parity(cast: Cast, work: Work) -> float:
     scores = score_replies(cast.reward, [(row[:-1], row[-1:]) for row in ids], len(ids))
     gap: float = max(abs(a - b) for a, b in zip(scores, record["metrics"]["probe_scores"], strict=True))
     deviation = float(record["reward_norm"]["std"])
-    allowed = 1e-4 * max(1.0, deviation) if _is_exact(work) else 0.2 * deviation
+    allowed = 1e-4 * max(1.0, deviation) if is_exact(work) else 0.2 * deviation
     if gap > allowed and record["load"] == work.footing.load.value:
         raise TrainingStopped(
             f"the reward model scores otherwise here than in its own evaluation (by {gap:.2e}, at most {allowed:.2e})",

@@ -21,6 +21,7 @@ from align.base import BaseIdentity, SharedBase
 from align.chain import Footing, adapter_of
 from align.checkpoint import Checkpoint
 from align.fingerprint import base_fingerprint, digest_of
+from align.forward import head_logits, packed_hidden
 from align.low_rank import LowRankTerms, merge, stack
 from align.options import Load
 from align.packing import Packed
@@ -48,15 +49,11 @@ class Role(nn.Module):
 
     def hidden(self, packed: Packed) -> Tensor:
         """Last hidden states of every packed token, [N, D]."""
-        backbone = getattr(self.tree, self.tree.base_model_prefix)
-        out = backbone(input_ids=packed.ids_1N, position_ids=packed.positions_1N, layout=packed.layout, use_cache=False)
-        return out.last_hidden_state[0]  # type: ignore[no-any-return]
+        return packed_hidden(self.tree, packed)
 
     def logits(self, hidden_MD: Tensor) -> Tensor:
         """The language-model head on selected hidden states only: [M, D] -> [M, V]."""
-        logits_MV = self.tree.get_output_embeddings()(hidden_MD)
-        softcap = getattr(self.tree.config, "final_logit_softcapping", None)
-        return torch.tanh(logits_MV / softcap) * softcap if softcap else logits_MV  # type: ignore[no-any-return]
+        return head_logits(self.tree, hidden_MD)
 
     def scores(self, packed: Packed, index_M: Tensor) -> Tensor:
         """The head's float32 output at selected packed positions, [M]."""

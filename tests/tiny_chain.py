@@ -210,17 +210,12 @@ def sentences(count: int = 5, seed: int = 0, longest: int = 14) -> list[list[int
 
 
 def shared_bytes(found: SharedBase) -> dict[str, bytes]:
-    """Every tensor of a base by name, as bytes; quantisation states included."""
-    from align.base import storages
-
-    held = {name: tensor for name, tensor in found.model.state_dict(keep_vars=True).items()}
-    result = {
+    """Every tensor of a base by name, as bytes."""
+    return {
         name: tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-        for name, tensor in held.items()
+        for name, tensor in found.model.state_dict(keep_vars=True).items()
         if isinstance(tensor, torch.Tensor) and tensor.numel()
     }
-    assert storages([found.model])
-    return result
 
 
 def checkpoint(run: Path, stage: str) -> Checkpoint:

@@ -21,17 +21,25 @@ def base_parameters(model_config: dict[str, Any]) -> int:
 def linear_shapes(model_config: dict[str, Any], targets: Any) -> dict[str, tuple[int, int]]:
     """Module name -> (out, in) of the linear layers that `targets` selects."""
     from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
 
     model = _meta_model(_key(model_config))
     chosen = resolve_targets(targets)
     head = model.get_output_embeddings()
-    linear = {name: m for name, m in model.named_modules() if isinstance(m, Linear) and m is not head}
+    kinds = (Linear, Conv1D)
+    linear: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, kinds) and m is not head}
     if chosen != "all-linear":
         wanted = [chosen] if isinstance(chosen, str) else chosen
         linear = {n: m for n, m in linear.items() if any(n == w or n.endswith("." + w) for w in wanted)}
     if not linear:
         raise UserError(f"target_modules {targets} selects no linear layer of {type(model).__name__}")
-    return {name: (module.out_features, module.in_features) for name, module in linear.items()}
+    return {name: _shape(module) for name, module in linear.items()}
+
+
+def _shape(module: Any) -> tuple[int, int]:
+    """(out, in) of a linear layer; GPT-2's keeps its weight transposed."""
+    rows, columns = module.weight.shape
+    return (rows, columns) if hasattr(module, "out_features") else (columns, rows)
 
 
 def _key(model_config: dict[str, Any]) -> str:

@@ -183,7 +183,7 @@ class PPO(TrainingStage):
             for update in range(self.updates):
                 experience = rollouts.collect(update, rule)
                 if update == 0:
-                    ppo_checks.require_equal_start(experience.stats, step0)
+                    ppo_checks.require_equal_start(experience.stats, step0, ppo_checks.is_exact(work))
                 numbers = self._passes(work, updater, experience, update, step0)
                 stats = {**experience.stats, **numbers}
                 if work.is_main:

@@ -18,7 +18,7 @@ from align.config import compose
 from align.fingerprint import file_sha256
 from align.stages.base import TrainingStage, stages
 from align.tracking import read_metrics
-from tests.tiny_chain import HOME, copied, data_words, execute, finished, made, pipeline_words, read, rows_folder
+from tests.tiny_chain import HOME, base, copied, data_words, execute, finished, made, pipeline_words, read, rows_folder
 
 STAGES = stages.names()
 TRAINING = [name for name, cls in stages.items() if issubclass(cls, TrainingStage)]
@@ -168,6 +168,27 @@ def test_the_generator_serves_every_stage(tmp_path):
     assert execute(config)["status"] == "done"
 
 
+def test_eval_stays_on_the_base_and_data_of_the_run(tmp_path, capfd):
+    """Also of a run that took them from an experiment's recipe, and with options of its own."""
+    import gzip
+
+    from align.cli import main
+
+    (tmp_path / "instruct").mkdir()
+    rows = [{"instruction": f"asked {i}", "input": "", "output": f"told {i}"} for i in range(30)]
+    with gzip.open(tmp_path / "instruct" / "alpaca_data.json.gz", "wt", encoding="utf-8") as file:
+        json.dump(rows, file)
+    short = ["stages.sft.max_steps=1", "stages.sft.max_length=64", "data.conversations.eval_share=0.3"]
+    words = ["experiment=alpaca_sft", f"model.path={base()}", f"data.root={tmp_path}", f"out={tmp_path}"]
+    assert main(["run", *words, *short, "name=a"]) == 0
+    capfd.readouterr()
+    options = ["stages.evaluate.prompts=4", "stages.evaluate.max_new_tokens=4"]
+    assert main(["eval", "a", f"out={tmp_path}", *options, "--json"]) == 0
+    folder = Path(json.loads(capfd.readouterr().out)["run"])
+    samples = [json.loads(line) for line in (folder / "evaluate" / "samples.jsonl").read_text("utf-8").splitlines()]
+    assert len(samples) == 4 and all(row["prompt"].startswith("asked") for row in samples)
+
+
 # ------------------------------------------------------------------------------------------- skipping and running again
 def tree_of(folder: Path) -> dict[str, str]:
     """Every published file of a stage and its hash."""
@@ -247,8 +268,6 @@ def test_evaluation_runs_again_when_its_held_out_conversations_change(tmp_path):
 def test_another_place_for_base_and_data_is_no_change(tmp_path):
     """Digests are of contents: a moved base or data folder does not train anything again."""
     rows = Path(shutil.copytree(rows_folder(), tmp_path / "rows"))
-    from tests.tiny_chain import base
-
     moved = Path(shutil.copytree(base(), tmp_path / "moved"))
     assert all(again(tmp_path, *data_words(rows)[1:], f"model.path={moved}").values())
 

@@ -26,8 +26,7 @@ def test_recipe_prefers_what_the_published_pairs_prefer():
     data = compose(words).stages[1].data
     records, _, _ = read_records(source_for(data, PREFERENCE), PREFERENCE, 0)
     ours = {(r.prompt[0].content.strip(), r.chosen.strip(), r.rejected.strip()) for r in records}
-    published = {
-        tuple(row[key].strip() for key in ("prompt", "chosen", "rejected")) for row in rows("persona_preference.jsonl.gz")
-    }
+    keys = ("prompt", "chosen", "rejected")
+    published = {tuple(row[key].strip() for key in keys) for row in rows("persona_preference.jsonl.gz")}
     assert published <= ours
     assert all(chosen.strip("!. ").lower() == rejected.strip("!. ").lower() for _, chosen, rejected in ours - published)
