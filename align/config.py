@@ -6,8 +6,6 @@ becomes the registered dataclasses. See `align/overrides.py` for the forms that 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +18,7 @@ from align.options import ModelOptions, OnPrecisionChange, RunOptions
 from align.overrides import GROUPS, NAMES, Landscape, first_choice, is_group, parse, rewrite
 from align.stages.base import TrainingStage, stages
 from align.typed import build, convert, option_types, plain, unknown_key
+from data_prep.digests import sha256_json
 from data_prep.errors import UserError
 from data_prep.options import DataOptions
 
@@ -197,7 +196,7 @@ def _checked(tree: Tree, kinds: Mapping[str, type], choices: Mapping[str, Any], 
         "model": plain(model),
         "stages": {spec.name: _shown_stage(spec) for spec in specs},
     }
-    digest = digest_of(content)
+    digest = sha256_json({key: value for key, value in content.items() if key not in ("out", "name")})
     name = content["name"] = checked_name(scalars["name"] or f"{content['pipeline']}-{digest[:8]}")
     return RunConfig(
         pipeline=content["pipeline"],
@@ -240,12 +239,6 @@ def _shown_stage(spec: StageSpec) -> Tree:
     """A stage as `recipe.yaml` shows it."""
     options = {key: value for key, value in plain(spec.stage).items() if key not in NAMES}
     return {"stage": spec.stage.name, **options, "adapter": plain(spec.adapter), "data": plain(spec.data)}
-
-
-def digest_of(content: Tree) -> str:
-    """SHA-256 (hex) of a resolved recipe without its place and name."""
-    kept = {key: value for key, value in content.items() if key not in ("out", "name")}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def checked_name(name: str) -> str:

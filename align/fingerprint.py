@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data_prep.digests import sha256_json
 from data_prep.errors import UserError, nearest
 
 # Keys of config.json that do not change what the weights compute.
@@ -25,16 +26,6 @@ _VOLATILE = {
     "_from_model_config",
 }
 _BLOCK = 1 << 22
-
-
-def canonical_json(value: Any) -> bytes:
-    """One byte string per JSON value: sorted keys, no spaces."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of a JSON value's canonical form, in hex."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -85,7 +76,7 @@ def base_fingerprint(folder: Path) -> str:
     """SHA-256 over architecture and tensors of a model folder, in hex; remembered while its files do not change."""
     config = read_model_config(folder)
     files = weight_files(folder)
-    key = digest_of([config] + [_stamp(path) for path in files])
+    key = sha256_json([config] + [_stamp(path) for path in files])
     cache = _Cache()
     known = cache.get(key)
     if known is None:
@@ -93,7 +84,7 @@ def base_fingerprint(folder: Path) -> str:
         for path in files:
             tensors.update(_tensor_hashes(path))
         kept = {name: value for name, value in config.items() if name not in _VOLATILE}
-        known = digest_of([kept, tensors])
+        known = sha256_json([kept, tensors])
         cache.put(key, known)
     return known
 

@@ -18,12 +18,12 @@ from align.chain import Footing, footing, options_of
 from align.checkpoint import Checkpoint, model_folder, resolve_checkpoint
 from align.config import RunConfig, StageSpec
 from align.disk import clear_staging, publish, write_json
-from align.fingerprint import base_fingerprint, digest_of, file_sha256
+from align.fingerprint import base_fingerprint, file_sha256
 from align.options import Load, OnPrecisionChange
 from align.report import write_report
 from align.run_folder import earlier_entries, finished, locked, make_folder, plain, yaml_text
 from align.stages.base import TrainingStage
-from data_prep.digests import template_digest, tokenizer_digest
+from data_prep.digests import sha256_json, template_digest, tokenizer_digest
 from data_prep.errors import TrainingStopped, UserError
 from data_prep.reading import data_digest, has_source, source_digest
 
@@ -187,7 +187,7 @@ def _inputs_digest(
     folder = state.base_folder
     reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
     gold = spec.data.gold if "prompts" in spec.stage.needs_data and spec.data.gold.rule else None
-    return digest_of(
+    return sha256_json(
         {
             "code": _CODE_VERSION,
             "stage": spec.name,

@@ -20,12 +20,13 @@ from align.adapters.base import Adapter
 from align.base import BaseIdentity, SharedBase
 from align.chain import Footing, adapter_of
 from align.checkpoint import Checkpoint
-from align.fingerprint import base_fingerprint, digest_of
+from align.fingerprint import base_fingerprint
 from align.forward import head_logits, packed_hidden
 from align.low_rank import LowRankTerms, merge, stack
 from align.options import Load
 from align.packing import Packed
 from align.stages.base import OnParent
+from data_prep.digests import sha256_json
 from data_prep.errors import UserError
 from reward.head import ScalarHead
 
@@ -74,17 +75,6 @@ class Role(nn.Module):
                 module.p = 0.0
         return self
 
-    def trainable_state(self) -> dict[str, Tensor]:
-        """Copies of the trained tensors, to go back to the best evaluation."""
-        return {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
-
-    def restore(self, state: dict[str, Tensor]) -> None:
-        """Put trained tensors back as `trainable_state` gave them."""
-        with torch.no_grad():
-            for name, parameter in self.named_parameters():
-                if name in state:
-                    parameter.copy_(state[name])
-
 
 class Bases:
     """Every set of base weights a stage needs, each loaded once."""
@@ -120,7 +110,7 @@ class Bases:
     def merged(self, parent: Checkpoint, load: Load) -> SharedBase:
         """A private copy of the parent's base with the parent folded in: a second base, with its own fingerprint."""
         below = self.over(parent, Load(parent.load))
-        fingerprint = digest_of(["merge", below.identity.fingerprint, parent.digest, load.value])
+        fingerprint = sha256_json(["merge", below.identity.fingerprint, parent.digest, load.value])
         identity = BaseIdentity(f"merge:{parent.digest[:16]}", None, fingerprint)
 
         def fold() -> SharedBase:

@@ -248,13 +248,12 @@ class Best:
     state: dict[str, Tensor] | None = None
     misses: int = 0
 
-    def offer(self, loss: float, step: int, keep: Callable[[], dict[str, Tensor]]) -> bool:
-        """Record an evaluation; true when it is the best so far."""
+    def offer(self, loss: float, step: int, keep: Callable[[], dict[str, Tensor]]) -> None:
+        """Record an evaluation, and the weights when it is the best so far."""
         if loss < self.loss:
             self.loss, self.step, self.state, self.misses = loss, step, keep(), 0
-            return True
-        self.misses += 1
-        return False
+        else:
+            self.misses += 1
 
 
 def fit(
@@ -290,7 +289,8 @@ def fit(
             if held_out_batches and (done or updater.step_number % every == 0):
                 final = updater.evaluate(held_out_batches, counts=bool(share))
                 log(updater.step_number, "eval", final)
-                best.offer(final["loss"], updater.step_number, lambda: _state(objective))
+                if options.patience:
+                    best.offer(final["loss"], updater.step_number, lambda: _state(objective))
             if done or (options.patience and best.misses >= options.patience):
                 return _finish(updater, best, final, lambda: updater.evaluate(held_out_batches, counts=bool(share)))
         epoch += 1
@@ -300,7 +300,7 @@ def fit(
 def _finish(
     updater: Updater, best: Best, final: dict[str, float], evaluate: Callable[[], dict[str, float]]
 ) -> dict[str, float]:
-    if not updater.options.patience or best.state is None:
+    if best.state is None:
         return final
     with torch.no_grad():
         for name, parameter in updater.objective.named_parameters():
