@@ -49,6 +49,8 @@ class Verb:
     summary: str
     function: str
     multirun: bool = False
+    flags: tuple[str, ...] = ()
+    """Flags of its own: `--name`, or `--name=VALUE` for one that takes a value."""
 
 
 VERBS = [
@@ -196,6 +198,9 @@ def _parser(verb: Verb) -> _Parser:
     parser.add_argument("--config-dir")
     if verb.multirun:
         parser.add_argument("-m", "--multirun", action="store_true")
+    for flag in verb.flags:
+        name, takes, _ = flag.partition("=")
+        parser.add_argument(name, action="store" if takes else "store_true")
     return parser
 
 
