@@ -66,7 +66,11 @@ class SharedBase:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             kind = read_model_config(folder).get("model_type")
             reason = " ".join(str(error).split())[:160]
-            raise UserError(f"architecture {kind} is not supported here ({reason})", file=str(folder)) from error
+            if isinstance(error, KeyError) and ATTENTION in error.args:
+                reason = "its attention cannot be replaced, so rows cannot be packed"
+            raise UserError(
+                f"architecture {kind} is not supported ({reason})", code="unsupported_architecture", file=str(folder)
+            ) from error
         if load is not Load.nf4:
             torch.nn.Module.to(model, device)
         base = cls.freeze(model, identity, load)

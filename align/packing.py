@@ -126,15 +126,14 @@ def attend(
 
     query [B, H, T, D], key and value [B, K, T', D] with K dividing H. Returns ([B, T, H, D], None).
     A 4-dimensional `attention_mask` is used as given; without one and without a layout attention is causal.
+    `softcap` bounds scores (Gemma 2), `s_aux` [H] is one score per head that takes attention to nothing (gpt-oss).
     """
-    if softcap is not None or s_aux is not None:
-        raise ValueError("attention with soft-capped scores or sinks is not built")
+    how = _Scoring(scaling, dropout, softcap, s_aux)
     share = query.shape[1] // key.shape[1]
     if layout is None:
         key, value = _repeat_heads(key, share), _repeat_heads(value, share)
         mask = _within_window(attention_mask, query.shape[2], key.shape[2], sliding_window)
-        causal = mask is None and query.shape[2] > 1
-        out = F.scaled_dot_product_attention(query, key, value, mask, dropout, causal, scale=scaling)
+        out = _product(how, query, key, value, mask, causal=mask is None and query.shape[2] > 1)
         return out.transpose(1, 2), None
     q_NHD, k_NHD, v_NHD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     outputs = []
@@ -146,12 +145,38 @@ def attend(
             for tensor in (q_NHD, k_NHD, v_NHD)
         )
         mask = _window_mask(size[1], sliding_window, q.device)
-        out = F.scaled_dot_product_attention(
-            q, _repeat_heads(k, share), _repeat_heads(v, share), mask, dropout, mask is None, scale=scaling
-        )
+        out = _product(how, q, _repeat_heads(k, share), _repeat_heads(v, share), mask, causal=mask is None)
         outputs.append(out.transpose(1, 2).reshape(-1, *q_NHD.shape[1:]))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return merged.index_select(0, layout.scatter_N)[None], None
+
+
+@dataclass(frozen=True)
+class _Scoring:
+    """How scores become weights, besides the mask."""
+
+    scale: float | None
+    dropout: float
+    softcap: float | None
+    sink_H: Tensor | None
+
+
+def _product(how: _Scoring, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """softmax(query key^T) value, [B, H, T, D]. The kernel knows neither caps nor sinks: with them, scores are made."""
+    if how.softcap is None and how.sink_H is None:
+        return F.scaled_dot_product_attention(query, key, value, mask, how.dropout, causal, scale=how.scale)
+    scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if how.scale is None else how.scale)
+    if how.softcap is not None:
+        scores = torch.tanh(scores / how.softcap) * how.softcap
+    if causal:
+        mask = torch.ones(scores.shape[2:], dtype=torch.bool, device=scores.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else scores + mask
+    if how.sink_H is not None:
+        sink = how.sink_H.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        scores = torch.cat([scores, sink], dim=-1)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32)[..., : key.shape[2]].to(value.dtype)
+    return F.dropout(weights, how.dropout) @ value
 
 
 def _repeat_heads(tensor: Tensor, share: int) -> Tensor:
