@@ -9,7 +9,8 @@ Shape suffixes: B rows, P padded prompt length, K cached length, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -48,15 +49,30 @@ class RolloutEngine:
         self.end_id = end_id
         self.pad_id = pad_id
 
-    @torch.no_grad()
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None = None
     ) -> list[Reply]:
         """One reply per prompt, in order. `generator` makes sampling repeatable; greedy ignores it."""
-        if not prompts:
-            return []
+        grown = deque(self.stream(prompts, sampling, generator), maxlen=1)
+        return grown.pop() if grown else []
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None = None
+    ) -> Iterator[list[Reply]]:
+        """The replies as they grow: the same list after every sampled token. Closing the iterator ends the sampling."""
         training = self.role.training
         self.role.eval()
+        try:
+            yield from self._steps(prompts, sampling, generator)
+        finally:
+            self.role.train(training)
+
+    @torch.no_grad()
+    def _steps(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None
+    ) -> Iterator[list[Reply]]:
+        if not prompts:
+            return
         replies = [Reply() for _ in prompts]
         ids_BP, visible_BP = self._left_padded(prompts)
         device = self.role.tree.device
@@ -69,6 +85,7 @@ class RolloutEngine:
             logits_BV = self._logits(inputs_BT, positions_BP, mask_B1PK, cache)
             token_B, logprob_B = _draw(logits_BV, sampling, generator)
             self._append(replies, alive, token_B, logprob_B)
+            yield replies
             keep = self._kept(replies, alive)
             if len(keep) == 0 or step + 1 == sampling.max_new_tokens:
                 break
@@ -80,8 +97,6 @@ class RolloutEngine:
             mask_B1PK = visible_BP[:, None, None, :]
             positions_BP = positions_BP[:, -1:] + 1
             inputs_BT = token_B[:, None]
-        self.role.train(training)
-        return replies
 
     def _logits(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         backbone = getattr(self.role.tree, self.role.tree.base_model_prefix)

@@ -131,3 +131,38 @@ def test_a_rollout_leaves_the_mode_of_the_role():
 
 def test_no_prompts_no_replies():
     assert RolloutEngine(fresh("lora", Load.fp32), END, PAD).generate([], Sampling(3)) == []
+
+
+def test_a_stream_grows_to_what_generate_returns():
+    role, prompts = fresh("lora", Load.fp32), sentences(4)
+    lengths, last = [], []
+    engine = RolloutEngine(role, END, PAD)
+    for last in engine.stream(prompts, Sampling(6), torch.Generator().manual_seed(8)):
+        lengths.append(len(last[0].ids))
+    assert lengths == list(range(1, len(lengths) + 1))
+    assert last == engine.generate(prompts, Sampling(6), torch.Generator().manual_seed(8))
+
+
+def test_a_closed_stream_samples_no_more_and_leaves_the_mode_of_the_role():
+    role = fresh("lora", Load.fp32).train(True)
+    calls = []
+    role.tree.register_forward_hook(lambda *_: calls.append(1))
+    getattr(role.tree, role.tree.base_model_prefix).register_forward_hook(lambda *_: calls.append(1))
+    stream = RolloutEngine(role, END, PAD).stream(sentences(2), Sampling(50, greedy=True))
+    next(stream), next(stream)
+    assert not role.training
+    stream.close()
+    assert role.training and len(calls) == 2
+
+
+def test_interleaved_streams_of_two_roles_do_not_disturb_each_other():
+    found = bases()
+    roles = [fresh("lora", Load.fp32, found, seed=seed) for seed in (1, 2)]
+    engines = [RolloutEngine(role, END, PAD) for role in roles]
+    alone = [engine.generate(sentences(1), Sampling(8, greedy=True))[0].ids for engine in engines]
+    together: list[list[int]] = [[], []]
+    streams = [engine.stream(sentences(1), Sampling(8, greedy=True)) for engine in engines]
+    for one, two in zip(*streams, strict=False):
+        together = [one[0].ids, two[0].ids]
+    shortest = min(map(len, alone))
+    assert [ids[:shortest] for ids in together] == [ids[:shortest] for ids in alone] and alone[0] != alone[1]
