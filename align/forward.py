@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from align.adapters.layers.lead import lead_of
 from align.packing import ATTENTION, Packed, pack
 from data_prep.errors import UserError
 
@@ -16,8 +17,11 @@ from data_prep.errors import UserError
 def packed_hidden(tree: PreTrainedModel, packed: Packed) -> Tensor:
     """Last hidden states of every packed token, [N, D]."""
     backbone = getattr(tree, tree.base_model_prefix)
-    out = backbone(input_ids=packed.ids_1N, position_ids=packed.positions_1N, layout=packed.layout, use_cache=False)
-    return out.last_hidden_state[0]  # type: ignore[no-any-return]
+    inputs, first = {"input_ids": packed.ids_1N}, 0
+    if (lead := lead_of(tree)) is not None:
+        inputs, packed, first = lead.before(tree, packed)
+    out = backbone(**inputs, position_ids=packed.positions_1N, layout=packed.layout, use_cache=False)
+    return out.last_hidden_state[0, first:]  # type: ignore[no-any-return]
 
 
 def head_logits(tree: PreTrainedModel, hidden_MD: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ Shape suffixes: N packed tokens, R rows of a group, L longest row of a group, H 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,6 +21,8 @@ from torch import Tensor
 from transformers import AttentionInterface
 
 ATTENTION = "align"
+Memory = tuple[tuple[Tensor, Tensor], ...]
+"""Per layer, keys and values [K, P, D] of P virtual tokens that every row sees."""
 _SHORTEST_SHARE = 0.75  # rows shorter than this share of a group's longest row open a new group
 
 
@@ -32,9 +34,10 @@ class Layout:
     """One int64 tensor per group: packed index of every token of every row (padding repeats index 0)."""
     scatter_N: Tensor
     """For every packed token, the place of its result in the groups' concatenated outputs."""
+    memory: Memory = ()
 
     def to(self, device: torch.device) -> Layout:
-        return Layout(tuple(rows.to(device) for rows in self.rows_RL), self.scatter_N.to(device))
+        return Layout(tuple(rows.to(device) for rows in self.rows_RL), self.scatter_N.to(device), self.memory)
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,30 @@ class Packed:
     def tokens(self) -> int:
         """Number of packed tokens."""
         return int(self.ids_1N.shape[1])
+
+    def after(self, count: int) -> Packed:
+        """The same sequences behind `count` tokens that all of them share; these stand first and have id 0."""
+        ids = F.pad(self.ids_1N, (count, 0))
+        shared = torch.arange(count, device=ids.device)
+        rows: list[Tensor] = []
+        scatter_N = self.layout.scatter_N.clone()
+        offset = 0
+        for rows_RL in self.layout.rows_RL:
+            number, longest = rows_RL.shape
+            inside = (self.layout.scatter_N >= offset) & (self.layout.scatter_N < offset + number * longest)
+            which = (self.layout.scatter_N - offset).div(longest, rounding_mode="floor") + 1
+            before = sum(r.numel() for r in rows) - offset
+            scatter_N = torch.where(inside, self.layout.scatter_N + before + which * count, scatter_N)
+            rows.append(torch.cat([shared.expand(number, count), rows_RL + count], dim=1))
+            offset += rows_RL.numel()
+        positions = torch.cat([shared, self.positions_1N[0] + count])[None]
+        return Packed(
+            ids, positions, replace(self.layout, rows_RL=tuple(rows), scatter_N=torch.cat([shared, scatter_N]))
+        )
+
+    def remembering(self, count: int, memory: Memory) -> Packed:
+        """The same tokens, `count` positions later, with keys and values of that many virtual tokens before them."""
+        return Packed(self.ids_1N, self.positions_1N + count, replace(self.layout, memory=memory))
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Packed:
@@ -144,7 +171,15 @@ def attend(
             tensor.index_select(0, flat).view(*size, *tensor.shape[1:]).transpose(1, 2)
             for tensor in (q_NHD, k_NHD, v_NHD)
         )
-        mask = _window_mask(size[1], sliding_window, q.device)
+        lead = 0
+        if layout.memory:
+            remembered = layout.memory[int(module.layer_idx)]  # type: ignore[arg-type]
+            k, v = (
+                torch.cat([own.to(x.dtype).expand(size[0], *own.shape), x], dim=2)
+                for own, x in zip(remembered, (k, v), strict=True)
+            )
+            lead = remembered[0].shape[1]
+        mask = _window_mask(size[1], sliding_window, q.device, lead)
         out = _product(how, q, _repeat_heads(k, share), _repeat_heads(v, share), mask, causal=mask is None)
         outputs.append(out.transpose(1, 2).reshape(-1, *q_NHD.shape[1:]))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -191,13 +226,14 @@ def _within_window(mask: Tensor | None, queries: int, keys: int, window: int | N
     return mask & (index[keys - queries :, None] - index[None, :] < window)
 
 
-def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Causal mask of a sliding window, only where a row is longer than the window."""
-    if window is None or length <= window:
+def _window_mask(length: int, window: int | None, device: torch.device, lead: int = 0) -> Tensor | None:
+    """Causal mask [L, P + L] of rows behind `lead` virtual tokens, or of a sliding window shorter than the row."""
+    keys = lead + length
+    if not lead and (window is None or length <= window):
         return None
-    index = torch.arange(length, device=device)
-    distance = index[:, None] - index[None, :]
-    return (distance >= 0) & (distance < window)
+    index = torch.arange(keys, device=device)
+    distance = index[lead:, None] - index[None, :]
+    return (distance >= 0) & (distance < (window or keys))
 
 
 AttentionInterface.register(ATTENTION, attend)

@@ -14,9 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import DynamicCache
 
+from align.adapters.layers.lead import lead_of
 from align.roles import Role
 
 _DROP_SHARE = 0.25  # finished rows are dropped once they are this share of the batch
@@ -74,15 +76,14 @@ class RolloutEngine:
         if not prompts:
             return
         replies = [Reply() for _ in prompts]
-        ids_BP, visible_BP = self._left_padded(prompts)
+        inputs, visible_BP, cache = self._opening(prompts)
         device = self.role.tree.device
         alive = torch.arange(len(prompts))
-        cache = DynamicCache()
-        positions_BP = (visible_BP.long().cumsum(1) - 1).clamp_min(0)
-        mask_B1PK = _prompt_mask(visible_BP)
-        inputs_BT = ids_BP
+        held = cache.get_seq_length()
+        positions_BP = (visible_BP.long().cumsum(1) - 1).clamp_min(0)[:, held:]
+        mask_B1PK = _prompt_mask(visible_BP)[:, :, held:]
         for step in range(sampling.max_new_tokens):
-            logits_BV = self._logits(inputs_BT, positions_BP, mask_B1PK, cache)
+            logits_BV = self._logits(inputs, positions_BP, mask_B1PK, cache)
             token_B, logprob_B = _draw(logits_BV, sampling, generator)
             self._append(replies, alive, token_B, logprob_B)
             yield replies
@@ -96,13 +97,28 @@ class RolloutEngine:
             visible_BP = torch.cat([visible_BP, torch.ones_like(visible_BP[:, :1])], dim=1)
             mask_B1PK = visible_BP[:, None, None, :]
             positions_BP = positions_BP[:, -1:] + 1
-            inputs_BT = token_B[:, None]
+            inputs = {"input_ids": token_B[:, None]}
 
-    def _logits(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
+    def _opening(self, prompts: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Tensor, DynamicCache]:
+        """What the first forward takes, which key columns each row sees, and the cache with what stands before them."""
+        lead = lead_of(self.role.tree)
+        cache = DynamicCache()
+        if lead is None:
+            ids_BP, visible_BP = self._left_padded(prompts)
+            return {"input_ids": ids_BP}, visible_BP, cache
+        for layer, own in enumerate(memory := lead.memory()):
+            key, value = (x.to(self.role.tree.dtype).expand(len(prompts), *x.shape) for x in own)
+            cache.update(key, value, layer)
+        if memory:
+            ids_BP, visible_BP = self._left_padded(prompts)
+            return {"input_ids": ids_BP}, F.pad(visible_BP, (lead.tokens, 0), value=True), cache
+        ids_BP, visible_BP = self._left_padded([[self.pad_id] * lead.tokens + list(prompt) for prompt in prompts])
+        starts_B = visible_BP.int().argmax(1)
+        return {"inputs_embeds": lead.embeds(self.role.tree, ids_BP, starts_B)}, visible_BP, cache
+
+    def _logits(self, inputs: dict[str, Tensor], positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
         backbone = getattr(self.role.tree, self.role.tree.base_model_prefix)
-        out = backbone(
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
-        )
+        out = backbone(**inputs, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True)
         return self.role.logits(out.last_hidden_state[:, -1]).float()
 
     def _append(self, replies: list[Reply], alive: Tensor, token_B: Tensor, logprob_B: Tensor) -> None:

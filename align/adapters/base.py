@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
+from data_prep.errors import UserError
 from data_prep.registry import Registry
 
 if TYPE_CHECKING:
@@ -36,8 +37,19 @@ class Traits:
     four_bit: bool = True
     """It can stand on a base kept in 4 bits."""
     gradient_checkpointing: bool = True
+    """Its gradients are equal when activations are recomputed in backward."""
+    portable: bool = True
+    """Stock peft loads what it saves and computes the same."""
     owns_weights: bool = False
     """It trains a private copy of the base's weights instead of a few tensors beside them."""
+    starts_as_parent: bool = True
+    """Before training the model computes what it computed without the method."""
+    reads_weights: bool = False
+    """It computes from the weights it stands on, so terms stacked beside them would be left out."""
+    soft_prompt: bool = False
+    """It takes places of the context: virtual tokens before every row, whose positions start after them."""
+    latency: str = "none once merged"
+    """What it costs at inference."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +61,8 @@ class Counts:
     """Frozen tensors the method itself brings along (VeRA's projections)."""
     total: int
     """Base and adapter together."""
+    saved: int | None = None
+    """Parameters in the saved file, where they are not those trained."""
 
 
 def adapter(name: str) -> Callable[[AdapterT], AdapterT]:
@@ -71,6 +85,15 @@ class Adapter:
     traits: ClassVar[Traits] = Traits()
     lr_factor: ClassVar[float] = 1.0
     """Usual learning rate of the method over LoRA's."""
+
+    @property
+    def virtual_tokens(self) -> int:
+        """Places of the context that the method takes before every row."""
+        return 0
+
+    def check(self, model_config: dict[str, Any]) -> list[UserError]:
+        """What is wrong with the method's options on the model of a `config.json`, found before any weight loads."""
+        return []
 
     def quantization(self) -> str | None:
         """Precision the base must be loaded at (`nf4`), or None when the method does not care."""
@@ -104,6 +127,10 @@ class Adapter:
 
     def low_rank_terms(self, carrier: Any) -> LowRankTerms:
         """The adapter's effect as exact low-rank terms per linear layer; only where `traits.low_rank`."""
+        raise NotImplementedError
+
+    def merge(self, carrier: Any) -> PreTrainedModel:
+        """Fold the method into the weights of its private tree and return that tree; only where `traits.mergeable`."""
         raise NotImplementedError
 
     def files(self) -> tuple[str, ...]:

@@ -24,7 +24,9 @@ class Full(Adapter):
     """Train every weight of a private copy of the base."""
 
     method: str = "full"
-    traits: ClassVar[Traits] = Traits(mergeable=False, low_rank=False, four_bit=False, owns_weights=True)
+    traits: ClassVar[Traits] = Traits(
+        mergeable=False, low_rank=False, four_bit=False, portable=False, owns_weights=True, latency="none"
+    )
     lr_factor: ClassVar[float] = 0.25
 
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PreTrainedModel:

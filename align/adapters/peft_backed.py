@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from align.adapters.base import Adapter
+from align.adapters.tensors import refuse_mismatch
 from data_prep.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,9 +43,13 @@ class PeftAdapter(Adapter):
         file = folder / "adapter_model.safetensors"
         saved = load_file(file)
         expected = get_peft_model_state_dict(carrier, save_embedding_layers=False)
-        _refuse_mismatch(file, {k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in saved.items()})
+        refuse_mismatch(file, {k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in saved.items()})
         set_peft_model_state_dict(carrier, saved)
         return _set_trainable(carrier, trainable)
+
+    def merge(self, carrier: PeftModel) -> PreTrainedModel:
+        merged: PreTrainedModel = carrier.merge_and_unload()
+        return merged
 
     def save(self, carrier: PeftModel, folder: Path) -> None:
         carrier.save_pretrained(str(folder), save_embedding_layers=False)
@@ -55,16 +60,3 @@ def _set_trainable(carrier: PeftModel, trainable: bool) -> PeftModel:
         carrier.requires_grad_(False)
     carrier.eval()
     return carrier
-
-
-def _refuse_mismatch(file: Path, expected: dict[str, Any], saved: dict[str, Any]) -> None:
-    """Zero missing, zero unexpected, equal shapes; peft itself only warns."""
-    missing, unexpected = sorted(expected.keys() - saved.keys()), sorted(saved.keys() - expected.keys())
-    wrong = [name for name in expected.keys() & saved.keys() if expected[name] != saved[name]]
-    if missing or unexpected or wrong:
-        first = (missing or unexpected or wrong)[0]
-        raise UserError(
-            f"adapter tensors do not fit this base ({len(missing)} missing, {len(unexpected)} unexpected, "
-            f"{len(wrong)} of another shape; first: {first})",
-            file=str(file),
-        )

@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def config_of(model_config: dict[str, Any]) -> Any:
+    """transformers' configuration of the language model that a `config.json` describes."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**model_config).get_text_config()
+
+
 def base_parameters(model_config: dict[str, Any]) -> int:
     """Number of parameters of the causal language model a `config.json` describes; tied weights count once."""
     return sum(parameter.numel() for parameter in _meta_model(_key(model_config)).parameters())

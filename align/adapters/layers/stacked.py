@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers.pytorch_utils import Conv1D
 
 from align.adapters.layers.four_bit import PinnedLinear4bit
 
@@ -33,6 +34,14 @@ class StackedLinear(torch.nn.Linear):
     def forward(self, input: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
         return _with_terms(self, input, super().forward(input))
+
+
+class StackedConv1D(Conv1D):
+    """GPT-2's linear layer, which keeps its weight transposed, plus frozen terms."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        return _with_terms(self, x, super().forward(x))
 
 
 class StackedLinear4bit(PinnedLinear4bit):
