@@ -15,27 +15,15 @@ import os
 import signal
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, NoReturn
 
+from align.quiet import quieten
 from data_prep.errors import TrainingStopped, UserError, nearest, unknown
 
 INTERRUPTED = 130
-QUIET = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-    "TRANSFORMERS_VERBOSITY": "error",
-    "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1",
-    "DATASETS_VERBOSITY": "error",
-    "BITSANDBYTES_NOWELCOME": "1",
-    "WANDB_SILENT": "true",
-}
-"""Environment of libraries that talk too much; what the user has set stays."""
 OUR_FAULT_NOT = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
 """Operating system errors that a user can mend: full, read-only or forbidden folders."""
 
@@ -51,14 +39,56 @@ class Verb:
     multirun: bool = False
     flags: tuple[str, ...] = ()
     """Flags of its own: `--name`, or `--name=VALUE` for one that takes a value."""
+    options: str = ""
+    """`module:Class` of the options it takes as KEY=VALUE, where they are no overrides of a recipe."""
 
 
+FORCE = ("--force",)
 VERBS = [
     Verb("run", "[OVERRIDES]", "run a pipeline; the same command again goes on", "align.cli_run:run", True),
     Verb("eval", "TARGET [OVERRIDES]", "evaluate a checkpoint or a run again", "align.cli_run:evaluate"),
     Verb("ls", "[KIND]", "list adapters, stages, data, recipes, models or runs", "align.cli_show:ls"),
     Verb("show", "[RECIPE] [OVERRIDES]", "print a resolved recipe without running it", "align.cli_show:show"),
     Verb("lineage", "TARGET", "print what a checkpoint stands on", "align.cli_show:lineage"),
+    Verb(
+        "merge",
+        "TARGET [OPTIONS]",
+        "fold a checkpoint into one set of weights",
+        "align.cli_weights:merge",
+        flags=FORCE,
+        options="align.weights.options:MergeOptions",
+    ),
+    Verb(
+        "export",
+        "TARGET [OPTIONS]",
+        "write a checkpoint as other tools load it",
+        "align.cli_weights:export",
+        flags=FORCE,
+        options="align.weights.options:ExportOptions",
+    ),
+    Verb(
+        "extract",
+        "TARGET [OPTIONS]",
+        "a full fine-tune minus its base, as a LoRA",
+        "align.cli_weights:extract",
+        options="align.weights.options:ExtractOptions",
+    ),
+    Verb(
+        "compress",
+        "TARGET [OPTIONS]",
+        "lower the rank of an adapter",
+        "align.cli_weights:compress",
+        options="align.weights.options:RankOptions",
+    ),
+    Verb(
+        "chat",
+        "TARGET [OPTIONS]",
+        "talk to a checkpoint, in the terminal or on a local page",
+        "align.cli_chat:chat",
+        flags=("--compare", "--web", "--port=PORT"),
+        options="align.chat_options:ChatOptions",
+    ),
+    Verb("count", "[OVERRIDES]", "count an adapter's parameters on any config.json", "align.cli_weights:count"),
     Verb("verify", "TARGET", "check files, hashes and parents of a checkpoint or a run", "align.cli_show:verify"),
 ]
 
@@ -113,14 +143,6 @@ def overview() -> str:
             "Start with: align run",
         ]
     )
-
-
-def quieten() -> None:
-    """Keep libraries from writing over progress and verdicts."""
-    for key, value in QUIET.items():
-        os.environ.setdefault(key, value)
-    for category in (FutureWarning, DeprecationWarning, UserWarning):
-        warnings.filterwarnings("ignore", category=category)
 
 
 @contextlib.contextmanager

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import re
 import textwrap
 from collections.abc import Iterable
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from align.adapters.base import adapters
-from align.options import ModelOptions
+from align.options import ModelOptions, TrackingOptions
 from align.stages.base import Stage, TrainingStage, stages
 from data_prep.options import DataOptions, SourceOptions
 
@@ -20,7 +22,13 @@ FLAGS = {
     "--json": "print one JSON object on standard output, everything else on standard error",
     "--config-dir DIR": "a folder of your own recipes (data/mine.yaml, experiment/mine.yaml, ...)",
     "-m, --multirun": "run every combination of the values given with commas: adapter=lora,vera",
+    "--compare": "every policy of the chain answers, base first, each with its reward",
+    "--web": "a page on 127.0.0.1 instead of the terminal (needs the extra: chat)",
+    "--port PORT": "where the page is served [8417]",
+    "--force": "go on past a refusal that only warns of loss; the result records it",
 }
+COMMON = ("--json", "--config-dir DIR")
+"""Flags of every verb."""
 FORMS = """\
 adapter=vera                        adapter of every stage
 adapter.rank=64                     an option of it, for every stage that has no adapter of its own
@@ -35,10 +43,14 @@ pipeline=sft  experiment=NAME  seed=0  out=runs  name=NAME"""
 
 def help_of(verb: Verb) -> str:
     """The text of `align VERB --help`."""
-    flags = {flag: text for flag, text in FLAGS.items() if verb.multirun or not flag.startswith("-m")}
+    own = {flag.partition("=")[0] for flag in verb.flags} | ({"-m"} if verb.multirun else set())
+    flags = {flag: text for flag, text in FLAGS.items() if flag in COMMON or re.split("[, =]", flag)[0] in own}
     parts = [f"align {verb.name} {verb.usage}\n  {verb.summary}", _table("Flags", flags)]
     if "OVERRIDES" in verb.usage:
         parts += ["Overrides\n" + textwrap.indent(FORMS, "  "), *_options()]
+    if verb.options:
+        module, _, name = verb.options.partition(":")
+        parts.append(_table("Options KEY=VALUE", described(getattr(importlib.import_module(module), name))))
     return "\n\n".join(parts)
 
 
@@ -49,6 +61,7 @@ def _options() -> list[str]:
         _table("model.", described(ModelOptions)),
         _table("data.", described(DataOptions)),
         _table("data.conversations.  data.preferences.  data.prompts.  data.text.", described(SourceOptions)),
+        _table("tracking.", described(TrackingOptions)),
         _table("stages.NAME.  of every stage", described(Stage)),
         _table("stages.NAME.  of every training stage", described(TrainingStage, dict(described(Stage)))),
     ]

@@ -85,6 +85,8 @@ class Adapter:
     traits: ClassVar[Traits] = Traits()
     lr_factor: ClassVar[float] = 1.0
     """Usual learning rate of the method over LoRA's."""
+    peft_names: ClassVar[dict[str, str]] = {}
+    """Option -> its key in peft's adapter_config.json. With a `peft_type`, a plain peft adapter can be a parent."""
 
     @property
     def virtual_tokens(self) -> int:

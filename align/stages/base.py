@@ -6,19 +6,22 @@ and registers itself with `@stage("name")`. Importing a stage must not import to
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from align.fields import option
+from data_prep.errors import UserError
 from data_prep.options import OnLong
 from data_prep.registry import Registry
 
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
+    from align.chain import Standing
     from align.checkpoint import Checkpoint
     from align.work import Work
+    from data_prep.options import DataOptions
 
 StageT = TypeVar("StageT", bound="type[Stage]")
 
@@ -27,6 +30,10 @@ stages: Registry[Stage] = Registry("stage", "align.stages")
 
 # How a stage stands on its parent: `continue` is a Python keyword, hence the functional form.
 OnParent = Enum("OnParent", ["auto", "continue", "stack", "merge"])
+
+
+UNUSUAL = 30.0
+"""A learning rate this many times above or below the usual one is warned of."""
 
 
 class Schedule(Enum):
@@ -79,6 +86,10 @@ class Stage:
     """Whether it takes a reward model beside its parent."""
     reward_optional: ClassVar[bool] = False
     """Whether it also works without that reward model."""
+    makes: ClassVar[str | None] = None
+    """Role of the checkpoint it makes: policy or reward; None where it makes none."""
+    has_head: ClassVar[bool] = False
+    """Whether its checkpoint has a scalar head beside the adapter."""
 
     init: str | None = option(
         None,
@@ -92,6 +103,26 @@ class Stage:
     def run(self, work: Work) -> Checkpoint | None:
         """Do the stage's work inside `work.staging`; returns the checkpoint written there, if it makes one."""
         raise NotImplementedError
+
+    @property
+    def reply_tokens(self) -> int:
+        """Tokens that a prompt leaves free for the reply."""
+        return int(getattr(self, "max_new_tokens", 0))
+
+    def refusals(self, where: str, adapter: Adapter, reward: Standing | None) -> Iterator[UserError]:
+        """Settings that cannot work, known before anything is read; `where` is `stages.NAME`."""
+        yield from ()
+
+    def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
+        """What is wrong with what the stage reads besides rows."""
+        yield from ()
+
+    def check_rows(self, where: str, count: int) -> None:
+        """Raise UserError where so many training rows are too few."""
+
+    def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
+        """Settings that work but are hardly meant: `align check` warns of them, `align run` takes them."""
+        yield from ()
 
 
 @dataclass
@@ -125,4 +156,39 @@ class TrainingStage(Stage):
 
     def peak_lr(self, adapter: Adapter, lr_scale: float) -> float:
         """Peak learning rate with this adapter on a model of this scale: as set, else the stage's default for both."""
-        return self.lr if self.lr is not None else self.base_lr * adapter.lr_factor * lr_scale
+        return self.lr if self.lr is not None else self.usual_lr(adapter, lr_scale)
+
+    def usual_lr(self, adapter: Adapter, lr_scale: float) -> float:
+        """The learning rate where none is set."""
+        return self.base_lr * adapter.lr_factor * lr_scale
+
+    def steps_over(self, rows: int) -> int:
+        """Optimiser steps of a run over so many training rows."""
+        return self.max_steps or max(1, round(max(1, rows // self.batch_size) * self.epochs))
+
+    def plan_over(self, rows: int) -> dict[str, float]:
+        """What `align check` says of the work over so many training rows."""
+        return {"steps": self.steps_over(rows), "rows_per_step": min(self.batch_size, rows), "epochs": self.epochs}
+
+    def refusals(self, where: str, adapter: Adapter, reward: Standing | None) -> Iterator[UserError]:
+        """Recomputing activations is not possible with every method."""
+        if self.gradient_checkpointing and not adapter.traits.gradient_checkpointing:
+            name = getattr(adapter, "method", type(adapter).__name__)
+            yield UserError(
+                f"{name} does not work with gradient checkpointing",
+                field=f"{where}.gradient_checkpointing",
+                code="illegal_method",
+                hint=f"set {where}.gradient_checkpointing=false and a smaller {where}.micro_batch_size",
+            )
+
+    def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
+        """A learning rate far from the usual one."""
+        usual = self.usual_lr(adapter, lr_scale)
+        if self.lr is not None and not usual / UNUSUAL <= self.lr <= usual * UNUSUAL:
+            times = f"{self.lr / usual:.3g} times" if self.lr > usual else f"1/{usual / self.lr:.3g} of"
+            yield UserError(
+                f"{self.lr:g} is {times} the usual learning rate of this stage and method ({usual:g})",
+                field=f"{where}.lr",
+                code="unusual_value",
+                hint="leave it out to take the usual one",
+            )

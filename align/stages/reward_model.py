@@ -29,7 +29,9 @@ class RewardModel(TrainingStage):
     """Learn from preference pairs which reply is better."""
 
     needs_data: ClassVar[tuple[str, ...]] = ("preferences",)
+    makes: ClassVar[str | None] = "reward"
     base_lr: ClassVar[float] = 1e-4
+    has_head: ClassVar[bool] = True
 
     epochs: float = option(1.0, "passes over the preference pairs", above=0)
     centering: float = option(0.01, "weight of the pull of each pair's mean score towards zero")
@@ -41,17 +43,18 @@ class RewardModel(TrainingStage):
         from align.objectives import Pairwise
         from align.stages.common import supervised_run
         from align.work import Result, save_result, write_samples
-        from data_prep.prepare import prepare_preferences
         from reward.head import ScalarHead
 
-        prepared = prepare_preferences(work.spec.data, work.renderer, work.lengths(), work.seed)
+        with work.phase("data"):
+            prepared = work.rows("preferences")
         work.write_card(prepared)
         role = work.fresh_role("reward")
         torch.manual_seed(work.seed)
         role.head = ScalarHead(role.tree.config.get_text_config().hidden_size).to(work.accelerator.device)
         objective = Pairwise(role, self.centering)
         supervised_run(work, objective, role, prepared)
-        measured = measure(objective, prepared.eval or prepared.train, self.micro_batch_size or 64)
+        with work.phase("measure"):
+            measured = measure(objective, prepared.eval or prepared.train, self.micro_batch_size or 64)
         work.numbers["metrics"] = measured.pop("metrics")
         write_samples(work, _samples(work, (prepared.eval or prepared.train)[:8], measured))
         probe_rows = (prepared.eval or prepared.train)[:4]
@@ -72,7 +75,7 @@ def measure(objective: Pairwise, rows: list[PairTokens], chunk: int) -> dict[str
     """Held-out quality of a reward model: accuracy with interval, calibration, length correlation, score statistics."""
     import torch
 
-    from reward.metrics import accuracy_interval, expected_calibration_error, length_correlation
+    from reward.metrics import accuracy_interval, calibration_bins, calibration_error, length_correlation
 
     chosen: list[float] = []
     rejected: list[float] = []
@@ -90,13 +93,15 @@ def measure(objective: Pairwise, rows: list[PairTokens], chunk: int) -> dict[str
     accuracy, low, high = accuracy_interval(right, len(rows))
     scores = torch.tensor(chosen + rejected, dtype=torch.float64)
     lengths = [len(row.chosen) for row in rows] + [len(row.rejected) for row in rows]
+    bins = calibration_bins(margins)
     metrics = {
         "accuracy": accuracy,
         "low": low,
         "high": high,
         "n": len(rows),
-        "ece": expected_calibration_error(margins),
+        "ece": calibration_error(bins),
         "length_corr": length_correlation(chosen + rejected, lengths),
+        "calibration": bins,
     }
     norm = {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
     return {"metrics": metrics, "norm": norm, "scores": chosen, "rejected": rejected}

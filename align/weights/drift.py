@@ -1,0 +1,93 @@
+"""How far two models are apart on the same text: what merging or truncating changed, measured.
+
+Shape suffixes: N tokens of all texts, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from align.packing import pack
+from align.roles import Role
+
+TEXTS = (
+    "The committee met on Tuesday to discuss the budget, and nobody was surprised when it ran late.",
+    "To boil an egg, bring water to a boil, lower the egg in gently and wait between six and ten minutes.",
+    "def area(width, height):\n    return width * height\n",
+    "Q: What is 17 times 3?\nA: 17 times 3 is 51.",
+    "Dear Ms Alvarez, thank you for your letter of 3 March. We are sorry about the delay.",
+    "Light takes about eight minutes and twenty seconds to travel from the sun to the earth.",
+    "He opened the door; the room was empty, except for a chair, a lamp and a very old piano.",
+    "Hello! How are you today? I was wondering whether you could help me plan a birthday party.",
+)
+"""Neutral probe texts, read beside the rows that a checkpoint keeps as its own probe."""
+
+
+@dataclass(frozen=True)
+class Drift:
+    """Differences over every position of the probe."""
+
+    max_logit: float
+    """Largest absolute difference of two logits."""
+    kl: float
+    """Mean KL divergence from the first model's next-token distribution to the second's, nats per token."""
+    argmax_agreement: float
+    """Share of positions where both prefer the same token."""
+    tokens: int
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return (
+            f"max logit difference {self.max_logit:.2e}, KL {self.kl:.2e} nats per token, "
+            f"argmax agreement {self.argmax_agreement:.2%} on {self.tokens} tokens"
+        )
+
+
+Logits = Callable[[list[int]], Tensor]
+"""Token ids of one text -> next-token logits of every position, [T, V]."""
+
+
+def probe_rows(tokenizer: object, own: Sequence[Sequence[int]], context: int) -> list[list[int]]:
+    """The rows to measure on: a checkpoint's own probe and the neutral texts, each within the context."""
+    encode = tokenizer.encode  # type: ignore[attr-defined]
+    rows = [list(row) for row in own] + [encode(text, add_special_tokens=False) for text in TEXTS]
+    return [row[:context] for row in rows if row]
+
+
+@torch.no_grad()
+def measure(before: Logits, after: Logits, rows: Sequence[list[int]]) -> Drift:
+    """Compare two models position by position, in float64."""
+    largest, divergence, agreeing, tokens = 0.0, 0.0, 0, 0
+    for row in rows:
+        first, second = before(row).double().cpu(), after(row).double().cpu()
+        largest = max(largest, float((first - second).abs().max()))
+        p, q = first.log_softmax(-1), second.log_softmax(-1)
+        divergence += float((p.exp() * (p - q)).sum())
+        agreeing += int((first.argmax(-1) == second.argmax(-1)).sum())
+        tokens += len(row)
+    return Drift(largest, divergence / tokens, agreeing / tokens, tokens)
+
+
+def of_role(role: Role) -> Logits:
+    """Logits of a role of this project."""
+
+    def logits(row: list[int]) -> Tensor:
+        return role.logits(role.hidden(pack([row]).to(role.tree.device)))
+
+    return logits
+
+
+def of_model(model: PreTrainedModel) -> Logits:
+    """Logits of a stock transformers (or peft) model."""
+
+    def logits(row: list[int]) -> Tensor:
+        return model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]  # type: ignore[no-any-return]
+
+    return logits

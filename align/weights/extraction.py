@@ -1,0 +1,220 @@
+"""`align extract` and `align compress`: a full fine-tune as a LoRA, and a LoRA of smaller rank, by SVD.
+
+Extraction factors the change of every linear layer (Eckart-Young). What a LoRA cannot carry, the changes of norms,
+embeddings and biases, is measured and said: with them gone the logits keep a gap that no rank closes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from align.checkpoint import model_folder, resolve_checkpoint
+from align.disk import clear_staging, publish, write_json
+from align.fingerprint import read_model_config, weight_files
+from align.low_rank import LowRankTerms
+from align.weights.drift import measure, of_model, of_role, probe_rows
+from align.weights.lora_form import write_lora
+from align.weights.opened import Opened
+from align.weights.options import ExtractOptions, RankOptions, kept_of, place
+from align.weights.terms import Kept, combined, factored, share_lost, truncated
+from align.weights.written import RECORD
+from data_prep.errors import UserError
+
+
+def extract(target: str, options: ExtractOptions) -> dict[str, Any]:
+    """Write the difference between a fully tuned model and its base as a LoRA adapter on that base.
+
+    Returns:
+        out, rank (largest), layers (per layer: rank, lost), uncovered (tensor -> relative change),
+        drift against the tuned model, and `explained`: the share of the logits' change that the adapter reproduces.
+
+    Raises:
+        UserError: TARGET is no full model, or base and model do not have the same tensors.
+    """
+    kept = Kept(*kept_of(options))
+    tuned_folder, base_folder = _folders(target, options)
+    folder = place(options.to, tuned_folder, "lora")
+    base, tuned = _model(base_folder), _model(tuned_folder)
+    _require_same_tensors(base, tuned, tuned_folder)
+    terms, layers = _changes(base, tuned, kept)
+    uncovered = _uncovered(base, tuned, set(terms))
+    tokenizer = AutoTokenizer.from_pretrained(base_folder, local_files_only=True)
+    context = int(read_model_config(base_folder).get("max_position_embeddings") or 1024)
+    rows = probe_rows(tokenizer, [], context)
+    change = _distance(base, tuned, rows)
+    staging = clear_staging(folder.with_name(f".staging-{folder.name}"))
+    write_lora(staging, terms, str(base_folder), base)
+    adapted: Any = PeftModel.from_pretrained(base, str(staging))
+    adapted.eval()
+    drift = measure(of_model(tuned), of_model(adapted), rows)
+    left = _distance(tuned, adapted, rows)
+    record = {
+        "form": "lora",
+        "of": str(tuned_folder),
+        "base": str(base_folder),
+        "rank": max(layer["rank"] for layer in layers.values()),
+        "layers": layers,
+        "uncovered": uncovered,
+        "explained": 1.0 - left / change if change else 1.0,
+        "drift": drift.as_dict(),
+    }
+    tokenizer.save_pretrained(staging)
+    write_json(staging / RECORD, record)
+    publish(staging, folder)
+    return {"out": str(folder), "reloaded_ok": True, **record}
+
+
+def compress(target: str, options: RankOptions) -> dict[str, Any]:
+    """Write everything between a checkpoint and its base as one LoRA of smaller rank.
+
+    Returns:
+        out, rank (largest), layers (per layer: rank, before, lost), drift against the checkpoint.
+
+    Raises:
+        UserError: the checkpoint is no low-rank sum, or stands on weights that exist in its chain only.
+    """
+    kept = Kept(*kept_of(options))
+    opened = Opened.target(target, options.out)
+    opened.require_language_model("compressing")
+    if not opened.adapter.traits.low_rank or opened.checkpoint.record.get("derived_base"):
+        raise UserError(
+            f"{opened.checkpoint.label} ({opened.checkpoint.method}) is no low-rank sum on its base",
+            code="not_low_rank",
+            hint="possible for LoRA, VeRA and their relatives; for a full fine-tune use align extract",
+        )
+    folder = place(options.to, opened.checkpoint.folder, "compressed")
+    terms: LowRankTerms = {}
+    layers: dict[str, dict[str, float]] = {}
+    for name, term in combined(opened.bases.terms(opened.checkpoint, opened.load)).items():
+        terms[name], singular = truncated(term, kept)
+        rank = terms[name].down_RI.shape[0]
+        layers[name] = {"rank": rank, "before": len(singular), "lost": share_lost(singular, rank)}
+    staging = clear_staging(folder.with_name(f".staging-{folder.name}"))
+    write_lora(staging, terms, str(opened.base_folder), opened.role.tree)
+    model = opened.bases.root(opened.load).private()
+    model.set_attn_implementation("eager")
+    adapted: Any = PeftModel.from_pretrained(model, str(staging))
+    adapted.eval()
+    rows = probe_rows(opened.tokenizer, opened.checkpoint.record["probe"]["input_ids"], opened.context)
+    drift = measure(of_role(opened.role), of_model(adapted), rows)
+    record = {
+        "form": "lora",
+        "of": opened.checkpoint.label,
+        "digest": opened.checkpoint.digest,
+        "base": opened.checkpoint.record["root"],
+        "rank": max(layer["rank"] for layer in layers.values()),
+        "layers": layers,
+        "drift": drift.as_dict(),
+    }
+    opened.tokenizer.save_pretrained(staging)
+    write_json(staging / RECORD, record)
+    publish(staging, folder)
+    return {"out": str(folder), "reloaded_ok": True, **record}
+
+
+def _folders(target: str, options: ExtractOptions) -> tuple[Path, Path]:
+    """(tuned model, base): TARGET is a checkpoint of full tuning, or any model folder when `base` is given."""
+    if options.base is not None:
+        return model_folder(target), model_folder(options.base)
+    checkpoint = resolve_checkpoint(target, options.out)
+    if not (checkpoint.folder / "model.safetensors").is_file():
+        raise UserError(
+            f"{checkpoint.label} ({checkpoint.method}) is an adapter already",
+            code="not_full",
+            hint="align compress lowers its rank, align export form=lora gives its plain form",
+        )
+    parent = checkpoint.parent("init")
+    if parent is None:
+        return checkpoint.folder, checkpoint.base_folder()
+    if not (parent.folder / "model.safetensors").is_file():
+        raise UserError(
+            f"{checkpoint.label} was tuned from {parent.label}, which is an adapter",
+            code="no_base",
+            hint="merge the parent and give it: base=FOLDER",
+        )
+    return checkpoint.folder, parent.folder
+
+
+def _model(folder: Path) -> PreTrainedModel:
+    read_model_config(folder), weight_files(folder)  # one line for what is no model folder
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
+    )
+    model.requires_grad_(False)
+    model.eval()
+    return model
+
+
+def _require_same_tensors(base: PreTrainedModel, tuned: PreTrainedModel, folder: Path) -> None:
+    first = {name: tuple(tensor.shape) for name, tensor in base.named_parameters()}
+    second = {name: tuple(tensor.shape) for name, tensor in tuned.named_parameters()}
+    other = sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
+    if other:
+        raise UserError(
+            f"base and tuned model differ in shape ({len(other)} tensors; first: {other[0]}, "
+            f"got {second.get(other[0])}; expected {first.get(other[0])})",
+            code="wrong_base",
+            file=str(folder),
+        )
+
+
+def _linear(model: PreTrainedModel) -> dict[str, Any]:
+    """The linear layers below the output head, by name."""
+    head = model.get_output_embeddings()
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+
+
+def _weight(module: Any) -> Tensor:
+    """[out, in]; GPT-2 keeps it transposed."""
+    weight: Tensor = module.weight.data
+    return weight.T if isinstance(module, Conv1D) else weight
+
+
+def _changes(
+    base: PreTrainedModel, tuned: PreTrainedModel, kept: Kept
+) -> tuple[LowRankTerms, dict[str, dict[str, float]]]:
+    """Factored changes of the linear layers that changed, and what each lost."""
+    others = _linear(tuned)
+    terms: LowRankTerms = {}
+    layers: dict[str, dict[str, float]] = {}
+    for name, module in _linear(base).items():
+        delta = _weight(others[name]).double() - _weight(module).double()
+        if not delta.any():
+            continue
+        terms[name], singular = factored(delta, kept)
+        rank = terms[name].down_RI.shape[0]
+        layers[name] = {"rank": rank, "lost": share_lost(singular, rank)}
+    if not terms:
+        raise UserError("no linear layer differs from the base: nothing to extract", code="no_change")
+    return terms, layers
+
+
+def _uncovered(base: PreTrainedModel, tuned: PreTrainedModel, covered: set[str]) -> dict[str, float]:
+    """Changed tensors that a LoRA cannot carry -> norm of the change over norm of the tensor."""
+    others = dict(tuned.named_parameters())
+    found = {}
+    for name, tensor in base.named_parameters():
+        change = (others[name] - tensor).norm()
+        if name.removesuffix(".weight") not in covered and float(change):
+            found[name] = float(change / tensor.norm().clamp_min(1e-30))
+    return found
+
+
+@torch.no_grad()
+def _distance(first: Any, second: Any, rows: Sequence[list[int]]) -> float:
+    """Root of the summed squared logit differences."""
+    one, two = of_model(first), of_model(second)
+    return math.sqrt(sum(float((one(row).double() - two(row).double()).square().sum()) for row in rows))

@@ -1,0 +1,77 @@
+"""Options of the verbs that turn checkpoints into other forms. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+
+from align.fields import option
+from align.options import Load
+from data_prep.errors import UserError
+
+
+class Form(Enum):
+    """What `align export` can write."""
+
+    peft = "peft"
+    lora = "lora"
+    merged = "merged"
+    sequence_classification = "sequence_classification"
+
+
+@dataclass
+class OutOptions:
+    """What every one of these verbs takes."""
+
+    to: str | None = option(None, "folder to write; must not exist yet (default: RUN/export/STAGE-FORM)")
+    out: str = option("runs", "folder of runs, in which RUN and RUN/STAGE are looked up")
+    max_kl: float | None = option(
+        None, "largest KL in nats per token between what was trained and what is written (default: 1e-5, bf16 2e-2)"
+    )
+
+
+@dataclass
+class MergeOptions(OutOptions):
+    """Options of `align merge`."""
+
+    load: Load = option(Load.fp32, "precision of the merged weights: fp32|bf16")
+
+
+@dataclass
+class ExportOptions(MergeOptions):
+    """Options of `align export`."""
+
+    form: Form | None = option(
+        None, "peft|lora|merged|sequence_classification (default: what the checkpoint can be without loss)"
+    )
+
+
+@dataclass
+class RankOptions(OutOptions):
+    """Options of `align compress`: one of rank and energy."""
+
+    rank: int | None = option(None, "rank of every layer", low=1)
+    energy: float | None = option(None, "share of each layer's squared norm to keep", above=0, high=1)
+
+
+@dataclass
+class ExtractOptions(RankOptions):
+    """Options of `align extract`."""
+
+    base: str | None = option(None, "folder of the base that TARGET was tuned from (default: as a checkpoint records)")
+
+
+def kept_of(options: RankOptions) -> tuple[int | None, float | None]:
+    """(rank, energy), of which exactly one is given."""
+    if (options.rank is None) == (options.energy is None):
+        raise UserError("give either rank=N or energy=SHARE", code="bad_value")
+    return options.rank, options.energy
+
+
+def place(to: str | None, checkpoint: Path, form: str) -> Path:
+    """The folder to write; one that exists is never written into."""
+    folder = Path(to).expanduser() if to else checkpoint.parent / "export" / f"{checkpoint.name}-{form}"
+    if folder.exists():
+        raise UserError("exists already", file=str(folder), hint="give another folder: to=DIR", code="exists")
+    return folder

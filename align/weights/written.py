@@ -1,0 +1,76 @@
+"""Folders that other tools load: written aside, opened again in stock libraries, compared, then published."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from align.disk import clear_staging, publish, write_json
+from align.options import Load
+from align.weights.drift import Drift
+from align.weights.opened import Opened
+from data_prep.errors import UserError
+
+BOUNDS = {Load.fp32: 1e-5, Load.bf16: 2e-2, Load.nf4: 1e-5}
+"""Largest KL in nats per token that counts as the same model; bf16 rounds every weight to 8 bits."""
+RECORD = "align_export.json"
+"""Where a written folder says what it was made from."""
+
+
+@dataclass
+class Written:
+    """A folder on its way: what it holds, and how far it is from what was trained."""
+
+    form: str
+    to: Path
+    bound: float
+    force: bool = False
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, opened: Opened, write: Callable[[Path], None], compare: Callable[[Path], Drift]) -> dict[str, Any]:
+        """Write, compare and publish; nothing is left when the comparison fails.
+
+        Raises:
+            UserError: the KL exceeds the bound and `force` is not set.
+        """
+        self.to.parent.mkdir(parents=True, exist_ok=True)
+        staging = clear_staging(self.to.with_name(f".staging-{self.to.name}"))
+        try:
+            write(staging)
+            drift = compare(staging)
+            if not drift.kl <= self.bound and not self.force:
+                raise UserError(
+                    f"{self.form} differs too much from what was trained: {drift} (bound {self.bound:.0e})",
+                    code="drift",
+                    hint="keep the adapter beside its base, raise max_kl, or take it all the same with --force",
+                )
+            record = {
+                "form": self.form,
+                "of": opened.checkpoint.label,
+                "digest": opened.checkpoint.digest,
+                "base": opened.checkpoint.record["root"],
+                "trained_at": opened.checkpoint.load,
+                "drift": drift.as_dict(),
+                "forced": not drift.kl <= self.bound,
+                **self.notes,
+            }
+            write_json(staging / RECORD, record)
+            publish(staging, self.to)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return {"out": str(self.to), "reloaded_ok": True, **record}
+
+
+def save_model(model: PreTrainedModel, opened: Opened, folder: Path, load: Load) -> None:
+    """A whole model with its tokenizer, as `from_pretrained` of any tool wants it."""
+    if load is Load.bf16:
+        torch.nn.Module.to(model, torch.bfloat16)
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    opened.tokenizer.save_pretrained(folder)
