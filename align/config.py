@@ -14,15 +14,18 @@ from hydra.core.override_parser.types import Override
 
 from align.adapters.base import adapters
 from align.composition import Composition, compose_choices, group_choices, preset, recipes, resolved
-from align.options import ModelOptions, OnPrecisionChange, RunOptions
+from align.options import ModelOptions, OnPrecisionChange, RunOptions, TrackingOptions
 from align.overrides import GROUPS, NAMES, Landscape, first_choice, is_group, parse, rewrite
 from align.stages.base import TrainingStage, stages
+from align.trackers.base import check_trackers
 from align.typed import build, convert, option_types, plain, unknown_key
 from data_prep.digests import sha256_json
 from data_prep.errors import UserError
 from data_prep.options import DataOptions
 
 Tree = dict[str, Any]
+NOT_IN_DIGEST = ("out", "name", "tracking")
+"""Top-level keys that change no result, and so neither a run's name."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,12 @@ class RunConfig:
     out: str
     name: str
     model: ModelOptions
+    tracking: TrackingOptions
     on_precision_change: OnPrecisionChange
     stages: list[StageSpec]
     resolved: dict[str, Any]
     digest: str
-    """SHA-256 of `resolved` without `out` and `name`."""
+    """SHA-256 of `resolved` without `NOT_IN_DIGEST`."""
     command: list[str]
 
 
@@ -190,13 +194,16 @@ def _checked(tree: Tree, kinds: Mapping[str, type], choices: Mapping[str, Any], 
     build_adapter(tree.get("adapter"), "adapter")
     build(DataOptions, tree.get("data"), "data")
     specs = [_stage_spec(name, kind, tree["stages"][name]) for name, kind in kinds.items()]
+    tracking = build(TrackingOptions, tree.get("tracking"), "tracking")
+    check_trackers(tracking.to)
     content: Tree = {
         "pipeline": str(choices.get("pipeline")),
         **plain(scalars),
+        "tracking": plain(tracking),
         "model": plain(model),
         "stages": {spec.name: _shown_stage(spec) for spec in specs},
     }
-    digest = sha256_json({key: value for key, value in content.items() if key not in ("out", "name")})
+    digest = sha256_json({key: value for key, value in content.items() if key not in NOT_IN_DIGEST})
     name = content["name"] = checked_name(scalars["name"] or f"{content['pipeline']}-{digest[:8]}")
     return RunConfig(
         pipeline=content["pipeline"],
@@ -204,6 +211,7 @@ def _checked(tree: Tree, kinds: Mapping[str, type], choices: Mapping[str, Any], 
         out=scalars["out"],
         name=name,
         model=model,
+        tracking=tracking,
         on_precision_change=scalars["on_precision_change"],
         stages=specs,
         resolved=content,

@@ -28,8 +28,19 @@ class OnPrecisionChange(Enum):
     recalibrate = "recalibrate"
 
 
+class TrackingMode(Enum):
+    """Whether trackers may send anything away from this machine."""
+
+    offline = "offline"
+    online = "online"
+
+
 def _map(text: str) -> Any:
     return field(default_factory=dict, metadata={"help": text})
+
+
+def _list(text: str) -> Any:
+    return field(default_factory=list, metadata={"help": text})
 
 
 @dataclass
@@ -48,6 +59,22 @@ class ModelOptions:
 
 
 @dataclass
+class TrackingOptions:
+    """Where a run's numbers also go, beside metrics.jsonl; none of this changes a result or a run's name."""
+
+    to: list[str] = _list("trackers: [wandb,tensorboard,trackio]; none by default")
+    project: str = option("align", "project that the run belongs to")
+    entity: Optional[str] = option(None, "wandb: user or team that owns the project")
+    group: Optional[str] = option(None, "group of runs; a sweep's jobs are in the sweep's group")
+    tags: list[str] = _list("tags of the run [a,b]")
+    mode: Optional[TrackingMode] = option(
+        None, "offline: nothing leaves this machine; online (default: WANDB_MODE for wandb, else offline)"
+    )
+    weights: bool = option(True, "wandb: whether weight files go along with checkpoints")
+    wait: float = option(30.0, "seconds to wait at the end for trackers to finish")
+
+
+@dataclass
 class RunOptions:
     """Every top-level key of a recipe; `config.yaml` fills it and overrides change it."""
 
@@ -58,6 +85,7 @@ class RunOptions:
     seed: int = option(0, "seed of every random choice")
     out: str = option("runs", "folder that run folders are made in")
     name: Optional[str] = option(None, "name of the run folder (default: the pipeline and the config's digest)")
+    tracking: TrackingOptions = field(default_factory=TrackingOptions, metadata={"help": "trackers of the run"})
     on_precision_change: OnPrecisionChange = option(
         OnPrecisionChange.refuse, "refuse|recalibrate: a parent trained at another precision than this stage's"
     )

@@ -23,6 +23,7 @@ from align.options import Load, OnPrecisionChange
 from align.report import write_report
 from align.run_folder import earlier_entries, finished, locked, make_folder, plain, yaml_text
 from align.stages.base import TrainingStage
+from align.tracks import Tracks
 from data_prep.digests import sha256_json, template_digest, tokenizer_digest
 from data_prep.errors import TrainingStopped, UserError
 from data_prep.reading import data_digest, has_source, source_digest
@@ -47,12 +48,17 @@ class Run:
     """Checkpoints of this run by stage name, in order."""
     announced: bool = False
     """Whether the run has begun to do something."""
+    tracks: Tracks = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tracks = Tracks(self.config, self.folder, self.record, self.accelerator.is_main_process)
 
     def announce(self) -> None:
         """Say once, before the first stage is trained or skipped, what this run is."""
         if not self.announced and self.accelerator.is_main_process:
             names = " -> ".join(spec.name for spec in self.config.stages)
             print(f"run {self.folder}: {names}", file=sys.stderr)
+            self.tracks.start()
         self.announced = True
 
     def put(self, entry: dict[str, Any]) -> None:
@@ -98,6 +104,8 @@ def run(config: RunConfig) -> dict[str, Any]:
         state.write()
         if state.accelerator.is_main_process:
             write_report(folder)
+        state.tracks.finish("done")
+        state.write()
     return state.record
 
 
@@ -112,6 +120,8 @@ def _record_failure(state: Run, spec: StageSpec, error: BaseException) -> None:
         state.write()
         if state.accelerator.is_main_process:
             write_report(state.folder)
+        state.tracks.finish(status, interrupted=isinstance(error, KeyboardInterrupt))
+        state.write()
 
 
 def _stage(state: Run, spec: StageSpec) -> None:
@@ -138,6 +148,7 @@ def _stage(state: Run, spec: StageSpec) -> None:
         entry = _train(state, spec, (init, reward), standing, digest)
         entry["seconds"] = round(time.monotonic() - started, 3)
     state.put(entry)
+    state.tracks.stage_done(entry, final)
     state.write()
     if (final / "checkpoint.json").is_file():
         state.made[spec.name] = Checkpoint.open(final)
@@ -223,7 +234,7 @@ def _train(
         _base_id(config, state.base_folder), config.model.revision, base_fingerprint(state.base_folder)
     )
     bases = Bases(state.base_folder, identity, process.device)
-    metrics = Metrics(staging / "metrics.jsonl", spec.name)
+    metrics = Metrics(staging / "metrics.jsonl", spec.name, state.tracks.row)
     init, reward = inputs
     work = Work(
         config, spec, process, bases, _renderer(state.base_folder), standing, init, reward, staging, metrics, digest

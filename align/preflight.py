@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from align.config import RunConfig, StageSpec
+from align.trackers.base import check_packages
 from data_prep.errors import UserError
 from data_prep.options import SourceOptions
 from data_prep.reading import source_for
@@ -25,6 +26,7 @@ def check_sources(config: RunConfig) -> None:
     Raises:
         UserError: a later stage would have failed after the earlier ones had been trained.
     """
+    check_packages(config.tracking.to)
     for spec in config.stages:
         for kind in spec.stage.needs_data:
             given = source_for(spec.data, KINDS[kind])

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,13 @@ class Metrics:
     Args:
         path: the file; made with its folder when missing. A torn last row, left by a killed run, is cut off.
         stage: the stage's name, written into every row.
+        also: called with every row after it has been written.
     """
 
-    def __init__(self, path: Path, stage: str) -> None:
+    def __init__(self, path: Path, stage: str, also: Callable[[dict[str, Any]], None] | None = None) -> None:
         self.path = Path(path)
         self.stage = stage
+        self.also = also
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             held = self.path.read_bytes()
@@ -55,6 +58,8 @@ class Metrics:
             row[key] = number
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self.also is not None:
+            self.also(row)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
