@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 SHARED = "align_shared"
 """Attribute of a tree: frozen tensors that it shares with the base's other trees."""
 
+_NOISE = ("dropout", "layerdrop", "pdrop", "jitter")
+"""Parts of the names under which modules keep the strength of random changes in training mode."""
+
 
 @dataclass(frozen=True)
 class BaseIdentity:
@@ -49,7 +52,7 @@ class SharedBase:
     identity: BaseIdentity
     load: Load
     shared: dict[Any, Any] = field(default_factory=dict)
-    """Frozen tensors that several trees use besides the base: VeRA's projections, stacked parents."""
+    """What several trees use besides the base: VeRA's projections, stacked parents; `folder` has the tokenizer."""
 
     @classmethod
     def open(cls, folder: Path, identity: BaseIdentity, load: Load, device: torch.device) -> SharedBase:
@@ -71,23 +74,26 @@ class SharedBase:
             raise UserError(
                 f"architecture {kind} is not supported ({reason})", code="unsupported_architecture", file=str(folder)
             ) from error
+        model.name_or_path = model.config.name_or_path = identity.id  # what adapter files name as their base
         if load is not Load.nf4:
             torch.nn.Module.to(model, device)
         base = cls.freeze(model, identity, load)
+        base.shared["folder"] = folder
         require_supported(base.model, exact=load is Load.fp32)
         return base
 
     @classmethod
     def freeze(cls, model: PreTrainedModel, identity: BaseIdentity, load: Load) -> SharedBase:
-        """Take a loaded model as the base: nothing in it is trained, dropout is off."""
+        """Take a loaded model as the base: nothing in it is trained, dropout of every kind is off."""
         model.requires_grad_(False)
         model.eval()
         model.config.use_cache = False
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0
-            if isinstance(getattr(module, "attention_dropout", None), float):
-                vars(module)["attention_dropout"] = 0.0
+            for name, value in vars(module).items():
+                if isinstance(value, float) and any(word in name for word in _NOISE):
+                    vars(module)[name] = 0.0
         if load is Load.nf4:
             _pin_four_bit(model)
         return cls(model, identity, load)

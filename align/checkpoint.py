@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from align.fingerprint import base_fingerprint, file_sha256
+from align.dressing import TEMPLATE, dressed
+from align.fingerprint import base_fingerprint, file_sha256, read_model_config
+from align.foreign import fitted, foreign_record, is_foreign, require_named_base
+from data_prep.digests import sha256_json
 from data_prep.errors import UserError, nearest
 
 FORMAT_VERSION = 1
@@ -43,7 +47,13 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Read the record of `folder`; files and parents are not checked yet (`verify`, `require`)."""
+        """Read the record of `folder`; files and parents are not checked yet (`verify`, `require`).
+
+        A plain peft adapter gets the record that its own files give (`align/foreign.py`).
+        """
+        if is_foreign(folder):
+            record = foreign_record(folder)
+            return cls(folder, record, sha256_json(record))
         path = folder / RECORD
         if not path.is_file():
             raise UserError(f"not a checkpoint: {RECORD} is missing", file=str(folder), hint=_nearby(folder))
@@ -69,8 +79,21 @@ class Checkpoint:
         return str(self.record["method"])
 
     @property
+    def role(self) -> str:
+        return str(self.record["role"])
+
+    @property
+    def options(self) -> dict[str, Any]:
+        return dict(self.record["options"])
+
+    @property
     def load(self) -> str:
         return str(self.record["load"])
+
+    @property
+    def foreign(self) -> bool:
+        """Whether it is a plain peft adapter, made elsewhere."""
+        return bool(self.record.get("foreign"))
 
     @property
     def on_parent(self) -> str | None:
@@ -89,9 +112,10 @@ class Checkpoint:
         for entry in self.parents():
             if entry.role == role:
                 folder = self._parent_folder(entry)
-                if not (folder / RECORD).is_file() or file_sha256(folder / RECORD) != entry.digest:
+                here = (folder / RECORD).is_file()
+                if not is_foreign(folder) and (not here or file_sha256(folder / RECORD) != entry.digest):
                     folder = self._moved(entry.digest) or folder
-                if not (folder / RECORD).is_file():
+                if not (folder / RECORD).is_file() and not is_foreign(folder):
                     raise UserError(
                         f"parent of {self.label} is missing: {entry.role} {entry.digest[:8]} at {entry.path}",
                         code="missing_parent",
@@ -165,19 +189,29 @@ class Checkpoint:
                 found.setdefault(checkpoint.digest, checkpoint)
         return list(found.values())
 
-    def require(self, base_folder: Path) -> None:
+    def require(self, base_folder: Path, names: Collection[str] = ()) -> Checkpoint:
         """Refuse, with one line, whatever does not fit: files, parents, base, tokenizer, template.
 
         Args:
             base_folder: the model folder this chain is to stand on. Weights are hashed, never loaded.
+            names: what the model is called; a plain peft adapter must name one of them as its base.
+
+        Returns:
+            The checkpoint itself, a plain peft adapter with its options as this base's stages would give them.
         """
         for checkpoint in (self, *self.ancestors()):
             checkpoint.check_files()
             checkpoint._check_base(base_folder)
+        if not self.foreign:
+            return self
+        require_named_base(self.record, self.folder, base_folder, names)
+        return replace(self, record=fitted(self.record, read_model_config(base_folder)))
 
     def _check_base(self, base_folder: Path) -> None:
         from data_prep.digests import template_digest, tokenizer_digest
 
+        if self.foreign:
+            return  # its files say nothing of this
         if not self.record.get("derived_base"):
             expected = self.record["base"]["fingerprint"]
             if base_fingerprint(base_folder) != expected:
@@ -200,12 +234,12 @@ class Checkpoint:
 
     def base_folder(self) -> Path:
         """The folder of the root base this chain stands on, as recorded."""
-        init = next((p for p in self.parents() if p.role == "init"), None)
-        if init is not None:
-            parent = self.parent("init")
-            assert parent is not None
+        parent = self.parent("init")
+        if parent is not None and not parent.foreign:
             return parent.base_folder()
-        return model_folder(str(self.record["root"]))
+        folder = model_folder(str(self.record["root"]))
+        template = self.folder / TEMPLATE
+        return dressed(folder, template.read_text(encoding="utf-8")) if template.is_file() else folder
 
     def verify(self, base_folder: Path | None = None) -> list[dict[str, Any]]:
         """All checks by name, each with ok and detail; nothing is raised."""
@@ -283,7 +317,7 @@ def _from_hub(name: str, revision: str | None) -> Path:
 
     patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer*", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*"]))
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(
@@ -308,8 +342,23 @@ def resolve_target(target: str, out: str) -> Path:
     )
 
 
-def resolve_checkpoint(target: str, out: str) -> Checkpoint:
-    """TARGET as a checkpoint; a run stands for its last stage that has weights."""
+def resolve_checkpoint(target: str, out: str, foreign: bool = False) -> Checkpoint:
+    """TARGET as a checkpoint; a run stands for its last stage that has weights.
+
+    Args:
+        target: a path, RUN, or RUN/STAGE below `out`.
+        out: the folder of runs.
+        foreign: whether a plain peft adapter will do.
+    """
+    if is_foreign(Path(target).expanduser()):
+        if foreign:
+            return Checkpoint.open(Path(target).expanduser())
+        raise UserError(
+            "a plain peft adapter, without a record of its base and template",
+            code="foreign_adapter",
+            file=target,
+            hint=f"a stage can start from it: stages.sft.init={target}",
+        )
     folder = resolve_target(target, out)
     if (folder / RECORD).is_file():
         return Checkpoint.open(folder)

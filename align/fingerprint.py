@@ -38,8 +38,14 @@ def file_sha256(path: Path) -> str:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model folder; pickled weights are refused."""
+    """The safetensors files that make up a model folder, as its index names them; pickled weights are refused."""
     files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if files and index.is_file():
+        named = {folder / name for name in dict(_read_object(index).get("weight_map") or {}).values()}
+        if missing := sorted(named - set(files)):
+            raise UserError(f"{len(missing)} weight files of the index are missing", file=str(missing[0]))
+        files = sorted(named)  # others, such as a second copy in another layout, are no part of the model
     if files:
         return files
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
@@ -49,7 +55,11 @@ def weight_files(folder: Path) -> list[Path]:
             file=str(folder),
             hint="convert them once with transformers: save_pretrained(folder, safe_serialization=True)",
         )
-    raise UserError("no *.safetensors weights in this folder", file=str(folder))
+    raise UserError(
+        "no *.safetensors weights in this folder",
+        file=str(folder),
+        hint="for a hub model that has none: convert it once with transformers, save_pretrained(FOLDER)",
+    )
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -63,13 +73,52 @@ def read_model_config(folder: Path) -> dict[str, Any]:
         )
     if not path.is_file():
         raise UserError("not a model folder: config.json is missing", file=str(folder))
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"not valid JSON ({error})", file=str(path)) from None
-    if not isinstance(config, dict):
+    if not isinstance(value, dict):
         raise UserError("expected a JSON object", file=str(path))
-    return config
+    return value
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """Longest row in tokens that a model takes, from its config.json; None where it names no limit."""
+    config = config.get("text_config") or config
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return None
+
+
+def check_weight_files(folder: Path) -> None:
+    """Refuse missing, pickled or shortened weights by the files' names, headers and sizes; no weight is read.
+
+    Raises:
+        UserError: says which file.
+    """
+    for path in weight_files(folder):
+        with path.open("rb") as stream:
+            header, start = _header(stream, path)
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        if path.stat().st_size < start + end:
+            raise UserError("safetensors file is shorter than its header says", file=str(path))
+
+
+def _header(stream: Any, path: Path) -> tuple[dict[str, Any], int]:
+    """The header of an open safetensors file, and where its tensors begin."""
+    size = int.from_bytes(stream.read(8), "little")
+    if size <= 0 or size > path.stat().st_size:
+        raise UserError("not a safetensors file (damaged header)", file=str(path))
+    try:
+        header = json.loads(stream.read(size))
+    except (ValueError, UnicodeDecodeError):
+        raise UserError("not a safetensors file (damaged header)", file=str(path)) from None
+    return dict(header), 8 + size
 
 
 def base_fingerprint(folder: Path) -> str:
@@ -97,14 +146,7 @@ def _stamp(path: Path) -> list[Any]:
 def _tensor_hashes(path: Path) -> dict[str, list[Any]]:
     """Name -> [dtype, shape, sha256 of the bytes], read straight from the safetensors layout."""
     with path.open("rb") as stream:
-        size = int.from_bytes(stream.read(8), "little")
-        if size <= 0 or size > path.stat().st_size:
-            raise UserError("not a safetensors file (damaged header)", file=str(path))
-        try:
-            header = json.loads(stream.read(size))
-        except (ValueError, UnicodeDecodeError):
-            raise UserError("not a safetensors file (damaged header)", file=str(path)) from None
-        start = 8 + size
+        header, start = _header(stream, path)
         result = {}
         for name, entry in header.items():
             if name == "__metadata__":
@@ -126,14 +168,18 @@ def _hash_bytes(stream: Any, count: int) -> str:
     return digest.hexdigest()
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made again at any time: ALIGN_CACHE, else `align` in the user's cache."""
+    own = os.environ.get("ALIGN_CACHE")
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(own) if own else Path(root) / "align"
+
+
 class _Cache:
     """Fingerprints by stamp in one small JSON file; losing it only costs time."""
 
     def __init__(self) -> None:
-        root = os.environ.get("ALIGN_CACHE") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "align"
-        )
-        self._path = Path(root) / "fingerprints.json"
+        self._path = cache_folder() / "fingerprints.json"
 
     def get(self, key: str) -> str | None:
         found = self._read().get(key)

@@ -35,6 +35,7 @@ def lineage(folder: Path) -> dict[str, Any]:
                 "method": checkpoint.method,
                 "load": checkpoint.load,
                 "on_parent": checkpoint.on_parent,
+                "foreign": checkpoint.foreign,
                 "path": str(checkpoint.folder),
             }
         )

@@ -93,7 +93,8 @@ def _digest(role: Role) -> str:
     digest = hashlib.sha256()
     for name, tensor in [*role.named_parameters(), *role.named_buffers()]:
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # a scalar cannot be viewed as bytes (Gemma has some)
+        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     return digest.hexdigest()
 
 

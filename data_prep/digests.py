@@ -127,7 +127,7 @@ def no_template(file: str | None = None) -> UserError:
     return UserError(
         "this tokenizer has no chat template, so conversations cannot be rendered",
         code="no_template",
-        hint="give the model folder a chat_template.jinja",
+        hint="set model.template=plain, or chatml, or the path of a template file",
         file=file,
     )
 
