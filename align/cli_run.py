@@ -35,13 +35,9 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 def closing(config: RunConfig, folder: Path) -> str:
     """What a finished run says last: the verdict, where the report is, and what can be done next."""
-    from align.report import contents
-    from align.run_files import read_json, read_stage
+    from align.report import conclusion
 
-    notes: list[str] = []
-    record = read_json(folder / "run.json", notes)
-    stages = [read_stage(folder, entry, notes) for entry in record.get("stages") or []]
-    verdict = contents(record, stages)["verdict"]
+    verdict = conclusion(folder)
     lines = ["", verdict["headline"], *textwrap.wrap(" ".join(verdict["sentences"]), 100), ""]
     lines += [f"  {title:<18} {words}" for title, words in _following(config, folder)]
     return "\n".join(lines)

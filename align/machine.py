@@ -1,7 +1,8 @@
-"""What a run says about the machine it ran on: peak memory and versions."""
+"""What a run says about the machine it ran on: peak memory, versions, processor; no name of user or host."""
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 from importlib import metadata
@@ -38,3 +39,30 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return found
+
+
+def facts(device: str) -> dict[str, str | int]:
+    """The machine in a few words: system, processor, cores, memory, and the `device` that the run computes on."""
+    found: dict[str, str | int] = {
+        "system": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "device": device,
+    }
+    if device.startswith("cuda"):
+        import torch
+
+        found["device"] = torch.cuda.get_device_name()
+        found["device_memory_bytes"] = torch.cuda.get_device_properties(0).total_memory
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

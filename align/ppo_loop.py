@@ -44,9 +44,11 @@ class Rollouts:
         generator = torch.Generator(device=process.device)
         generator.manual_seed(((self._work.seed + 1) * 1_000_003 + update) * 4096 + process.process_index)
         prompts = [row.ids for row in rows]
-        replies = self._engine.generate(prompts, self._sampling, generator)
+        with self._work.phase("rollout"):
+            replies = self._engine.generate(prompts, self._sampling, generator)
         chunk = self._options.micro_batch_size or len(rows)
-        experience = collect(self._cast, prompts, replies, rule, chunk, self._sum)
+        with self._work.phase("score"):
+            experience = collect(self._cast, prompts, replies, rule, chunk, self._sum)
         for made, row in zip(experience.rows, rows, strict=True):
             made.id = row.id
         self._latest = list(zip(rows, replies, strict=True))[:_SAMPLES]

@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from align import svg
-from align.run_files import Json, StageFiles, finite, given, gold_of, series
-from align.words import fixed, number, percent, signed
+from align import svg_figures
+from align.run_files import Json, StageFiles, finite, given, gold_of, mapping, series
+from align.words import duration, fixed, number, percent, signed
 from reward.metrics import Z95
+
+LONGEST_ERROR = 600
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ def compared(measured: StageFiles) -> Gain | None:
 
     The interval is that of the paired difference where the evaluation gives one, else of the two standard errors.
     """
-    named = measured.result.get("stages") or {}
-    against = (measured.result.get("win_rate") or {}).get("against")
+    named = stages_of(measured)
+    against = mapping(measured.result.get("win_rate")).get("against")
     if len(named) < 2:
         return None
     *others, last = named
@@ -43,30 +45,31 @@ def compared(measured: StageFiles) -> Gain | None:
     before, after = (gold_of(named[name].get("gold")) for name in (base, last))
     if before is None or after is None:
         return Gain(last, base)
-    error = finite((measured.result.get("gain") or {}).get("se"))
+    error = finite(mapping(measured.result.get("gain")).get("se"))
     if error is None:
-        error = math.hypot(*(finite(named[name]["gold"].get("se")) or 0.0 for name in (base, last)))
+        error = math.hypot(*(finite(mapping(named[name]["gold"]).get("se")) or 0.0 for name in (base, last)))
     change = after - before
-    n = int(named[last]["gold"].get("n") or 0)
+    n = int(finite(mapping(named[last]["gold"]).get("n")) or 0)
     return Gain(last, base, before, after, change - Z95 * error, change + Z95 * error, n)
 
 
-def verdict(run: Json, stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | None) -> Json:
-    """The line on top: tone (good | bad | plain), headline, sentences."""
+def stages_of(measured: StageFiles) -> dict[str, Json]:
+    """What the evaluation gives each stage, by name."""
+    return {str(name): mapping(row) for name, row in mapping(measured.result.get("stages")).items()}
+
+
+def verdict(
+    run: Json, stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | None, waiting: list[str]
+) -> Json:
+    """The line on top: tone (good | bad | plain), headline, sentences. `waiting`: stages that have not begun."""
     status = str(run.get("status"))
     if status != "done":
-        return _unfinished(run, stages, status)
-    wins = measured.result.get("win_rate") or {}
+        return _unfinished(run, stages, status, waiting)
+    wins = mapping(measured.result.get("win_rate"))
     odds = f"ties counted half (95\u202f% interval {percent(wins.get('low'))} to {percent(wins.get('high'))})."
     tone, headline, sentences = "plain", _headline(stages), list[str]()
     if gain and gain.before is not None and gain.after is not None:
-        tone = _tone(gain.low, gain.high, 0.0)
-        moved = {
-            "good": "rose from {} to {}",
-            "bad": "fell from {} to {}",
-            "plain": "shows no clear change: {}, then {}",
-        }
-        headline = f"Gold reward {moved[tone].format(fixed(gain.before), fixed(gain.after))}."
+        tone, headline = _moved(gain, fallen_parts(measured, gain))
         sentences.append(
             f"On {gain.n} held-out prompts, {gain.last} changed it by {signed(gain.change)} over {gain.base} "
             f"(95\u202f% interval {signed(gain.low)} to {signed(gain.high)})."
@@ -74,8 +77,9 @@ def verdict(run: Json, stages: Sequence[StageFiles], measured: StageFiles, gain:
         if given(wins.get("value")):
             sentences.append(f"It wins {percent(wins['value'])} of comparisons with {gain.base}, {odds}")
     elif gain and given(wins.get("value")):
-        tone = _tone(wins.get("low", 0.0), wins.get("high", 1.0), 0.5)
-        headline = f"{gain.last} wins {percent(wins['value'])} of comparisons with {gain.base}."
+        tone = _tone(finite(wins.get("low")) or 0.0, finite(wins.get("high")) or 1.0, 0.5)
+        doubt = ", no clear difference" if tone == "plain" else ""
+        headline = f"{gain.last} wins {percent(wins['value'])} of comparisons with {gain.base}{doubt}."
         sentences.append(f"Judged by the reward model on {number(wins.get('n'))} held-out prompts, {odds}")
     sentences += _judged(measured, gain) if gain else []
     for stage in stages:
@@ -85,6 +89,39 @@ def verdict(run: Json, stages: Sequence[StageFiles], measured: StageFiles, gain:
     return {"tone": tone, "headline": headline or "The run is done.", "sentences": sentences}
 
 
+def fallen_parts(measured: StageFiles, gain: Gain) -> list[str]:
+    """Parts of the gold rule, and the share of replies that end, that fell clearly: "topic fell from 0.95 to 0.71".
+
+    Each is a mean of n values in 0..1, whose error is at most that of a share; 95 % intervals, not paired.
+    """
+    named, found = stages_of(measured), []
+    rows = [
+        {**mapping(named[name].get("gold")), "ended": named[name].get("finished")} for name in (gain.base, gain.last)
+    ]
+    for part in rows[1]:
+        before, after = (finite(row.get(part)) for row in rows)
+        if part in ("score", "n", "se") or before is None or after is None or not gain.n:
+            continue
+        if not (0 <= before <= 1 and 0 <= after <= 1):
+            continue
+        error = math.sqrt((before * (1 - before) + after * (1 - after)) / gain.n)
+        if after - before + Z95 * error < 0:
+            name = "the share of replies that end" if part == "ended" else part
+            found.append(f"{name} fell from {fixed(before)} to {fixed(after)}")
+    return found
+
+
+def _moved(gain: Gain, fallen: Sequence[str]) -> tuple[str, str]:
+    """Tone and headline of a change in gold reward."""
+    tone = _tone(gain.low, gain.high, 0.0)
+    words = {"good": "rose from {} to {}", "bad": "fell from {} to {}", "plain": "shows no clear change: {}, then {}"}
+    moved = f"Gold reward {words[tone].format(fixed(gain.before), fixed(gain.after))}"
+    if not fallen:
+        return tone, f"{moved}."
+    joined = {"good": ", but ", "bad": ", and ", "plain": "; "}[tone]
+    return ("plain" if tone == "good" else "bad"), f"{moved}{joined}{' and '.join(fallen)}."
+
+
 def _tone(low: float, high: float, even: float) -> str:
     """What an interval says against the value that means "no difference"."""
     return "good" if low > even else "bad" if high < even else "plain"
@@ -92,7 +129,7 @@ def _tone(low: float, high: float, even: float) -> str:
 
 def _judged(measured: StageFiles, gain: Gain) -> list[str]:
     """What the reward model says of the same replies, beside the gold score where there is one."""
-    named = measured.result["stages"]
+    named = stages_of(measured)
     before, after = (finite(named[name].get("reward")) for name in (gain.base, gain.last))
     if before is None or after is None:
         return []
@@ -113,17 +150,24 @@ def _headline(stages: Sequence[StageFiles]) -> str:
     return ""
 
 
-def _unfinished(run: Json, stages: Sequence[StageFiles], status: str) -> Json:
-    at = next((s.name for s in stages if s.entry.get("status") == status), None)
-    where = f" in {at}" if at else ""
+def _unfinished(run: Json, stages: Sequence[StageFiles], status: str, waiting: list[str]) -> Json:
+    """What to say of a run that failed, was stopped, or is not at its end: where, why, and what there is."""
+    at = next((s for s in stages if s.status == status), None)
+    where = f" in {at.name}" if at else ""
     words = {"failed": f"The run failed{where}.", "stopped": f"The run stopped{where}."}
     sentences = []
     error = next((e for e in (run.get("error"), *(s.entry.get("error") for s in stages)) if e), None)
     if error:
         text = str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
-        sentences.append(text.rstrip(".") + ".")
-    done = [s.name for s in stages if s.entry.get("status") == "done"]
+        sentences.append(text[:LONGEST_ERROR].rstrip(".") + ("\u2026" if len(text) > LONGEST_ERROR else "."))
+    done = [s.name for s in stages if s.status == "done"]
     sentences.append(f"Finished: {', '.join(done)}." if done else "No stage was finished.")
+    if at and (step := max((finite(row.get("step")) or 0.0 for row in at.rows), default=0.0)):
+        sentences.append(f"{at.name} got as far as step {number(int(step))}; what it logged is below.")
+    if waiting:
+        sentences.append(f"Not begun: {', '.join(waiting)}.")
+    if done:
+        sentences.append("The same command goes on after the last finished stage.")
     headline = words.get(status, f"The run has not finished{where and '; it is' + where}.")
     return {"tone": "bad" if status in words else "plain", "headline": headline, "sentences": sentences}
 
@@ -137,18 +181,23 @@ def figures(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | Non
 
     if gain and gain.after is not None:
         axis = (min(0.0, gain.low) - 0.05, max(0.0, gain.high) + 0.05)
-        drawing = svg.interval(gain.change, gain.low, gain.high, axis, 0.0)
+        drawing = svg_figures.interval(gain.change, gain.low, gain.high, axis, 0.0)
         add("Gain in gold reward", signed(gain.change), f"{signed(gain.low)} to {signed(gain.high)}", drawing)
     own = next((s.metrics for s in stages if "accuracy" in s.metrics), {})
-    judge = measured.result.get("reward_model") or own
-    wins = measured.result.get("win_rate") or {}
+    judge = mapping(measured.result.get("reward_model")) or own
+    wins = mapping(measured.result.get("win_rate"))
     for label, held, key in (("Win rate", wins, "value"), ("Reward model accuracy", judge, "accuracy")):
         if all(given(held.get(part)) for part in (key, "low", "high")):
-            drawing = svg.interval(held[key], held["low"], held["high"], (min(0.4, held["low"]), 1.0), 0.5)
+            axis = (min(0.4, held["low"]), 1.0)
+            drawing = svg_figures.interval(held[key], held["low"], held["high"], axis, 0.5)
             add(label, percent(held[key]), f"{percent(held['low'])} to {percent(held['high'])}", drawing)
     for stage in stages:
         if (kl := stage.last("objective/kl_k1")) is not None:
-            add("KL at the end", number(kl), "nats per reply")
+            add(f"KL of {stage.name}", number(kl), "nats per reply from its parent")
         elif (loss := finite(stage.metrics.get("eval_loss"))) is not None:
             add(f"Held-out loss, {stage.name}", number(loss), f"perplexity {number(math.exp(min(loss, 50.0)))}")
+    seconds = [finite(s.entry.get("seconds")) or 0.0 for s in stages]
+    if any(seconds):
+        reused = sum(bool(s.entry.get("skipped")) for s in stages)
+        add("Time", duration(sum(seconds)), f"{len(seconds)} stages{f', {reused} reused' if reused else ''}")
     return found

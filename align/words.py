@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 MINUS, NONE = "\N{MINUS SIGN}", "\N{EN DASH}"
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def number(value: float | None) -> str:
@@ -21,8 +24,8 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float) -> str:
-    """A change with its sign: +0.39."""
-    return f"{value:+.2f}".replace("-", MINUS)
+    """A change with its sign: +0.39; three decimals where two would hide that it is not 0."""
+    return f"{value:+.{3 if 0 < abs(value) < 0.005 else 2}f}".replace("-", MINUS)
 
 
 def fixed(value: float | None) -> str:
@@ -36,10 +39,12 @@ def percent(value: float | None) -> str:
 
 
 def size(count: float | None) -> str:
-    """Bytes in MiB or GiB."""
+    """Bytes in KiB, MiB or GiB."""
     if not isinstance(count, int | float):
         return NONE
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.0f} MiB"
+    if count < 2**20:
+        return f"{count / 2**10:.1f} KiB"
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
 def duration(seconds: float | None) -> str:
@@ -50,3 +55,21 @@ def duration(seconds: float | None) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def plural(count: float, noun: str) -> str:
+    """A count with its noun: 1 row, 3 rows."""
+    return f"{number(count)} {noun}" if count == 1 else f"{number(count)} {noun}s"
+
+
+def visible(text: str) -> str:
+    """Text with what cannot be seen made visible: control characters as their pictures, bidi overrides and halves of
+    surrogate pairs by their numbers. Tabs and line ends stay."""
+    return _UNSEEN.sub(lambda match: _picture(match[0]), text)
+
+
+def _picture(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    return "\N{SYMBOL FOR DELETE}" if code == 0x7F else f"<U+{code:04X}>"

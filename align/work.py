@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -46,6 +48,8 @@ class Work:
     inputs_digest: str
     numbers: dict[str, Any] = field(default_factory=dict)
     """What the stage wants in run.json: trainable, total, metrics."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase, for run.json; not in metrics.jsonl, which equal runs write equally."""
 
     @property
     def seed(self) -> int:
@@ -71,6 +75,15 @@ class Work:
     @property
     def is_main(self) -> bool:
         return bool(self.accelerator.is_main_process)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time spent inside towards a phase of the stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
 
     def fresh_role(self, name: str) -> Role:
         """The stage's trainable role on its parent, with deterministic initial adapter weights."""
@@ -113,6 +126,11 @@ def save_result(work: Work, result: Result, folder: Path) -> Checkpoint:
     Raises:
         TrainingStopped: what was read back does not give the outputs of what was trained.
     """
+    with work.phase("save"):
+        return _save_and_compare(work, result, folder)
+
+
+def _save_and_compare(work: Work, result: Result, folder: Path) -> Checkpoint:
     role = result.role
     role.eval()
     probe = outputs(role, result.probe_ids)

@@ -7,7 +7,7 @@ Spearman 1904 (rank correlation, ties get their mean rank).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 Z95 = 1.959963984540054  # two-sided 95 % point of the normal distribution
 
@@ -25,23 +25,39 @@ def accuracy_interval(correct: float, n: int) -> tuple[float, float, float]:
     return share, min(share, max(0.0, centre - half)), max(share, min(1.0, centre + half))
 
 
-def expected_calibration_error(margins: Sequence[float], bins: int = 10) -> float:
-    """Expected calibration error in 0..1 of the pairs' margins (chosen score - rejected score).
+def calibration_bins(margins: Sequence[float], bins: int = 10) -> list[dict[str, float]]:
+    """How often pairs are ordered rightly, by the confidence with which (chosen score - rejected score).
 
     ``p = sigmoid(margin)`` is the model's probability that the chosen reply is preferred. Which reply
-    stands first is arbitrary, so the error is made symmetric: a pair's confidence is ``max(p, 1 - p)`` and
-    it is correct when the margin is positive (a margin of 0 is half correct). Confidences fall into `bins`
-    equal bins over 0.5..1.
+    stands first is arbitrary, so this is made symmetric: a pair's confidence is ``max(p, 1 - p)`` and it is
+    correct when the margin is positive (a margin of 0 is half correct). Confidences fall into `bins` equal
+    bins over 0.5..1. Returns the bins that hold a pair, rising: {from, to, n, confidence, accuracy}, the
+    last two means over the bin's pairs.
     ValueError when there are no margins or no bins.
     """
     if not margins or bins < 1:
         raise ValueError("calibration needs at least one margin and one bin")
-    gaps = [0.0] * bins
+    held: list[list[tuple[float, float]]] = [[] for _ in range(bins)]
     for margin in margins:
         confidence = 1 / (1 + math.exp(-min(abs(margin), 700.0)))
         correct = 0.5 if margin == 0 else float(margin > 0)
-        gaps[min(int((confidence - 0.5) * 2 * bins), bins - 1)] += correct - confidence
-    return sum(abs(gap) for gap in gaps) / len(margins)
+        held[min(int((confidence - 0.5) * 2 * bins), bins - 1)].append((confidence, correct))
+    return [
+        {
+            "from": 0.5 + 0.5 * place / bins,
+            "to": 0.5 + 0.5 * (place + 1) / bins,
+            "n": len(pairs),
+            "confidence": math.fsum(confidence for confidence, _ in pairs) / len(pairs),
+            "accuracy": math.fsum(correct for _, correct in pairs) / len(pairs),
+        }
+        for place, pairs in enumerate(held)
+        if pairs
+    ]
+
+
+def calibration_error(bins: Sequence[Mapping[str, float]]) -> float:
+    """Expected calibration error in 0..1: mean over pairs of their bin's |accuracy - confidence|."""
+    return sum(held["n"] * abs(held["accuracy"] - held["confidence"]) for held in bins) / sum(b["n"] for b in bins)
 
 
 def length_correlation(scores: Sequence[float], lengths: Sequence[float]) -> float:

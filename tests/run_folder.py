@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import random
 from pathlib import Path
 from typing import Any
 
-DIGESTS = {
-    name: f"{number:08x}" * 8 for number, name in enumerate(("sft", "reward_model", "ppo", "evaluate"), 0xA1B2C3D0)
-}
 REPLIES = {
     "base": "hello hello the weather the",
     "sft": "I had soup today. How about you?",
     "ppo": "Oh, I love a good soup! What is your favourite kind?",
 }
+ADAPTER = b'{"peft_type": "LORA"}'
+BINS = [
+    {"from": 0.5, "to": 0.55, "n": 130, "confidence": 0.523, "accuracy": 0.5154},
+    {"from": 0.7, "to": 0.75, "n": 211, "confidence": 0.731, "accuracy": 0.7725},
+    {"from": 0.95, "to": 1.0, "n": 171, "confidence": 0.971, "accuracy": 0.9474},
+]
 QUESTIONS = ("What did you eat today?", "Do you like rain?", "Tell me about your weekend.", "Which book should I read?")
 
 
@@ -26,16 +30,14 @@ def write(path: Path, content: Any) -> None:
     path.write_text(text, encoding="utf-8")
 
 
-def entry(name: str, parents: dict[str, str], **more: Any) -> dict[str, Any]:
-    """A stage's row in run.json."""
+def entry(name: str, **more: Any) -> dict[str, Any]:
+    """A stage's row in run.json; parents and digest are filled in when its files are written."""
     return {
         "name": name,
         "status": "done",
         "dir": name,
-        "digest": DIGESTS[name],
-        "parents": [{"role": role, "digest": DIGESTS[parent]} for role, parent in parents.items()],
         "adapter": "lora",
-        "on_parent": "continue" if parents else None,
+        "on_parent": "continue",
         "load": "fp32",
         "skipped": False,
         "seconds": 42.4,
@@ -43,11 +45,12 @@ def entry(name: str, parents: dict[str, str], **more: Any) -> dict[str, Any]:
         "trainable": 82_432,
         "total": 1_420_032,
         "metrics": {},
+        "phases": {"data": 1.25, "train": 30.5},
         **more,
     }
 
 
-def checkpoint(run: Path, stage: dict[str, Any]) -> None:
+def checkpoint(run: Path, stage: dict[str, Any]) -> Path:
     """The record of a stage's checkpoint, as far as the report reads it."""
     record = {
         "format_version": 1,
@@ -58,8 +61,14 @@ def checkpoint(run: Path, stage: dict[str, Any]) -> None:
         "load": stage["load"],
         "base": {"id": "package:nano", "revision": None, "fingerprint": "0c0ffee0" * 8},
         "parents": [{**parent, "path": "../x"} for parent in stage["parents"]],
+        "probe": {"expected": [[0.25, -1.5], [3.0]]},
+        "files": {"adapter_config.json": hashlib.sha256(ADAPTER).hexdigest()},
     }
-    write(run / stage["dir"] / "checkpoint.json", record)
+    (run / stage["dir"]).mkdir(parents=True, exist_ok=True)
+    (run / stage["dir"] / "adapter_config.json").write_bytes(ADAPTER)
+    path = run / stage["dir"] / "checkpoint.json"
+    write(path, record)
+    return path
 
 
 def card(run: Path, stage: str, rows: int, dropped: dict[str, int]) -> None:
@@ -139,6 +148,7 @@ def evaluation(run: Path, stages: tuple[str, ...] = ("base", "sft", "ppo")) -> N
             "ece": 0.0412,
             "length_corr": 0.118,
             "n": 512,
+            "calibration": BINS,
         },
     }
     write(run / "evaluate" / "result.json", result)
@@ -160,18 +170,18 @@ def fake_run(folder: Path) -> Path:
     step0 = {"kl": 1.2e-7, "ratio_dev": 1.4e-6, "reward_parity": 0.0, "grad_roles": ["policy", "value"]}
     memory = {"base_bytes": 5_680_128.0, "bases": 1.0, "beside_bytes": 2_637_824.0, "ratio": 2.6}
     stages = [
-        entry("sft", {}, metrics={"eval_loss": 1.273, "perplexity": 3.57}, seconds=61.2),
-        entry("reward_model", {"init": "sft"}, metrics={"accuracy": 0.7654, "probe_scores": [1.5, -2.0]}),
-        entry(
-            "ppo", {"init": "sft", "reward": "reward_model"}, seconds=215.0,
-            metrics={"step0": step0, "memory": memory, "reference_unchanged": True},
-        ),
-        entry("evaluate", {"init": "ppo", "reward": "reward_model"}, trainable=0, total=0, seconds=9.3),
-    ]  # fmt: skip
-    for stage in stages[:3]:
-        checkpoint(run, stage)
-    curves(run)
+        entry("sft", metrics={"eval_loss": 1.273, "perplexity": 3.57}, seconds=61.2, on_parent=None),
+        entry("reward_model", metrics={"accuracy": 0.7654, "probe_scores": [1.5, -2.0]}),
+        entry("ppo", seconds=215.0, metrics={"step0": step0, "memory": memory, "reference_unchanged": True}),
+        entry("evaluate", trainable=0, total=0, seconds=9.3),
+    ]
+    parents = ({}, {"init": 0}, {"init": 0, "reward": 1}, {"init": 2, "reward": 1})
     evaluation(run)
+    for stage, below in zip(stages, parents, strict=True):
+        stage["parents"] = [{"role": role, "digest": stages[i]["digest"]} for role, i in below.items()]
+        own = run / stage["dir"] / "result.json" if stage is stages[3] else checkpoint(run, stage)
+        stage["digest"] = hashlib.sha256(own.read_bytes()).hexdigest()
+    curves(run)
     card(run, "sft", 4200, {"too_long": 12, "duplicate_prompt": 31})
     card(run, "reward_model", 6100, {"equal_sides": 44})
     card(run, "ppo", 2100, {})
@@ -181,6 +191,8 @@ def fake_run(folder: Path) -> Path:
         "status": "done",
         "pipeline": "rlhf",
         "seed": 0,
+        "config_digest": "feedbeef" * 8,
+        "machine": {"system": "Linux x86_64", "processor": "A Processor", "cores": 8, "memory_bytes": 68_719_476_736},
         "command": [
             "align",
             "run",
@@ -200,4 +212,6 @@ def fake_run(folder: Path) -> Path:
         "stages": stages,
     }
     write(run / "run.json", record)
+    recipe = "stages:\n" + "".join(f"  {stage['name']}: {{lr: 0.001}}\n" for stage in stages)
+    (run / "recipe.yaml").write_text(recipe, encoding="utf-8")
     return run

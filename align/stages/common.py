@@ -35,7 +35,8 @@ def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepa
             else:
                 progress.show(eval_loss=numbers["loss"])
 
-        return fit(updater, prepared.train, prepared.eval, work.seed, log)
+        with work.phase("train"):
+            return fit(updater, prepared.train, prepared.eval, work.seed, log)
 
 
 def ready_to_train(role: Role, options: TrainingStage) -> None:

@@ -58,7 +58,8 @@ class Evaluate(Stage):
         from align.tracking import Progress
         from data_prep.prepare import prepare_prompts
 
-        prepared = prepare_prompts(work.spec.data, work.renderer, work.lengths(self.max_new_tokens), work.seed)
+        with work.phase("data"):
+            prepared = prepare_prompts(work.spec.data, work.renderer, work.lengths(self.max_new_tokens), work.seed)
         work.write_card(prepared)
         rows = (prepared.eval or prepared.train)[: self.prompts]
         chain = chain_of(work.init)
@@ -88,16 +89,18 @@ class Evaluate(Stage):
             role = work.bases.realise(checkpoint, "policy", load)
         else:
             role = Role("policy", work.bases.root(load).tree(), None).freeze()
-        replies = self._replies(work, role, rows)
+        with work.phase("answer"):
+            replies = self._replies(work, role, rows)
         texts = [work.renderer.decode(reply.ids) for reply in replies]
         pairs = [(row.ids, reply.ids) for row, reply in zip(rows, replies, strict=True)]
-        return Answers(
-            texts,
-            [reply.finished for reply in replies],
-            score_replies(judge, pairs, self.batch_size) if judge is not None else None,
-            _gold(work, rows, texts, replies),
-            self._loss(work, role),
-        )
+        with work.phase("judge"):
+            return Answers(
+                texts,
+                [reply.finished for reply in replies],
+                score_replies(judge, pairs, self.batch_size) if judge is not None else None,
+                _gold(work, rows, texts, replies),
+                self._loss(work, role),
+            )
 
     def _replies(self, work: Work, role: Role, rows: list[PromptTokens]) -> list[Reply]:
         import torch
@@ -152,7 +155,7 @@ class Evaluate(Stage):
                 }
         if work.reward is not None:
             metrics = work.reward.record["metrics"]
-            keys = ("accuracy", "low", "high", "ece", "length_corr", "n")
+            keys = ("accuracy", "low", "high", "ece", "length_corr", "n", "calibration")
             result["reward_model"] = {key: metrics[key] for key in keys if key in metrics}
         if len(names) > 1 and answers[names[-1]].gold is not None and len(answers[names[-1]].texts) > 1:
             result["gain"] = _gain(answers[names[-1]], answers[names[-2]])

@@ -72,7 +72,8 @@ class PPO(TrainingStage):
                 field="stages.ppo.critic_warmup",
                 hint="raise updates or lower critic_warmup",
             )
-        prepared = self._prompts(work)
+        with work.phase("data"):
+            prepared = self._prompts(work)
         work.write_card(prepared)
         cast = self._assemble(work)
         record_counts(work, cast.policy)
@@ -184,7 +185,8 @@ class PPO(TrainingStage):
                 experience = rollouts.collect(update, rule)
                 if update == 0:
                     ppo_checks.require_equal_start(experience.stats, step0, ppo_checks.is_exact(work))
-                numbers = self._passes(work, updater, experience, update, step0)
+                with work.phase("train"):
+                    numbers = self._passes(work, updater, experience, update, step0)
                 stats = {**experience.stats, **numbers}
                 if work.is_main:
                     work.metrics.log(update + 1, "train", stats)

@@ -37,13 +37,15 @@ class SFT(TrainingStage):
         from align.stages.common import supervised_run
         from align.work import Result, save_result, write_samples
 
-        prepared = self.prepare(work)
+        with work.phase("data"):
+            prepared = self.prepare(work)
         work.write_card(prepared)
         role = work.fresh_role("policy")
         final = supervised_run(work, LanguageModeling(role), role, prepared)
         if final:  # there were held-out rows
             work.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": math.exp(min(final["loss"], 50.0))}
-        write_samples(work, self.samples(work, role, prepared))
+        with work.phase("samples"):
+            write_samples(work, self.samples(work, role, prepared))
         result = Result(
             role=role,
             kind="policy",

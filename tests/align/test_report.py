@@ -6,14 +6,18 @@ import json
 import re
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from align.report import write_report
+from align.words import duration, fixed, number, percent, size
 from data_prep.errors import UserError
-from tests.run_folder import DIGESTS, REPLIES, fake_run, write
+from tests.run_folder import BINS, QUESTIONS, REPLIES, fake_run, write
 
 
 def page(run: Path) -> str:
@@ -28,7 +32,8 @@ def change(run: Path, **more: Any) -> None:
 
 
 def test_shows_the_numbers_given(tmp_path: Path) -> None:
-    html = page(fake_run(tmp_path))
+    run = fake_run(tmp_path)
+    html = page(run)
     for text in (
         "Gold reward rose from 0.42 to 0.81.",
         "On 256 held-out prompts, ppo changed it by +0.39 over sft",
@@ -40,14 +45,16 @@ def test_shows_the_numbers_given(tmp_path: Path) -> None:
         "0.118",
         "went from 0.12 to 1.44",
         "trains 82,432 of 1,420,032 (5.8\u202f%)",
-        "lora r16 · fp32 · continues parent",
-        "31 duplicate prompt",
+        "lora r16 · fp32 · continues sft",
+        "judged by reward_model",
+        "feedbeef",
+        "12 too long, 31 duplicate prompt",
         "3 min 35 s",
         "1.16 GiB",
         "align run pipeline=rlhf model=nano data=smalltalk adapter=lora stages.ppo.updates=40",
         "torch&nbsp;2.13.0",
         "0c0ffee0",
-        *(digest[:8] for digest in DIGESTS.values()),
+        *(stage["digest"][:8] for stage in json.loads((run / "run.json").read_text())["stages"]),
     ):
         assert text in html, text
 
@@ -55,27 +62,41 @@ def test_shows_the_numbers_given(tmp_path: Path) -> None:
 def test_one_small_page_that_loads_nothing(tmp_path: Path) -> None:
     html = page(fake_run(tmp_path))
     assert len(html.encode()) < 200_000
-    assert not re.search(r"https?:|//[a-z]|src=|href=|url\(|@import|<script", html)
+    assert not re.search(r"https?:|//[a-z]|src=|href=|url\(|@import|<script|<link|<iframe|<object", html)
 
 
 def test_sections_stand_in_order(tmp_path: Path) -> None:
     headings = re.findall(r"<h2>([^<]+)", page(fake_run(tmp_path)))
     assert headings == [
-        *("Chain", "Curves", "Scores", "Replies", "Where it got worse", "Reward model"),
-        *("Checks", "Data", "Time and memory", "Again"),
+        *("Chain", "Scores", "Replies that gained", "Replies that lost", "Other replies", "Curves", "Reward model"),
+        *("Checks", "Data", "Time and memory", "Run it again"),
     ]
 
 
 def test_a_huge_run_stays_below_a_megabyte(tmp_path: Path) -> None:
+    """100,000 rows of metrics, replies of 100,000 characters that grow fivefold when escaped."""
     run = fake_run(tmp_path)
-    rows = [{"stage": "sft", "step": i, "split": "train", "loss": 1 / (i + 1)} for i in range(50_000)]
+    rows = [
+        {"stage": "sft", "step": i, "split": "train", "loss": 1 / (i + 1), "peak": 9.0 if i == 77_777 else 0.0}
+        for i in range(100_000)
+    ]
     write(run / "sft" / "metrics.jsonl", rows)
-    reply = {name: {"text": "word " * 20_000, "reward": 1.0, "gold": 1.0, "finished": True} for name in REPLIES}
+    reply = {name: {"text": "'\"'<&" * 20_000, "reward": 1.0, "gold": 1.0, "finished": True} for name in REPLIES}
     write(run / "evaluate" / "samples.jsonl", [{"prompt": "p " * 5000, "id": "x", "replies": reply}] * 100)
     html = page(run)
     assert len(html.encode()) < 1_000_000
-    assert "and 99,400 more characters" in html
-    assert "line: means of 167 steps" in html
+    assert "12,000 more characters" in html and "and 87,400 more characters in samples.jsonl" in html
+    assert "line: mean of 5000 steps; faint: every step" in html.replace("5,000", "5000")
+    assert "between 0 and 9.00" in html  # one value in 100,000 is still drawn
+
+
+def test_a_page_that_would_be_too_large_folds_less(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = fake_run(tmp_path)
+    reply = {"ppo": {"text": "word " * 2000, "reward": 1.0}}
+    write(run / "evaluate" / "samples.jsonl", [{"prompt": "p", "id": "x", "replies": reply}] * 20)
+    whole = len(page(run).encode())
+    monkeypatch.setattr("align.report.MOST_BYTES", whole - 1)
+    assert len(page(run).encode()) < whole
 
 
 def test_replies_are_escaped(tmp_path: Path) -> None:
@@ -94,17 +115,30 @@ def test_replies_are_escaped(tmp_path: Path) -> None:
     assert "&lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;b&gt;bold" in html
 
 
-def test_worse_replies_are_shown_and_counted(tmp_path: Path) -> None:
+def test_text_that_cannot_be_seen_is_made_visible(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    reply = {"text": "a\x00b\x1b[31m\u202eevil\ud800 \u05e9\u05dc\u05d5\u05dd </script><svg onload=x>", "reward": 1}
+    write(run / "evaluate" / "samples.jsonl", [{"prompt": "x" * 10_000, "id": "x", "replies": {"ppo": reply}}])
+    html = page(run)
+    assert "a\u2400b\u241b[31m&lt;U+202E&gt;evil&lt;U+D800&gt; \u05e9\u05dc\u05d5\u05dd &lt;/script&gt;&lt;svg" in html
+    assert "9,400 more characters</summary>" in html and "x" * 9_400 in html
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e]", html)
+
+
+def test_replies_are_picked_by_what_they_teach(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     rows = []
     for i in range(20):
-        worse = i in (3, 15, 17)
-        replies = {"sft": {"text": "s", "gold": 1.0}, "ppo": {"text": f"reply {i}.", "gold": 0.0 if worse else 1.0}}
+        after = {3: 0.0, 15: 0.0, 17: 0.5, 4: 3.0, 8: 2.0}.get(i, 1.0)
+        replies = {"sft": {"text": "s", "gold": 1.0}, "ppo": {"text": f"reply {i}.", "gold": after}}
         rows.append({"prompt": f"Question {i}?", "id": str(i), "replies": replies})
     write(run / "evaluate" / "samples.jsonl", rows)
     html = page(run)
-    assert "ppo does worse than sft on 3 of 20 prompts; 1 of those not shown above." in html
-    assert re.findall(r"Question (\d+)\?", html) == [str(i * 20 // 12) for i in range(12)] + ["17"]
+    assert "ppo scores higher than sft on 2 of 20 prompts" in html
+    assert "ppo scores lower than sft on 3 of 20 prompts" in html
+    assert "6 of the other 15 prompts, evenly spaced" in html
+    rest = [str(i) for i in range(20) if i not in (3, 15, 17, 4, 8)]
+    assert re.findall(r"Question (\d+)\?", html) == ["4", "8", "3", "15", "17", *(rest[i * 15 // 6] for i in range(6))]
 
 
 def test_failed_checks_say_so(tmp_path: Path) -> None:
@@ -117,26 +151,28 @@ def test_failed_checks_say_so(tmp_path: Path) -> None:
     change(run, stages=stages)
     html = page(run)
     assert html.count(">failed<") == 2
-    assert "noted at this precision" in html
+    assert "only noted at this precision" in html
 
 
 @pytest.mark.parametrize(
-    ("gain", "se", "expected"),
+    ("change_in_gold", "se", "expected"),
     [
         ((0.42, 0.44), 0.03, "Gold reward shows no clear change: 0.42, then 0.44."),
         ((0.42, 0.22), 0.03, "Gold reward fell from 0.42 to 0.22."),
         ((0.42, 0.92), 0.03, "Gold reward rose from 0.42 to 0.92."),
     ],
 )
-def test_the_verdict_follows_the_interval(tmp_path: Path, gain: tuple[float, float], se: float, expected: str) -> None:
+def test_the_verdict_follows_the_interval(
+    tmp_path: Path, change_in_gold: tuple[float, float], se: float, expected: str
+) -> None:
     run = fake_run(tmp_path)
     stages = {
         name: {"reward": score, "gold": {"score": score, "n": 100, "se": se}}
-        for name, score in zip(("sft", "ppo"), gain, strict=True)
+        for name, score in zip(("sft", "ppo"), change_in_gold, strict=True)
     }
     write(run / "evaluate" / "result.json", {"stages": stages})
     html = page(run)
-    assert expected in html
+    assert f"<title>{run.name}: {expected}" in html
     assert ("no clear gain in gold" in html) == ("no clear change" in expected)
 
 
@@ -185,6 +221,69 @@ def test_a_failed_stage_is_named(tmp_path: Path) -> None:
     change(run, status="failed", stages=stages)
     html = page(run)
     assert "The run failed in ppo." in html and "out of prompts" in html and "Finished: sft." in html
+    assert "Not begun: reward_model, evaluate." in html and html.count(">not begun<") == 2
+
+
+def test_a_run_that_was_killed_shows_how_far_it_came(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    stages = json.loads((run / "run.json").read_text())["stages"][:3]
+    (run / "ppo").rename(run / ".staging-ppo")
+    (run / ".staging-ppo" / "checkpoint.json").unlink()
+    stages[2] = {"name": "ppo", "status": "running", "dir": ".staging-ppo", "skipped": False, "metrics": {}}
+    change(run, status="running", stages=stages)
+    with (run / ".staging-ppo" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"stage": "ppo", "step": 41, "spl')  # torn by the kill
+    html = page(run)
+    assert "The run has not finished; it is in ppo." in html and "ppo got as far as step 40;" in html
+    assert "Not begun: evaluate." in html and "Left out" not in html
+    assert '<span class="soft">running</span>' in html and "KL from the parent" in html
+
+
+def test_a_fallen_part_is_in_the_verdict(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    result = json.loads((run / "evaluate" / "result.json").read_text())
+    result["stages"]["ppo"]["gold"]["topic"] = 0.6
+    result["stages"]["ppo"]["gold"]["persona"] = 0.82  # within its error of 0.85
+    write(run / "evaluate" / "result.json", result)
+    assert "<h1>Gold reward rose from 0.42 to 0.81, but topic fell from 0.90 to 0.60.</h1>" in page(run)
+
+
+def test_what_deserves_a_second_look(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    assert "Worth a second look" not in page(run)
+    result = json.loads((run / "evaluate" / "result.json").read_text())
+    result["reward_model"].update(length_corr=-0.41, ece=0.2)
+    result["stages"]["ppo"]["finished"] = 0.5
+    write(run / "evaluate" / "result.json", result)
+    rows = [{"stage": "sft", "step": s, "split": "eval", "loss": v} for s, v in ((10, 2.0), (20, 1.0), (30, 1.5))]
+    write(run / "sft" / "metrics.jsonl", rows)
+    html = page(run)
+    for text in (
+        "Held-out loss of sft was lowest at step 20 (1.00) and ended at 1.50.",
+        "(rank correlation \N{MINUS SIGN}0.41)",
+        "20.0\u202f% off its accuracy",
+        "Only 50.0\u202f% of ppo&#39;s replies end",
+    ):
+        assert text in html, text
+
+
+def test_changed_files_are_seen(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    assert 'aria-label="failed"' not in page(run)
+    (run / "sft" / "adapter_config.json").write_text("{}")
+    (run / "ppo" / "adapter_config.json").unlink()
+    html = page(run)
+    assert html.count('aria-label="failed"') == 2
+    assert "adapter_config.json changed" in html and "adapter_config.json is missing" in html
+    assert "failed, 17 passed" in re.sub(r"\d+ passed", "17 passed", html)
+
+
+def test_rows_that_do_not_add_up_are_seen(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    held = json.loads((run / "sft" / "data_card.json").read_text())
+    held["rows"]["kept"] -= 1
+    write(run / "sft" / "data_card.json", held)
+    assert page(run).count('aria-label="failed"') == 1
 
 
 def test_the_least_run_json(tmp_path: Path) -> None:
@@ -194,11 +293,39 @@ def test_the_least_run_json(tmp_path: Path) -> None:
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
-    (run / "sft" / "metrics.jsonl").write_text("nonsense\n")
+    whole = (run / "sft" / "metrics.jsonl").read_text()
+    (run / "sft" / "metrics.jsonl").write_text(whole + "nonsense\n[1]\n")
     (run / "ppo" / "data_card.json").write_text("[")
+    (run / "evaluate" / "samples.jsonl").write_bytes(b"\xff\xfe\n")
     html = page(run)
-    assert "Left out: sft/metrics.jsonl: not a JSON object" in html
+    assert "Left out: sft/metrics.jsonl: 2 of 406 rows are not a JSON object (first: row 405)" in html
     assert "Left out: ppo/data_card.json is not a JSON object" in html
+    assert "Left out: evaluate/samples.jsonl: 1 of 1 rows is not a JSON object (first: row 1)" in html
+    assert "Loss of sft" in html  # what can be read is shown
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "samples.jsonl", "data_card.json", "result.json", "checkpoint.json"])
+@pytest.mark.parametrize("rows", [[{}], [{"step": "x", "split": "eval", "loss": []}], [{"replies": {"ppo": 3}}]])
+def test_files_of_another_shape_leave_a_page(tmp_path: Path, name: str, rows: list[Any]) -> None:
+    """No file but run.json can keep the report from being written."""
+    run = fake_run(tmp_path)
+    for stage in ("sft", "reward_model", "ppo", "evaluate"):
+        write(run / stage / name, rows if name.endswith("l") else rows[0])
+    assert "rlhf-1a2b3c4d" in page(run)
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.text(max_size=5) | st.integers(), lambda inner:
+    st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(("n", "gold", "score", "rows", "in", "stages", "x")),
+    inner, max_size=4), max_leaves=12))  # fmt: skip
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+def test_any_json_leaves_a_page(tmp_path_factory: pytest.TempPathFactory, value: Any) -> None:
+    run = fake_run(tmp_path_factory.mktemp("any"))
+    keys = ("stages", "win_rate", "reward_model", "rows", "tokens", "splits", "parents", "base", "probe", "files")
+    for name in ("result.json", "data_card.json", "checkpoint.json"):
+        for stage in ("sft", "evaluate"):
+            (run / stage / name).write_text(json.dumps(dict.fromkeys(keys, value)))
+    (run / "ppo" / "metrics.jsonl").write_text(json.dumps({"step": value, "split": "eval", "loss": value}) + "\n")
+    assert "rlhf-1a2b3c4d" in page(run)
 
 
 def test_no_run_is_a_user_error(tmp_path: Path) -> None:
@@ -219,3 +346,95 @@ def test_resumed_steps_are_drawn_once(tmp_path: Path) -> None:
 
 def test_writing_a_report_needs_no_torch() -> None:
     subprocess.run([sys.executable, "-c", "import sys, align.report; assert 'torch' not in sys.modules"], check=True)
+
+
+NUMBER = re.compile(
+    "[0-9a-f]{8}|[\N{MINUS SIGN}+]?[0-9][0-9,]*(?:[.][0-9]+)?(?:e\N{MINUS SIGN}?[0-9]+)?"
+    "(?:\u202f%| GiB| MiB| KiB| min| s)?"
+)
+
+
+class Tables(HTMLParser):
+    """The text of every cell of every table, and of every <dd>."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells: list[str] = []
+        self.rows: list[list[str]] = []
+        self._open = 0
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th", "dd"):
+            self._open += 1
+            self.cells.append("")
+        if tag == "svg":
+            self._open -= 1  # drawings have words of their own
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th", "dd"):
+            self._open -= 1
+            if tag != "dd":
+                self.rows[-1].append(self.cells[-1].strip())
+        if tag == "svg":
+            self._open += 1
+
+    def handle_data(self, data: str) -> None:
+        if self._open > 0:
+            self.cells[-1] += data
+
+
+def tables(html: str) -> Tables:
+    parser = Tables()
+    parser.feed(html)
+    return parser
+
+
+def leaves(value: Any) -> list[float]:
+    """Every number in a JSON value."""
+    if isinstance(value, dict | list):
+        return [x for inner in (value.values() if isinstance(value, dict) else value) for x in leaves(inner)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
+
+
+def test_every_number_in_a_table_is_in_the_files(tmp_path: Path) -> None:
+    """Numbers shown are numbers of the files as the page writes them, or one of five sums and counts of them."""
+    run = fake_run(tmp_path)
+    shown = tables(page(run)).cells
+    held = [x for path in run.rglob("*.json") for x in leaves(json.loads(path.read_text()))]
+    for path in run.rglob("*.jsonl"):
+        held += [x for line in path.read_text().splitlines() for x in leaves(json.loads(line))]
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    held += [stage["seconds"] - sum(stage["phases"].values()) for stage in stages]  # what no phase counts
+    held += [12 + 31, 44, 0]  # rows dropped for any reason
+    held += [3, 1, 2]  # outputs of a probe, files, parents
+    written = {word(x) for x in held for word in (number, fixed, percent, size, duration)}
+    written |= {"2.60 times", *(stage["digest"][:8] for stage in stages), "95\u202f%", "feedbeef"}
+    written |= {"A Processor", "x86_64", *json.loads((run / "run.json").read_text())["versions"].values()}
+    known = {token for text in written for token in NUMBER.findall(text)}
+    cells = [cell for cell in shown if not any(text[:8] in cell for text in (*REPLIES.values(), *QUESTIONS))]
+    found = [(token, cell) for cell in cells for token in NUMBER.findall(cell)]
+    assert len(found) > 150
+    assert [(token, cell) for token, cell in found if token not in known] == []
+
+
+def test_the_scores_are_those_of_the_evaluation(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    rows = tables(page(run)).rows
+    result = json.loads((run / "evaluate" / "result.json").read_text())
+    head = next(row for row in rows if row[:2] == ["stage", "gold"])
+    for name, held in result["stages"].items():
+        row = next(row for row in rows if row[0] == name and len(row) == len(head))
+        gold = held["gold"]
+        assert row[1] == f"{fixed(gold['score'])} ± {fixed(gold['se'])}"
+        assert (
+            row[2:5]
+            == [fixed(gold[part]) for part in ("topic", "persona", "wellformed")]
+            == [row[head.index(x)] for x in ("topic", "persona", "wellformed")]
+        )
+        assert row[head.index("reward")] == fixed(held["reward"]) and row[head.index("loss")] == number(held["loss"])
+    for bin_ in BINS:
+        assert [percent(bin_[k]) for k in ("confidence", "accuracy")] == next(
+            r for r in rows if r[0].startswith(percent(bin_["from"]))
+        )[2:]

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from reward.metrics import (
     accuracy_interval,
-    expected_calibration_error,
+    calibration_bins,
+    calibration_error,
     length_correlation,
     paired_difference,
     win_rate,
@@ -40,21 +41,34 @@ def test_wilson_holds_its_value(n: int, data: st.DataObject) -> None:
 
 def test_calibration_of_a_calibrated_model_is_zero() -> None:
     """p = 3/4 in four pairs of which three are right."""
-    assert expected_calibration_error([math.log(3)] * 3 + [-math.log(3)]) == pytest.approx(0.0)
-    assert expected_calibration_error([0.0, 0.0]) == 0.0
+    assert calibration_error(calibration_bins([math.log(3)] * 3 + [-math.log(3)])) == pytest.approx(0.0)
+    assert calibration_error(calibration_bins([0.0, 0.0])) == 0.0
 
 
 def test_calibration_by_hand() -> None:
     """Bin of 3/4: all 2 right, gap 1/4 each; bin of 0.9: 1 of 2 right, gap 0.4 each; mean (0.5 + 0.8) / 4."""
-    margins = [math.log(3), math.log(3), math.log(9), -math.log(9)]
-    assert expected_calibration_error(margins) == pytest.approx(0.325)
+    bins = calibration_bins([math.log(3), math.log(3), math.log(9), -math.log(9)], bins=4)
+    assert [(b["from"], b["to"], b["n"]) for b in bins] == [(0.75, 0.875, 2), (0.875, 1.0, 2)]  # 3/4 opens its bin
+    assert [(b["confidence"], b["accuracy"]) for b in bins] == [
+        (pytest.approx(0.75), 1.0),
+        (pytest.approx(0.9), 0.5),
+    ]
+    assert calibration_error(bins) == pytest.approx(0.325)
+
+
+def test_calibration_counts_every_pair_once_and_ties_half() -> None:
+    margins = [0.0, 0.0, 0.3, -0.3, 2.0, 50.0, -50.0]
+    bins = calibration_bins(margins)
+    assert sum(b["n"] for b in bins) == len(margins)
+    assert bins[0] == {"from": 0.5, "to": 0.55, "n": 2, "confidence": 0.5, "accuracy": 0.5}
+    assert bins[-1]["to"] == 1.0 and bins[-1]["n"] == 2
 
 
 def test_calibration_survives_huge_margins() -> None:
-    assert expected_calibration_error([1e9]) == 0.0
-    assert expected_calibration_error([-1e9]) == 1.0
+    assert calibration_error(calibration_bins([1e9])) == 0.0
+    assert calibration_error(calibration_bins([-1e9])) == 1.0
     with pytest.raises(ValueError):
-        expected_calibration_error([])
+        calibration_bins([])
 
 
 def test_spearman_by_hand() -> None:

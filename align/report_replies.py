@@ -1,0 +1,121 @@
+"""The replies of a report: the same prompts answered by every stage, and each stage's own samples.
+
+Texts are shown by their openings, with the rest folded, within a budget for the whole page. Imports no torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import escape
+
+from align.run_files import Json, StageFiles, finite, gold_of, mapping
+from align.verdict import Gain
+from align.words import visible
+
+OPENING, LONGEST = 600, 12_000
+"""Characters of a text that are shown, and that are at most folded behind them."""
+SPREAD, PICKED, OWN = 6, 4, 8
+"""Prompts spread evenly over all, best gains and worst losses each, and rows of a stage's own samples."""
+
+
+class Texts:
+    """Cuts texts to openings and folds, and keeps the folds of a page within `budget` bytes."""
+
+    def __init__(self, budget: int) -> None:
+        self.left = budget
+
+    def cut(self, value: Any) -> Json:
+        """{text, rest, cut}: what is shown, what is folded behind it, and how many characters are in neither."""
+        text = str(value if value is not None else "")
+        rest = text[OPENING : OPENING + LONGEST]
+        size = len(str(escape(visible(rest))).encode("utf-8", "replace"))
+        if size > self.left:
+            rest = ""
+        else:
+            self.left -= size
+        return {"text": text[:OPENING], "rest": rest, "cut": max(0, len(text) - OPENING - len(rest))}
+
+
+def replies(measured: StageFiles, gain: Gain | None, texts: Texts) -> Json:
+    """Groups of prompts with every stage's reply: best gains, worst losses, and some spread evenly over all.
+
+    Data sets are often ordered by topic, so that the first few would show one topic alone.
+    """
+    rows = [row for row in measured.samples if isinstance(row.get("replies"), dict)]
+    changes = [(_change(row, gain), row) for row in rows] if gain else []
+    rose = sorted((pair for pair in changes if pair[0] > 0), key=lambda pair: -pair[0])
+    fell = sorted((pair for pair in changes if pair[0] < 0), key=lambda pair: pair[0])
+    picked = [row for _, row in (*rose[:PICKED], *fell[:PICKED])]
+    count = SPREAD if picked else 2 * SPREAD
+    others = [row for row in rows if not any(row is one for one in picked)]
+    spread = [others[i * len(others) // count] for i in range(count)] if len(others) > count else others
+    groups = []
+    if gain:
+        better = f"{gain.last} scores higher than {gain.base} on {len(rose)} of {len(rows)} prompts"
+        worse = f"{gain.last} scores lower than {gain.base} on {len(fell)} of {len(rows)} prompts"
+        groups += [("Replies that gained", better, rose[:PICKED]), ("Replies that lost", worse, fell[:PICKED])]
+    even = f"{len(spread)} of the {'other ' if picked else ''}{len(others)} prompts, evenly spaced"
+    groups.append(("Other replies" if picked else "Replies", even, [(0.0, row) for row in spread]))
+    shown = [(name, says, [_row(row, texts) for _, row in part]) for name, says, part in groups if part]
+    return {"groups": shown, "count": len(rows)}
+
+
+def _change(row: Json, gain: Gain | None) -> float:
+    """How much better the last policy's reply is than its baseline's: by gold if there is gold, else by reward."""
+    if gain is None:
+        return 0.0
+    after, before = (mapping(row["replies"].get(name)) for name in (gain.last, gain.base))
+    for key in ("gold", "reward"):
+        pair = [gold_of(reply.get(key)) for reply in (after, before)]
+        if pair[0] is not None and pair[1] is not None:
+            return pair[0] - pair[1]
+    return 0.0
+
+
+def _row(row: Json, texts: Texts) -> Json:
+    answers = []
+    for name, reply in row["replies"].items():
+        reply = mapping(reply)
+        answers.append(
+            {
+                "stage": str(name),
+                **texts.cut(reply.get("text")),
+                "reward": finite(reply.get("reward")),
+                "gold": gold_of(reply.get("gold")),
+                "finished": reply.get("finished", True),
+            }
+        )
+    return {"prompt": texts.cut(row.get("prompt")), "replies": answers}
+
+
+def own_samples(stage: StageFiles, texts: Texts) -> list[Json]:
+    """The stage's samples in the same form: prompts it continued, or pairs it scored."""
+    found = []
+    for row in stage.samples:
+        answers = []
+        for key in ("reply", "chosen", "rejected"):
+            held = row.get(key)
+            if held is None:
+                continue
+            said = held if isinstance(held, dict) else {"text": held}
+            answers.append(
+                {
+                    "stage": stage.name if key == "reply" else key,
+                    **texts.cut(said.get("text")),
+                    "reward": finite(said.get("score")),
+                    "gold": None,
+                    "finished": row.get("ended", True) if key == "reply" else True,
+                }
+            )
+        if answers and "prompt" in row:
+            found.append({"prompt": texts.cut(row["prompt"]), "replies": answers})
+        if len(found) == OWN:
+            break
+    return found
+
+
+def has_gold(groups: Sequence[Any]) -> bool:
+    """Whether any reply shown has a gold score."""
+    return any(reply["gold"] is not None for _, _, rows in groups for row in rows for reply in row["replies"])
