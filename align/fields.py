@@ -36,3 +36,8 @@ def option(default: Any, help: str, **bounds: float) -> Any:
     if is_number or bounds:
         metadata["bounds"] = Bounds(**bounds)
     return field(default=default, metadata=metadata)
+
+
+def mapping(help: str) -> Any:
+    """A dataclass field that holds a mapping, empty by default."""
+    return field(default_factory=dict, metadata={"help": help})

@@ -109,17 +109,20 @@ class Bases:
 
     def merged(self, parent: Checkpoint, load: Load) -> SharedBase:
         """A private copy of the parent's base with the parent folded in: a second base, with its own fingerprint."""
-        below = self.over(parent, Load(parent.load))
+        trained_at = Load.fp32 if parent.foreign else Load(parent.load)
+        below = self.over(parent, trained_at)
         fingerprint = sha256_json(["merge", below.identity.fingerprint, parent.digest, load.value])
         identity = BaseIdentity(f"merge:{parent.digest[:16]}", None, fingerprint)
 
         def fold() -> SharedBase:
             model = below.private()
-            for terms in self.terms(parent, Load(parent.load)):
+            for terms in self.terms(parent, trained_at):
                 merge(model, terms)
             if load is Load.bf16:
                 nn.Module.to(model, torch.bfloat16)
-            return SharedBase.freeze(model, identity, load)
+            merged = SharedBase.freeze(model, identity, load)
+            merged.shared["folder"] = below.shared["folder"]
+            return merged
 
         return self._get(identity, load, fold)
 

@@ -36,6 +36,8 @@ class Traits:
     """Its effect on every linear layer is exactly a low-rank term, so another method can be stacked on it."""
     four_bit: bool = True
     """It can stand on a base kept in 4 bits."""
+    bf16: bool = True
+    """It can stand on a base kept in bfloat16."""
     gradient_checkpointing: bool = True
     """Its gradients are equal when activations are recomputed in backward."""
     portable: bool = True
@@ -114,6 +116,10 @@ class Adapter:
 
     def after_step(self, tree: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Called after every optimiser step, for methods that move weights outside autograd."""
+
+    def state(self, carrier: Any) -> dict[str, torch.Tensor]:
+        """Tensors beside the trained ones that `after_step` changes; a stage that is resumed copies them back in."""
+        return {}
 
     def count(self, model_config: dict[str, Any]) -> Counts:
         """Parameter counts by closed form from a `config.json`; equal to counting the attached modules."""

@@ -25,7 +25,7 @@ class Full(Adapter):
 
     method: str = "full"
     traits: ClassVar[Traits] = Traits(
-        mergeable=False, low_rank=False, four_bit=False, portable=False, owns_weights=True, latency="none"
+        mergeable=False, low_rank=False, four_bit=False, bf16=False, portable=False, owns_weights=True, latency="none"
     )
     lr_factor: ClassVar[float] = 0.25
 

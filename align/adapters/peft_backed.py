@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from align.adapters.base import Adapter
+from align.adapters.shapes import linear_layers
+from align.adapters.targets import peft_targets
 from align.adapters.tensors import refuse_mismatch
 from data_prep.errors import UserError
 
@@ -26,14 +28,28 @@ class PeftAdapter(Adapter):
         """The method's peft configuration for a causal language model."""
         raise NotImplementedError
 
+    def place(self, config: Any, tree: PreTrainedModel) -> None:
+        """Fill in what depends on the names of the tree's modules: the targeted layers."""
+        options: Any = self
+        if hasattr(self, "target_modules"):
+            names = list(linear_layers(tree))
+            config.target_modules = peft_targets(names, options.target_modules, getattr(self, "layers", "all"))
+
+    def freeze(self, carrier: PeftModel) -> None:
+        """Freeze those of peft's tensors that the method does not train, and set up what it does in backward."""
+
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
         from peft import get_peft_model
 
+        for problem in self.check(tree.config.to_dict()):
+            raise problem
+        config = self.peft_config()
+        self.place(config, tree)
         try:
-            carrier = get_peft_model(tree, self.peft_config())
+            carrier = get_peft_model(tree, config)
         except ValueError as error:
             raise UserError(f"cannot attach {self.__class__.__name__} to {type(tree).__name__} ({error})") from error
-        return _set_trainable(carrier, trainable)
+        return self._set_trainable(carrier, trainable)
 
     def load(self, tree: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
         from peft import get_peft_model_state_dict, set_peft_model_state_dict
@@ -45,7 +61,7 @@ class PeftAdapter(Adapter):
         expected = get_peft_model_state_dict(carrier, save_embedding_layers=False)
         refuse_mismatch(file, {k: v.shape for k, v in expected.items()}, {k: v.shape for k, v in saved.items()})
         set_peft_model_state_dict(carrier, saved)
-        return _set_trainable(carrier, trainable)
+        return self._set_trainable(carrier, trainable)
 
     def merge(self, carrier: PeftModel) -> PreTrainedModel:
         merged: PreTrainedModel = carrier.merge_and_unload()
@@ -54,9 +70,10 @@ class PeftAdapter(Adapter):
     def save(self, carrier: PeftModel, folder: Path) -> None:
         carrier.save_pretrained(str(folder), save_embedding_layers=False)
 
-
-def _set_trainable(carrier: PeftModel, trainable: bool) -> PeftModel:
-    if not trainable:
-        carrier.requires_grad_(False)
-    carrier.eval()
-    return carrier
+    def _set_trainable(self, carrier: PeftModel, trainable: bool) -> PeftModel:
+        if trainable:
+            self.freeze(carrier)
+        else:
+            carrier.requires_grad_(False)
+        carrier.eval()
+        return carrier

@@ -84,10 +84,10 @@ class Prefix(SoftPrompt):
     def count(self, model_config: dict[str, Any]) -> Counts:
         layers, heads, width = _shape(config_of(model_config))
         made = 2 * layers * heads * width
-        trainable = self.num_virtual_tokens * made
+        saved = trainable = self.num_virtual_tokens * made
         if (hidden := self.reparametrisation) > 0:
             trainable = (self.num_virtual_tokens + hidden) * heads * width + hidden + (hidden + 1) * made
-        return Counts(trainable, 0, base_parameters(model_config) + trainable)
+        return Counts(trainable, 0, base_parameters(model_config) + trainable, saved)
 
     def width(self, tree: PreTrainedModel) -> int:
         layers, heads, width = _shape(tree.config)
@@ -157,7 +157,7 @@ def _activations(tree: PreTrainedModel, ids: list[int]) -> Tensor:
     from transformers import DynamicCache
 
     backbone = getattr(tree, tree.base_model_prefix)
-    cache = DynamicCache()
+    cache: Any = DynamicCache()
     device = tree.device
     places = torch.arange(len(ids), device=device)[None]
     with torch.no_grad():

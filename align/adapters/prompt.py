@@ -51,7 +51,8 @@ class Prompt(SoftPrompt):
         return Counts(trainable, 0, base_parameters(model_config) + trainable)
 
     def width(self, tree: PreTrainedModel) -> int:
-        return int(tree.get_input_embeddings().weight.shape[1])
+        table: Any = tree.get_input_embeddings()
+        return int(table.weight.shape[1])
 
     def start(self, tree: PreTrainedModel) -> Tensor:
         import torch

@@ -6,8 +6,7 @@ import json
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from align.adapters.targets import resolve_targets
-from data_prep.errors import UserError
+from align.adapters.targets import chosen
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,22 +24,23 @@ def base_parameters(model_config: dict[str, Any]) -> int:
     return sum(parameter.numel() for parameter in _meta_model(_key(model_config)).parameters())
 
 
-def linear_shapes(model_config: dict[str, Any], targets: Any) -> dict[str, tuple[int, int]]:
-    """Module name -> (out, in) of the linear layers that `targets` selects."""
+def linear_layers(model: Any) -> dict[str, Any]:
+    """Full name -> module of every linear layer of a model, its language-model head excepted."""
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    model = _meta_model(_key(model_config))
-    chosen = resolve_targets(targets)
     head = model.get_output_embeddings()
-    kinds = (Linear, Conv1D)
-    linear: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, kinds) and m is not head}
-    if chosen != "all-linear":
-        wanted = [chosen] if isinstance(chosen, str) else chosen
-        linear = {n: m for n, m in linear.items() if any(n == w or n.endswith("." + w) for w in wanted)}
-    if not linear:
-        raise UserError(f"target_modules {targets} selects no linear layer of {type(model).__name__}")
-    return {name: _shape(module) for name, module in linear.items()}
+    return {n: m for n, m in model.named_modules() if isinstance(m, Linear | Conv1D) and m is not head}
+
+
+def linear_shapes(model_config: dict[str, Any], targets: Any, layers: Any = "all") -> dict[str, tuple[int, int]]:
+    """Module name -> (out, in) of the linear layers that the options select.
+
+    Raises:
+        UserError: they select none.
+    """
+    linear = linear_layers(_meta_model(_key(model_config)))
+    return {name: _shape(linear[name]) for name in chosen(list(linear), targets, layers)}
 
 
 def _shape(module: Any) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def _shape(module: Any) -> tuple[int, int]:
 
 
 def _key(model_config: dict[str, Any]) -> str:
-    return json.dumps(model_config, sort_keys=True)
+    return json.dumps({k: v for k, v in model_config.items() if k != "quantization_config"}, sort_keys=True)
 
 
 @lru_cache(maxsize=8)

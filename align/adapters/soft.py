@@ -121,6 +121,6 @@ class SoftPrompt(Adapter):
             return torch.randint(0, tree.config.get_text_config().vocab_size, (count,)).tolist()
         from transformers import AutoTokenizer
 
-        tokenizer = AutoTokenizer.from_pretrained(tree.config._name_or_path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(vars(tree)["align_shared"]["folder"], local_files_only=True)
         ids: list[int] = tokenizer(self.init_text, add_special_tokens=False)["input_ids"]
         return (ids * -(-count // len(ids)))[:count]

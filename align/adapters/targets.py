@@ -1,7 +1,10 @@
-"""Which linear layers a method targets: `all-linear`, or a list of names."""
+"""Which linear layers a method targets: by name, by pattern or all of them, in all blocks or in some."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
 from align.fields import option
@@ -10,16 +13,96 @@ from data_prep.errors import UserError
 
 def targets_option() -> Any:
     """The option field shared by every method that targets linear layers."""
-    return option("all-linear", "linear layers to adapt: all-linear (the head excepted) or a list of names")
+    return option(
+        "all-linear",
+        "linear layers to adapt: all-linear (the head excepted), a name, a pattern as '*.mlp.*', or a list of them",
+    )
 
 
-def resolve_targets(targets: Any) -> str | list[str]:
-    """Check the option's value; returns what peft takes."""
-    if targets == "all-linear":
-        return "all-linear"
-    if isinstance(targets, str):
-        return [targets]
-    names = [str(name) for name in targets]
-    if not names:
-        raise UserError("target_modules is empty", hint="give names such as [q_proj,v_proj], or all-linear")
-    return names
+def layers_option() -> Any:
+    """The option field of methods that can be put into some blocks alone."""
+    return option("all", "blocks to adapt: all, top_K (the last K), or a list of their numbers")
+
+
+def fits(pattern: str, name: str) -> bool:
+    """Whether a name (`q_proj`, `mlp.up_proj`) or a pattern with `*` means the module of this full name."""
+    return name == pattern or name.endswith("." + pattern) or fnmatchcase(name, pattern)
+
+
+def chosen(names: Sequence[str], targets: Any, layers: Any = "all") -> list[str]:
+    """Those of the linear layers `names` that the options select.
+
+    Raises:
+        UserError: a target that matches nothing, or blocks that the model does not have.
+    """
+    wanted = _listed(targets)
+    found = list(names)
+    if wanted != ["all-linear"]:
+        for pattern in wanted:
+            if not any(fits(pattern, name) for name in names):
+                raise UserError(
+                    f"'{pattern}' matches no linear layer (could match: {', '.join(short_names(names))})",
+                    field="adapter.target_modules",
+                    code="no_target",
+                )
+        found = [name for name in names if any(fits(pattern, name) for pattern in wanted)]
+    blocks = block_numbers(layers, names)
+    if blocks is None:
+        return found
+    inside = [name for name in found if block_of(name) in blocks]
+    if not inside:
+        raise UserError("no targeted layer lies in the chosen blocks", field="adapter.layers", code="no_target")
+    return inside
+
+
+def peft_targets(names: Sequence[str], targets: Any, layers: Any = "all") -> list[str]:
+    """What peft takes for these options: last parts of names where these select the same layers, else full names.
+
+    Never peft's own "all-linear", which it turns into expert weights on some mixtures of experts.
+    """
+    found = chosen(names, targets, layers)
+    short = short_names(found)
+    return short if chosen(names, short) == found else found
+
+
+def block_numbers(layers: Any, names: Iterable[str]) -> set[int] | None:
+    """The block numbers that `layers` means, or None for all."""
+    if layers == "all":
+        return None
+    count = 1 + max((block for name in names if (block := block_of(name)) is not None), default=-1)
+    if isinstance(layers, str) and (top := re.fullmatch(r"top_(\d+)", layers)):
+        if 1 <= int(top[1]) <= count:
+            return set(range(count - int(top[1]), count))
+    elif isinstance(layers, list | tuple | int) and not isinstance(layers, bool):
+        numbers = [layers] if isinstance(layers, int) else list(layers)
+        if numbers and all(isinstance(n, int) and 0 <= n < count for n in numbers):
+            return set(numbers)
+    raise UserError(
+        f"is no choice of blocks (got {layers}; expected all, top_1 to top_{count}, or numbers from 0 to {count - 1})",
+        field="adapter.layers",
+        code="bad_value",
+    )
+
+
+def block_of(name: str) -> int | None:
+    """The number of the block a module lies in, from its full name."""
+    found = re.search(r"\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
+def short_names(names: Iterable[str]) -> list[str]:
+    """The last parts of full names, each once."""
+    return sorted({name.rpartition(".")[2] for name in names})
+
+
+def _listed(targets: Any) -> list[str]:
+    """The option's value as a list."""
+    listed = [targets] if isinstance(targets, str) else [str(name) for name in targets or []]
+    if not listed:
+        raise UserError(
+            "is empty",
+            field="adapter.target_modules",
+            code="bad_value",
+            hint="give names such as [q_proj,v_proj], or all-linear",
+        )
+    return listed

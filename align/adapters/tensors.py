@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,12 @@ def read_exactly(file: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, Te
     saved = load_file(file)
     refuse_mismatch(file, shapes, {name: tuple(value.shape) for name, value in saved.items()})
     return saved
+
+
+def write_own_config(folder: Path, kind: str) -> None:
+    """An adapter_config.json of a type unknown to stock peft, so that it refuses rather than computes wrongly."""
+    text = json.dumps({"peft_type": f"ALIGN_{kind.upper()}", "task_type": "CAUSAL_LM"}, indent=2)
+    (folder / "adapter_config.json").write_text(text + "\n", encoding="utf-8")
 
 
 def refuse_mismatch(file: Path, expected: dict[str, Any], saved: dict[str, Any]) -> None:

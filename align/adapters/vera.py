@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from align.adapters.base import Counts, Traits, adapter
 from align.adapters.peft_backed import PeftAdapter
 from align.adapters.shapes import base_parameters, linear_shapes
-from align.adapters.targets import resolve_targets, targets_option
+from align.adapters.targets import layers_option, targets_option
 from align.fields import option
+from data_prep.errors import UserError
 
 if TYPE_CHECKING:
     from peft import PeftModel, VeraConfig
@@ -34,9 +35,25 @@ class Vera(PeftAdapter):
     dropout: float = option(0.0, "dropout on the term's input during supervised training; always off in PPO", below=1)
     projection_seed: int = option(0, "seed of the frozen projections; equal for all adapters of a base")
     target_modules: Any = targets_option()
+    layers: Any = layers_option()
 
     traits: ClassVar[Traits] = Traits()
     lr_factor: ClassVar[float] = 10.0
+    peft_type: ClassVar[str] = "VERA"
+    peft_names: ClassVar[dict[str, str]] = {
+        "rank": "r",
+        "d_initial": "d_initial",
+        "dropout": "vera_dropout",
+        "projection_seed": "projection_prng_key",
+        "target_modules": "target_modules",
+    }
+
+    def check(self, model_config: dict[str, Any]) -> list[UserError]:
+        try:
+            linear_shapes(model_config, self.target_modules, self.layers)
+        except UserError as problem:
+            return [problem]
+        return []
 
     def peft_config(self) -> VeraConfig:
         from peft import TaskType, VeraConfig
@@ -48,7 +65,6 @@ class Vera(PeftAdapter):
             vera_dropout=self.dropout,
             projection_prng_key=self.projection_seed,
             save_projection=False,
-            target_modules=resolve_targets(self.target_modules),
         )
 
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
@@ -57,12 +73,20 @@ class Vera(PeftAdapter):
             projections = getattr(carrier.base_model, name)
             fresh = projections["default"]
             shared: dict[Any, Any] = vars(tree)["align_shared"]
+            for known in shared:
+                if known[0] == name and known[1] != self.projection_seed:
+                    raise UserError(
+                        f"a base has one pair of VeRA projections (got seeds {known[1]} and {self.projection_seed})",
+                        field="adapter.projection_seed",
+                        code="second_projection",
+                        hint=f"set adapter.projection_seed={known[1]}",
+                    )
             key = (name, self.projection_seed, tuple(fresh.shape), fresh.dtype)
             projections["default"] = shared.setdefault(key, fresh)
         return carrier
 
     def count(self, model_config: dict[str, Any]) -> Counts:
-        shapes = linear_shapes(model_config, self.target_modules)
+        shapes = linear_shapes(model_config, self.target_modules, self.layers)
         trainable = sum(self.rank + rows for rows, _ in shapes.values())
         widest_out = max(rows for rows, _ in shapes.values())
         widest_in = max(columns for _, columns in shapes.values())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -20,7 +22,7 @@ def stock(role: Role, kind, **config):
     """The role's weights in a stock transformers model under stock peft, attached for no task in particular."""
     from peft import get_peft_model
 
-    wanted = role.adapter.peft_config()
+    wanted = copy.deepcopy(role.carrier.peft_config["default"])
     wanted.task_type, wanted.exclude_modules = None, ["score"]
     theirs = get_peft_model(kind.from_pretrained(base(), dtype=torch.float32, **config), wanted)
     own = dict(role.carrier.named_parameters())

@@ -29,9 +29,9 @@ class Lead(nn.Module):
         """Inputs and packed batch of a forward, and how many outputs at its start are not of real tokens."""
         raise NotImplementedError
 
-    def embeds(self, tree: Any, ids_BT: Tensor, starts_B: Tensor) -> Tensor | None:
-        """Embeddings [B, T, D] of a padded batch whose row b keeps P places free from `starts_B[b]`, if P need any."""
-        return None
+    def embeds(self, tree: Any, ids_BT: Tensor, starts_B: Tensor) -> Tensor:
+        """Embeddings [B, T, D] of a padded batch whose row b keeps P places free from `starts_B[b]`; without memory."""
+        raise NotImplementedError
 
     def memory(self) -> Memory:
         """Keys and values [K, P, H] that every layer sees before its own, layer by layer; may be empty."""
