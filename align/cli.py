@@ -46,6 +46,7 @@ class Verb:
 FORCE = ("--force",)
 VERBS = [
     Verb("run", "[OVERRIDES]", "run a pipeline; the same command again goes on", "align.cli_run:run", True),
+    Verb("check", "[OVERRIDES]", "say what a run would do and what is wrong with it", "align.cli_check:check"),
     Verb("eval", "TARGET [OVERRIDES]", "evaluate a checkpoint or a run again", "align.cli_run:evaluate"),
     Verb("ls", "[KIND]", "list adapters, stages, data, recipes, models or runs", "align.cli_show:ls"),
     Verb("show", "[RECIPE] [OVERRIDES]", "print a resolved recipe without running it", "align.cli_show:show"),
@@ -87,6 +88,13 @@ VERBS = [
         "align.cli_chat:chat",
         flags=("--compare", "--web", "--port=PORT"),
         options="align.chat_options:ChatOptions",
+    ),
+    Verb(
+        "combine",
+        "TARGET TARGET [OPTIONS]",
+        "adapters of several tasks as one",
+        "align.cli_weights:combine",
+        options="align.weights.options:CombineOptions",
     ),
     Verb("count", "[OVERRIDES]", "count an adapter's parameters on any config.json", "align.cli_weights:count"),
     Verb("verify", "TARGET", "check files, hashes and parents of a checkpoint or a run", "align.cli_show:verify"),

@@ -7,7 +7,7 @@ from typing import Any
 
 from align.cli_show import say, split_words
 from align.verb_options import read_options
-from align.weights.options import ExportOptions, ExtractOptions, MergeOptions, RankOptions
+from align.weights.options import CombineOptions, ExportOptions, ExtractOptions, MergeOptions, RankOptions
 from data_prep.errors import UserError
 
 Answer = tuple[int, dict[str, Any]]
@@ -47,6 +47,20 @@ def compress(args: argparse.Namespace) -> Answer:
     from align.weights.extraction import compress as work
 
     return _told(args, work(target, options))
+
+
+def combine(args: argparse.Namespace) -> Answer:
+    """Adapters of several tasks as one."""
+    targets, words = split_words(args.words, len(args.words))
+    options = read_options(CombineOptions, words)
+    from align.weights.combining import combine as work
+
+    answer = work(targets, options)
+    say(args, f"{answer['how']} of {answer['of']}: {answer['out']}", f"  rank {answer['rank']} at most")
+    say(args, f"  {'held-out loss of':<28}{'base':>9}{'own':>9}{'combined':>10}")
+    for name, row in answer["losses"].items():
+        say(args, f"  {name:<28}{row['base']:>9.4f}{row['own']:>9.4f}{row['combined']:>10.4f}")
+    return 0, answer
 
 
 def count(args: argparse.Namespace) -> Answer:

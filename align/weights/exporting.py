@@ -15,17 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from align.packing import pack
-from align.weights.drift import Drift, measure, of_model, of_role, probe_rows
+from align.weights.drift import Drift, measure, of_model, of_role
 from align.weights.lora_form import write_lora
 from align.weights.merging import compare_model, merged_model
 from align.weights.opened import Opened
 from align.weights.options import ExportOptions, Form, place
-from align.weights.terms import combined
 from align.weights.written import BOUNDS, Written, save_model
 from data_prep.errors import UserError
 
@@ -92,7 +90,7 @@ def _write_peft(opened: Opened, folder: Path, options: ExportOptions) -> None:
 
 
 def _write_lora(opened: Opened, folder: Path, options: ExportOptions) -> None:
-    terms = combined(opened.bases.terms(opened.checkpoint, opened.load))
+    terms = opened.terms("form=lora")
     write_lora(folder, terms, _base_name(opened), opened.role.tree)
     opened.tokenizer.save_pretrained(folder)
 
@@ -105,12 +103,7 @@ def _base_name(opened: Opened) -> str:
 
 def _compare_adapter(opened: Opened, folder: Path) -> Drift:
     """The adapter loaded by stock peft on the base's dense weights, against the trained role."""
-    model = opened.bases.root(opened.load).private()
-    model.set_attn_implementation("eager")
-    loaded: Any = PeftModel.from_pretrained(model, str(folder))
-    loaded.eval()
-    rows = probe_rows(opened.tokenizer, opened.checkpoint.record["probe"]["input_ids"], opened.context)
-    return measure(of_role(opened.role), of_model(loaded), rows)
+    return measure(of_role(opened.role), of_model(opened.on_base(folder)), opened.rows())
 
 
 # ---------------------------------------------------------------------------------------------- merged and classifier

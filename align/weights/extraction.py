@@ -18,15 +18,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from align.checkpoint import model_folder, resolve_checkpoint
-from align.disk import clear_staging, publish, write_json
-from align.fingerprint import read_model_config, weight_files
+from align.fingerprint import context_length, read_model_config, weight_files
 from align.low_rank import LowRankTerms
 from align.weights.drift import measure, of_model, of_role, probe_rows
 from align.weights.lora_form import write_lora
 from align.weights.opened import Opened
 from align.weights.options import ExtractOptions, RankOptions, kept_of, place
-from align.weights.terms import Kept, combined, factored, share_lost, truncated
-from align.weights.written import RECORD
+from align.weights.terms import Kept, factored, share_lost, truncated
+from align.weights.written import publish_adapter
 from data_prep.errors import UserError
 
 
@@ -48,29 +47,24 @@ def extract(target: str, options: ExtractOptions) -> dict[str, Any]:
     terms, layers = _changes(base, tuned, kept)
     uncovered = _uncovered(base, tuned, set(terms))
     tokenizer = AutoTokenizer.from_pretrained(base_folder, local_files_only=True)
-    context = int(read_model_config(base_folder).get("max_position_embeddings") or 1024)
-    rows = probe_rows(tokenizer, [], context)
+    rows = probe_rows(tokenizer, [], context_length(read_model_config(base_folder)) or 1024)
     change = _distance(base, tuned, rows)
-    staging = clear_staging(folder.with_name(f".staging-{folder.name}"))
-    write_lora(staging, terms, str(base_folder), base)
-    adapted: Any = PeftModel.from_pretrained(base, str(staging))
-    adapted.eval()
-    drift = measure(of_model(tuned), of_model(adapted), rows)
-    left = _distance(tuned, adapted, rows)
-    record = {
-        "form": "lora",
-        "of": str(tuned_folder),
-        "base": str(base_folder),
-        "rank": max(layer["rank"] for layer in layers.values()),
-        "layers": layers,
-        "uncovered": uncovered,
-        "explained": 1.0 - left / change if change else 1.0,
-        "drift": drift.as_dict(),
-    }
-    tokenizer.save_pretrained(staging)
-    write_json(staging / RECORD, record)
-    publish(staging, folder)
-    return {"out": str(folder), "reloaded_ok": True, **record}
+
+    def write(staging: Path) -> dict[str, Any]:
+        write_lora(staging, terms, str(base_folder), base)
+        adapted: Any = PeftModel.from_pretrained(base, str(staging)).eval()
+        return {
+            "form": "lora",
+            "of": str(tuned_folder),
+            "base": str(base_folder),
+            "rank": max(layer["rank"] for layer in layers.values()),
+            "layers": layers,
+            "uncovered": uncovered,
+            "explained": 1.0 - _distance(tuned, adapted, rows) / change if change else 1.0,
+            "drift": measure(of_model(tuned), of_model(adapted), rows).as_dict(),
+        }
+
+    return publish_adapter(folder, tokenizer, write)
 
 
 def compress(target: str, options: RankOptions) -> dict[str, Any]:
@@ -84,41 +78,28 @@ def compress(target: str, options: RankOptions) -> dict[str, Any]:
     """
     kept = Kept(*kept_of(options))
     opened = Opened.target(target, options.out)
-    opened.require_language_model("compressing")
-    if not opened.adapter.traits.low_rank or opened.checkpoint.record.get("derived_base"):
-        raise UserError(
-            f"{opened.checkpoint.label} ({opened.checkpoint.method}) is no low-rank sum on its base",
-            code="not_low_rank",
-            hint="possible for LoRA, VeRA and their relatives; for a full fine-tune use align extract",
-        )
+    before = opened.terms("compress")
     folder = place(options.to, opened.checkpoint.folder, "compressed")
     terms: LowRankTerms = {}
     layers: dict[str, dict[str, float]] = {}
-    for name, term in combined(opened.bases.terms(opened.checkpoint, opened.load)).items():
+    for name, term in before.items():
         terms[name], singular = truncated(term, kept)
         rank = terms[name].down_RI.shape[0]
         layers[name] = {"rank": rank, "before": len(singular), "lost": share_lost(singular, rank)}
-    staging = clear_staging(folder.with_name(f".staging-{folder.name}"))
-    write_lora(staging, terms, str(opened.base_folder), opened.role.tree)
-    model = opened.bases.root(opened.load).private()
-    model.set_attn_implementation("eager")
-    adapted: Any = PeftModel.from_pretrained(model, str(staging))
-    adapted.eval()
-    rows = probe_rows(opened.tokenizer, opened.checkpoint.record["probe"]["input_ids"], opened.context)
-    drift = measure(of_role(opened.role), of_model(adapted), rows)
-    record = {
-        "form": "lora",
-        "of": opened.checkpoint.label,
-        "digest": opened.checkpoint.digest,
-        "base": opened.checkpoint.record["root"],
-        "rank": max(layer["rank"] for layer in layers.values()),
-        "layers": layers,
-        "drift": drift.as_dict(),
-    }
-    opened.tokenizer.save_pretrained(staging)
-    write_json(staging / RECORD, record)
-    publish(staging, folder)
-    return {"out": str(folder), "reloaded_ok": True, **record}
+
+    def write(staging: Path) -> dict[str, Any]:
+        write_lora(staging, terms, str(opened.base_folder), opened.role.tree)
+        return {
+            "form": "lora",
+            "of": opened.checkpoint.label,
+            "digest": opened.checkpoint.digest,
+            "base": opened.checkpoint.record["root"],
+            "rank": max(layer["rank"] for layer in layers.values()),
+            "layers": layers,
+            "drift": measure(of_role(opened.role), of_model(opened.on_base(staging)), opened.rows()).as_dict(),
+        }
+
+    return publish_adapter(folder, opened.tokenizer, write)
 
 
 def _folders(target: str, options: ExtractOptions) -> tuple[Path, Path]:

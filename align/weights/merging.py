@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from align.low_rank import merge as fold
 from align.options import Load
-from align.weights.drift import Drift, measure, of_model, of_role, probe_rows
+from align.weights.drift import Drift, measure, of_model, of_role
 from align.weights.opened import Opened
 from align.weights.options import MergeOptions, place
 from align.weights.written import BOUNDS, Written, save_model
@@ -83,5 +83,4 @@ def compare_model(opened: Opened, folder: Path) -> Drift:
     model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
     torch.nn.Module.to(model, opened.role.tree.device)
     model.eval()
-    rows = probe_rows(opened.tokenizer, opened.checkpoint.record["probe"]["input_ids"], opened.context)
-    return measure(of_role(opened.role), of_model(model), rows)
+    return measure(of_role(opened.role), of_model(model), opened.rows())

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 
 from align.base import BaseIdentity
 from align.chain import adapter_of
 from align.checkpoint import Checkpoint, resolve_checkpoint
-from align.fingerprint import base_fingerprint, read_model_config
+from align.fingerprint import base_fingerprint, context_length, read_model_config
+from align.low_rank import LowRankTerms
 from align.options import Load
 from align.roles import Bases, Role
+from align.weights.drift import probe_rows
+from align.weights.terms import combined
 from data_prep.errors import UserError
 from data_prep.rendering import Renderer
 
@@ -67,7 +71,30 @@ class Opened:
     @property
     def context(self) -> int:
         """Longest row in tokens."""
-        return int(read_model_config(self.base_folder).get("max_position_embeddings") or 1024)
+        return context_length(read_model_config(self.base_folder)) or 1024
+
+    def rows(self) -> list[list[int]]:
+        """Rows to measure drift on: the checkpoint's own probe and neutral texts."""
+        return probe_rows(self.tokenizer, self.checkpoint.record["probe"]["input_ids"], self.context)
+
+    def terms(self, verb: str) -> LowRankTerms:
+        """Everything between the checkpoint and its base as one low-rank term per layer, or a refusal of `verb`."""
+        self.require_language_model(verb)
+        if not self.adapter.traits.low_rank or self.checkpoint.record.get("derived_base"):
+            raise UserError(
+                f"{verb} needs a low-rank sum on the base itself, and {self.checkpoint.label} "
+                f"({self.checkpoint.method}) is none",
+                code="not_low_rank",
+                hint="possible for LoRA, VeRA and their relatives; for a full fine-tune use align extract",
+            )
+        return combined(self.bases.terms(self.checkpoint, self.load))
+
+    def on_base(self, adapter_folder: Path) -> Any:
+        """A written adapter as stock peft opens it, on a private copy of the base."""
+        model = self.bases.root(self.load).private()
+        model.set_attn_implementation("eager")
+        loaded = PeftModel.from_pretrained(model, str(adapter_folder))
+        return loaded.eval()
 
     def require_language_model(self, verb: str) -> None:
         """Refuse a checkpoint with a score head where a language model is wanted."""

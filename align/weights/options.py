@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
@@ -20,15 +20,22 @@ class Form(Enum):
     sequence_classification = "sequence_classification"
 
 
+class How(Enum):
+    """How `align combine` puts adapters together."""
+
+    linear = "linear"
+    svd = "svd"
+    ties = "ties"
+    dare_linear = "dare_linear"
+    dare_ties = "dare_ties"
+
+
 @dataclass
 class OutOptions:
     """What every one of these verbs takes."""
 
     to: str | None = option(None, "folder to write; must not exist yet (default: RUN/export/STAGE-FORM)")
     out: str = option("runs", "folder of runs, in which RUN and RUN/STAGE are looked up")
-    max_kl: float | None = option(
-        None, "largest KL in nats per token between what was trained and what is written (default: 1e-5, bf16 2e-2)"
-    )
 
 
 @dataclass
@@ -36,6 +43,9 @@ class MergeOptions(OutOptions):
     """Options of `align merge`."""
 
     load: Load = option(Load.fp32, "precision of the merged weights: fp32|bf16")
+    max_kl: float | None = option(
+        None, "largest KL in nats per token between what was trained and what is written (default: 1e-5, bf16 2e-2)"
+    )
 
 
 @dataclass
@@ -60,6 +70,20 @@ class ExtractOptions(RankOptions):
     """Options of `align extract`."""
 
     base: str | None = option(None, "folder of the base that TARGET was tuned from (default: as a checkpoint records)")
+
+
+@dataclass
+class CombineOptions(OutOptions):
+    """Options of `align combine`."""
+
+    how: How = option(How.linear, "linear|svd|ties|dare_linear|dare_ties")
+    weights: list[float] = field(
+        default_factory=list, metadata={"help": "one weight for each TARGET: [0.7,0.3] (default: equal, sum 1)"}
+    )
+    rank: int | None = option(None, "rank to cut the combination to; linear alone needs none", low=1)
+    density: float = option(0.5, "ties and dare: share of the entries that stay", above=0, high=1)
+    seed: int = option(0, "dare: seed of the dropping")
+    rows: int = option(200, "held-out rows of each task to measure on", low=1)
 
 
 def kept_of(options: RankOptions) -> tuple[int | None, float | None]:

@@ -74,3 +74,26 @@ def save_model(model: PreTrainedModel, opened: Opened, folder: Path, load: Load)
     model.config.use_cache = True
     model.save_pretrained(folder)
     opened.tokenizer.save_pretrained(folder)
+
+
+def publish_adapter(folder: Path, tokenizer: Any, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+    """Write an adapter folder aside with its tokenizer and record, then give it its name.
+
+    Args:
+        folder: the name it gets.
+        tokenizer: saved beside the adapter.
+        write: writes the adapter into the folder it is given, opens it again, and returns the record to keep.
+
+    Returns:
+        The record, `out` and `reloaded_ok`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = clear_staging(folder.with_name(f".staging-{folder.name}"))
+    try:
+        record = write(staging)
+        tokenizer.save_pretrained(staging)
+        write_json(staging / RECORD, record)
+        publish(staging, folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return {"out": str(folder), "reloaded_ok": True, **record}

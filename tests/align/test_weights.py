@@ -11,7 +11,7 @@ from align.adapters.base import adapters
 from align.cli import main
 from align.low_rank import LowRankTerm
 from align.weights.terms import Kept, combined, factored, share_lost, truncated
-from tests.tiny_chain import base, finished, made, refused
+from tests.tiny_chain import base, finished, made, own_data, refused, talk
 
 MERGEABLE = [name for name, cls in adapters.items() if cls.traits.mergeable]
 WHOLE = [name for name, cls in adapters.items() if cls.traits.owns_weights]
@@ -215,3 +215,63 @@ def test_count_of_a_pipeline_tells_the_head_apart(capsys):
 def test_count_refuses_what_is_no_model(tmp_path, capsys):
     code, _, err = call(capsys, "count", f"model.config={tmp_path}", "adapter=lora")
     assert "config.json is missing" in refused(code, err)
+
+
+# ------------------------------------------------------------------------------------------------------------ combine
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    """Two tasks on one base, learned by two methods."""
+    folder, runs = tmp_path_factory.mktemp("tasks"), []
+    for name, answer, method, lr in (("the", "the {i} the", "lora", "2e-2"), ("you", "you all {i}", "vera", "2e-1")):
+        rows = own_data(folder / f"{name}.jsonl", talk(40, answer=answer))
+        words = [*rows, "data.conversations.eval_share=0.2", f"adapter={method}", "stages.sft.max_steps=25"]
+        runs.append(made("sft", *words, f"stages.sft.lr={lr}", f"name={name}", out=folder))
+    return [f"{run}/sft" for run in runs]
+
+
+def test_weights_one_and_zero_are_the_first_adapter(tasks, tmp_path, capsys):
+    code, answer, err = call(capsys, "combine", *tasks, "weights=[1,0]", f"to={tmp_path}/c")
+    assert code == 0, err
+    own, other = answer["losses"].values()
+    assert own["combined"] == pytest.approx(own["own"], abs=1e-5) and own["own"] < own["base"] - 0.3
+    assert other["own"] < other["combined"] and other["own"] < other["base"] - 0.3
+    assert answer["drift"]["max_logit"] < 1e-4 and answer["drift"]["kl"] < 1e-8
+
+
+@pytest.mark.parametrize("how", ["linear", "svd", "ties", "dare_linear", "dare_ties"])
+def test_every_combination_helps_both_tasks(how, tasks, tmp_path, capsys):
+    rank = [] if how == "linear" else ["rank=24", "density=0.9"]
+    code, answer, err = call(capsys, "combine", *tasks, f"how={how}", "weights=[1,1]", *rank, f"to={tmp_path}/c")
+    assert code == 0, err
+    assert all(loss["combined"] < loss["base"] for loss in answer["losses"].values())
+    assert answer["drift"]["max_logit"] < 1e-3, "stock peft computes what was measured"
+
+
+def test_ties_elects_signs_on_the_dense_change():
+    from align.weights.combining import _COMBINED
+    from align.weights.options import CombineOptions, How
+
+    def layers(*rows):
+        return [{"w": factored(torch.tensor([row]), Kept(rank=1))[0]} for row in rows]
+
+    options = CombineOptions(how=How.ties, rank=1, density=0.75)
+    found = _COMBINED[How.ties](layers([4.0, -2.0, 1.0, 0.1], [2.0, 3.0, -0.2, 1.0]), [1.0, 1.0], options)
+    # the smallest entry of each is dropped; column 1: signs sum to +1, so -2 leaves; the rest is averaged where it agrees
+    torch.testing.assert_close(found["w"].delta(), torch.tensor([[3.0, 3.0, 1.0, 1.0]]))
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        (["{one}"], "two or more TARGETs"),
+        (["{one}", "{two}", "weights=[1]"], "one weight for each TARGET (got 1; expected 2)"),
+        (["{one}", "{two}", "how=svd"], "needs a rank"),
+        (["{one}", "{two}", "how=tie"], "did you mean 'ties'"),
+        (["{one}", "{reward}"], "would lose its head"),
+    ],
+)
+def test_combine_refuses(words, part, tasks, tmp_path, capsys):
+    names = {"one": tasks[0], "two": tasks[1], "reward": f"{finished()}/reward_model"}
+    code, _, err = call(capsys, "combine", *(word.format(**names) for word in words), f"to={tmp_path}/x")
+    assert part in refused(code, err)
+    assert not list(tmp_path.iterdir())

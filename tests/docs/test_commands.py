@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from align.cli_show import run_folder, split_words
 from align.composition import recipes
 from align.config import compose, survey
 from align.overrides import parse, rewrite
+from align.verb_options import read_options
 from tests.docs.pages import ROOT, blocks, commands, pages, shell_lines, spans
 
 VERB = {verb.name: verb for verb in VERBS}
@@ -67,6 +69,11 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         plain, overrides = split_words(args.words, 1)
         assert set(plain) <= KINDS
         run_folder(overrides)
+    elif name == "count":
+        compose([word for word in args.words if not word.startswith("model.config=")], args.config_dir)
+    elif VERB[name].options:
+        module, _, kind = VERB[name].options.partition(":")
+        read_options(getattr(importlib.import_module(module), kind), split_words(args.words, 1)[1])
     elif args.words:
         target, *overrides = args.words
         assert "=" not in target
