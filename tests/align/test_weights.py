@@ -256,7 +256,7 @@ def test_ties_elects_signs_on_the_dense_change():
 
     options = CombineOptions(how=How.ties, rank=1, density=0.75)
     found = _COMBINED[How.ties](layers([4.0, -2.0, 1.0, 0.1], [2.0, 3.0, -0.2, 1.0]), [1.0, 1.0], options)
-    # the smallest entry of each is dropped; column 1: signs sum to +1, so -2 leaves; the rest is averaged where it agrees
+    # the smallest entry of each goes; in column 1 the signs sum to +1, so -2 goes; what agrees is averaged
     torch.testing.assert_close(found["w"].delta(), torch.tensor([[3.0, 3.0, 1.0, 1.0]]))
 
 
