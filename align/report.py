@@ -53,6 +53,7 @@ def write_report(run_dir: Path) -> Path:
 def conclusion(run_dir: Path) -> Json:
     """What the report says first, of a run folder: {tone, headline, sentences}."""
     run, stages, _ = _read(Path(run_dir))
+    stages, _ = current(run, stages)
     measured = _measured(stages)
     return verdict(run, stages, measured, compared(measured), _waiting(Path(run_dir), stages))
 
@@ -63,6 +64,17 @@ def _read(folder: Path) -> tuple[Json, list[StageFiles], list[str]]:
     if not run:
         raise UserError(notes[0] if notes else "no run.json here", code="no_run", file=str(folder))
     return run, read_stages(folder, run, notes), notes
+
+
+def current(run: Json, stages: Sequence[StageFiles]) -> tuple[list[StageFiles], list[str]]:
+    """The stages of this run, and the names of those that an earlier run of the folder left.
+
+    A run that is not done has nothing behind the stage it failed in or is at: what lies there stands on other parents.
+    """
+    if run.get("status") == "done":
+        return list(stages), []
+    end = next((i + 1 for i, stage in enumerate(stages) if stage.status != "done"), len(stages))
+    return list(stages[:end]), [stage.name for stage in stages[end:]]
 
 
 def _measured(stages: Sequence[StageFiles]) -> StageFiles:
@@ -106,6 +118,7 @@ def contents(folder: Path, run: Json, stages: Sequence[StageFiles], notes: list[
             notes.append(f"{name}: {type(problem).__name__}: {problem}")
             return otherwise
 
+    stages, earlier = current(run, stages)
     measured, texts = _measured(stages), Texts(budget)
     waiting = _waiting(folder, stages)
     gain = part("comparison", compared, measured)
@@ -116,7 +129,7 @@ def contents(folder: Path, run: Json, stages: Sequence[StageFiles], notes: list[
     samples = [(s.name, found) for s in stages if (found := part("samples", own_samples, s, texts))]
     return {
         "verdict": part("verdict", verdict, run, stages, measured, gain, waiting, otherwise=unknown),
-        "notices": part("notices", notices, stages, measured, gain, otherwise=[]),
+        "notices": part("notices", notices, stages, measured, gain, earlier, otherwise=[]),
         "figures": part("figures", figures, stages, measured, gain, otherwise=[]),
         "chain": part("chain", chain, stages, waiting, otherwise={"rows": []}),
         "curves": [found for s in stages if (found := part("curves", curves, s, budget > 0))],

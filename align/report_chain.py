@@ -22,7 +22,8 @@ def chain(stages: Sequence[StageFiles], waiting: Sequence[str]) -> Json:
         for parent in parents:
             if parent["digest"] not in at:
                 at[parent["digest"]] = len(rows)
-                named[parent["digest"]] = PurePath(str(parent.get("path") or "from another run")).name
+                parent["path"] = parent.get("path") or stage.recipe.get(parent["role"]) or "from another run"
+                named[parent["digest"]] = PurePath(str(parent["path"])).name
                 joins.append(("init", Edge(0, len(rows))))
                 rows.append(_outside_row(parent))
         own = len(rows)
@@ -43,12 +44,12 @@ def chain(stages: Sequence[StageFiles], waiting: Sequence[str]) -> Json:
 def _parents(stage: StageFiles) -> list[Json]:
     """What a stage stands on or was judged by, each with role and digest."""
     listed = stage.checkpoint.get("parents") or stage.entry.get("parents") or []
-    found = [mapping(parent) for parent in listed if isinstance(listed, list)]
+    found = [dict(mapping(parent)) for parent in listed if isinstance(listed, list)]
     return [parent for parent in found if parent.get("role") and isinstance(parent.get("digest"), str)]
 
 
 def _base_row(base: Json) -> Json:
-    name = str(base.get("id", "")) or "unknown until a stage is saved"
+    name = str(base.get("id", "")) or "not named in this run"
     shown = PurePath(name).name if name.startswith("/") else name
     revision = f" at {str(base['revision'])[:12]}" if base.get("revision") else ""
     lines = [f"{shown}{revision}"]
@@ -56,8 +57,7 @@ def _base_row(base: Json) -> Json:
 
 
 def _outside_row(parent: Json) -> Json:
-    path = str(parent.get("path") or "from another run")
-    place = "/".join(PurePath(path).parts[-2:])
+    place = "/".join(PurePath(str(parent["path"])).parts[-2:])
     return {"name": place, "status": "outside", "digest": parent["digest"], "lines": ["a checkpoint of another run"]}
 
 

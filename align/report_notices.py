@@ -14,9 +14,9 @@ LENGTH, CALIBRATION, ENDED, DROPPED = 0.3, 0.1, 0.9, 0.05
 """|rank correlation|, calibration error, share of replies that end, share of rows dropped: where a notice begins."""
 
 
-def notices(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | None) -> list[str]:
-    """One sentence for everything that deserves a second look; empty when nothing does."""
-    found = []
+def notices(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | None, earlier: Sequence[str]) -> list[str]:
+    """One sentence for everything that deserves a second look; `earlier`: stages that an earlier run left."""
+    found = [f"{name} is left from an earlier run of this folder and is not shown." for name in earlier]
     for stage in stages:
         found += [*_of_losses(stage), *_of_rewards(stage), *_of_data(stage)]
     judge = next((held for s in (measured, *stages) if (held := _judge(s))), {})

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from align import svg_figures
 from align.run_files import Json, StageFiles, finite, given, gold_of, mapping, series
-from align.words import duration, fixed, number, percent, signed
+from align.words import duration, fixed, number, percent, plural, signed
 from reward.metrics import Z95
 
 LONGEST_ERROR = 600
@@ -81,7 +81,7 @@ def verdict(
         doubt = ", no clear difference" if tone == "plain" else ""
         headline = f"{gain.last} wins {percent(wins['value'])} of comparisons with {gain.base}{doubt}."
         sentences.append(f"Judged by the reward model on {number(wins.get('n'))} held-out prompts, {odds}")
-    sentences += _judged(measured, gain) if gain else []
+    sentences += _judged(measured, gain) if gain else _uncompared(stages)
     for stage in stages:
         if (kl := stage.last("objective/kl_k1")) is not None:
             early = ", where its KL limit stopped it" if stage.metrics.get("stopped_on_kl") else ""
@@ -150,6 +150,21 @@ def _headline(stages: Sequence[StageFiles]) -> str:
     return ""
 
 
+def _uncompared(stages: Sequence[StageFiles]) -> list[str]:
+    """On what the last stage was measured, in a run that compares no replies."""
+    said = []
+    for stage in stages[-1:]:
+        if all(given(stage.metrics.get(key)) for key in ("low", "high", "n")):
+            low, high = percent(stage.metrics["low"]), percent(stage.metrics["high"])
+            said.append(f"Of {number(stage.metrics['n'])} pairs, with a 95\u202f% interval of {low} to {high}.")
+        steps = max((finite(row.get("step")) or 0.0 for row in stage.rows), default=0.0)
+        splits = mapping(stage.card.get("splits"))
+        if steps and given(splits.get("train")) and given(splits.get("eval")):
+            rows = f"{number(splits['train'])} rows, measured on {number(splits['eval'])} that were held out"
+            said.append(f"{plural(int(steps), 'step')} of {stage.name} on {rows}.")
+    return [*said, "No replies were compared."]
+
+
 def _unfinished(run: Json, stages: Sequence[StageFiles], status: str, waiting: list[str]) -> Json:
     """What to say of a run that failed, was stopped, or is not at its end: where, why, and what there is."""
     at = next((s for s in stages if s.status == status), None)
@@ -168,7 +183,8 @@ def _unfinished(run: Json, stages: Sequence[StageFiles], status: str, waiting: l
         sentences.append(f"Not begun: {', '.join(waiting)}.")
     if done:
         sentences.append("The same command goes on after the last finished stage.")
-    headline = words.get(status, f"The run has not finished{where and '; it is' + where}.")
+    when = f": it was{where} when this was written" if where else ""
+    headline = words.get(status, f"The run has not finished{when}.")
     return {"tone": "bad" if status in words else "plain", "headline": headline, "sentences": sentences}
 
 
@@ -199,5 +215,5 @@ def figures(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | Non
     seconds = [finite(s.entry.get("seconds")) or 0.0 for s in stages]
     if any(seconds):
         reused = sum(bool(s.entry.get("skipped")) for s in stages)
-        add("Time", duration(sum(seconds)), f"{len(seconds)} stages{f', {reused} reused' if reused else ''}")
+        add("Time", duration(sum(seconds)), plural(len(seconds), "stage") + (f", {reused} reused" if reused else ""))
     return found

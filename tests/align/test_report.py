@@ -234,9 +234,24 @@ def test_a_run_that_was_killed_shows_how_far_it_came(tmp_path: Path) -> None:
     with (run / ".staging-ppo" / "metrics.jsonl").open("a") as stream:
         stream.write('{"stage": "ppo", "step": 41, "spl')  # torn by the kill
     html = page(run)
-    assert "The run has not finished; it is in ppo." in html and "ppo got as far as step 40;" in html
+    assert (
+        "The run has not finished: it was in ppo when this was written." in html
+        and "ppo got as far as step 40;" in html
+    )
     assert "Not begun: evaluate." in html and "Left out" not in html
     assert '<span class="soft">running</span>' in html and "KL from the parent" in html
+
+
+def test_what_an_earlier_run_left_is_not_shown_as_this_runs(tmp_path: Path) -> None:
+    """The second run of a folder fails in PPO; the evaluation there is of the first."""
+    run = fake_run(tmp_path)
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    stages[2] = {"name": "ppo", "status": "failed", "dir": ".staging-ppo", "skipped": False, "metrics": {}}
+    change(run, status="failed", stages=stages, error="out of prompts")
+    html = page(run)
+    assert "evaluate is left from an earlier run of this folder and is not shown." in html
+    assert "Finished: sft, reward_model." in html and "Gain in gold reward" not in html
+    assert not {"Scores", "Replies"} & set(re.findall(r"<h2>([^<]+)", html))
 
 
 def test_a_fallen_part_is_in_the_verdict(tmp_path: Path) -> None:
