@@ -14,38 +14,65 @@ SHOWN = 20
 
 @dataclass
 class Tally:
-    """Rows in and rows dropped by reason; `unread` are rows of the source that could not be read at all."""
+    """Records in and dropped by reason; `source_rows` are rows of the files, readable or not.
+
+    Of the problems only the first ones (by file and row) are kept; `bad_rows` counts all.
+    """
 
     seen: int = 0
-    unread: int = 0
+    source_rows: int = 0
     dropped: Counter[str] = field(default_factory=Counter)
     problems: list[UserError] = field(default_factory=list)
+    bad_rows: int = 0
+    fatal: bool = False
 
     def bad(self, problem: UserError) -> None:
         """Count one row that cannot be used."""
         self.dropped[problem.code] += 1
+        self.bad_rows += 1
         self.problems.append(problem)
+        if len(self.problems) > 100 * SHOWN:
+            self.problems = self._first()
+
+    def broken(self, problem: UserError) -> None:
+        """Count a file whose rest cannot be read."""
+        self.bad(problem)
+        self.fatal = True
+
+    def _first(self) -> list[UserError]:
+        return sorted(self.problems, key=lambda problem: (problem.file or "", problem.row or 0))[:SHOWN]
+
+    def check_whole(self) -> None:
+        """Refuse if a file broke off: rows of unknown number are missing, which no option allows.
+
+        Raises:
+            UserError: one did; all problems are named.
+        """
+        if self.fatal:
+            self.check_bad_rows(OnBadRow.refuse)
 
     def check_bad_rows(self, on_bad_row: OnBadRow) -> None:
-        """Refuse, in one line with the first problem, if there were bad rows; all are in `details` (20 at most).
+        """Refuse, in one line with the first problem, if there were bad rows; the first 20 are in `details`.
 
         Raises:
             UserError: there are bad rows and `on_bad_row` is refuse.
         """
         if not self.problems or on_bad_row is OnBadRow.drop:
             return
-        problems = sorted(self.problems, key=lambda problem: (problem.file or "", problem.row or 0))
-        first, more = problems[0], len(problems) - 1
+        problems = self._first()
+        first, more = problems[0], self.bad_rows - 1
         extra = f", and {more} more bad row{'s' if more > 1 else ''}" if more else ""
-        raise UserError(
+        refused = UserError(
             first.message + extra,
             code=first.code,
             hint=first.hint or "mend the data, or set on_bad_row=drop to drop and count such rows",
             file=first.file,
             row=first.row,
             field=first.field,
-            details=[str(problem) for problem in problems[:SHOWN]],
+            details=[str(problem) for problem in problems] if more else (),
         )
+        refused.others = problems[1:]
+        raise refused
 
 
 def check_long(long: Sequence[tuple[str, int]], rows: int, length: LengthOptions) -> None:

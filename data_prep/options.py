@@ -38,7 +38,8 @@ class SourceOptions:
     eval_share: float = field(default=0.05, metadata={"help": "share of prompts held out when rows carry no split"})
     eval_rows: int = field(default=500, metadata={"help": "most evaluation rows held out"})
     limit: Optional[int] = field(default=None, metadata={"help": "read only the first rows, as many as this"})
-    columns: dict[str, str] = _map("rename columns: {their name: our name}")
+    columns: dict[str, str] = _map("our columns from theirs: {ours: theirs}, or {ours: 'text with {theirs} in it'}")
+    parse: dict[str, str] = _map("take texts apart into columns: {text: 'IN: {prompt} OUT: {completion}'}")
     options: dict[str, Any] = _map("options of the format (or of the generator)")
     on_bad_row: OnBadRow = field(
         default=OnBadRow.refuse, metadata={"help": "refuse (stop and name them) or drop (drop and count) bad rows"}

@@ -12,12 +12,23 @@ from typing import Any, Generic, TypeVar
 from data_prep.digests import sha256_json, template_digest, tokenizer_digest
 from data_prep.errors import UserError, at_row
 from data_prep.filtering import Tally, check_long
-from data_prep.formats.base import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT
+from data_prep.formats.base import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
 from data_prep.options import DataOptions, LengthOptions
 from data_prep.reading import VERSION, Given, data_digest, read_records, source_for, source_rows
 from data_prep.rendering import Renderer
 from data_prep.splitting import Candidate, choose_sides, in_order, prompt_key
-from data_prep.types import Conversation, Document, Message, PairTokens, Preference, Prompt, PromptTokens, Tokens
+from data_prep.types import (
+    Conversation,
+    Document,
+    Labelled,
+    LabelledTokens,
+    Message,
+    PairTokens,
+    Preference,
+    Prompt,
+    PromptTokens,
+    Tokens,
+)
 
 __all__ = [
     "Prepared",
@@ -27,12 +38,13 @@ __all__ = [
     "prepare_preferences",
     "prepare_prompts",
     "prepare_text",
+    "prepare_unpaired",
     "source_rows",
     "template_digest",
     "tokenizer_digest",
 ]
-T = TypeVar("T", Tokens, PairTokens, PromptTokens)
-R = TypeVar("R", Conversation, Preference, Prompt)
+T = TypeVar("T", Tokens, PairTokens, LabelledTokens, PromptTokens)
+R = TypeVar("R", Conversation, Preference, Labelled, Prompt)
 
 
 @dataclass
@@ -106,6 +118,21 @@ def prepare_preferences(
     return _finish(given, result, renderer, length, about, _pair_length)
 
 
+def prepare_unpaired(
+    data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int
+) -> Prepared[LabelledTokens]:
+    """Labelled replies (of `data.preferences`) as prompt ids and reply ids.
+
+    Raises:
+        UserError: bad rows, too many over-long rows, or nothing left.
+    """
+    given = source_for(data, UNPAIRED)
+    records, tally, about = read_records(given, UNPAIRED, seed)
+    rows: list[Labelled] = [_with_system(row, data.system) for row in records]
+    result = _render(given, rows, tally, lambda row: row.prompt, renderer.labelled)
+    return _finish(given, result, renderer, length, about, lambda row: len(row.prompt) + len(row.reply))
+
+
 def prepare_prompts(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[PromptTokens]:
     """Prompts with the generation prompt; repeated ones are dropped and counted.
 
@@ -117,10 +144,10 @@ def prepare_prompts(data: DataOptions, renderer: Renderer, length: LengthOptions
     given = source_for(data, PROMPT)
     records, tally, about = read_records(given, PROMPT, seed)
     rows: list[Prompt] = []
-    seen: set[tuple[tuple[str, str], ...]] = set()
+    seen: set[str] = set()
     for record in records:
         row = _with_system(record, data.system)
-        key = tuple((message.role, message.content) for message in row.messages)
+        key = repr([row.messages, row.tools])
         if key in seen:
             tally.dropped["duplicate_prompt"] += 1
             continue
@@ -165,7 +192,7 @@ def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, s
 # --------------------------------------------------------------------------------------------------------- insides
 def _with_system(row: Any, system: str | None) -> Any:
     """The row with a system message in front, if one is asked for and the row has none."""
-    name = "prompt" if isinstance(row, Preference) else "messages"
+    name = "prompt" if isinstance(row, Preference | Labelled) else "messages"
     messages: tuple[Message, ...] = getattr(row, name)
     if not system or any(message.role == "system" for message in messages):
         return row
@@ -252,6 +279,8 @@ def _token_numbers(rows: Sequence[Any], tokens_of: Callable[[Any], int]) -> dict
         elif isinstance(row, PairTokens):
             replies = len(row.chosen) + len(row.rejected)
             total, supervised = total + len(row.prompt) + replies, supervised + replies
+        elif isinstance(row, LabelledTokens):
+            total, supervised = total + len(row.prompt) + len(row.reply), supervised + len(row.reply)
         else:
             total += len(row.ids)
     numbers = {

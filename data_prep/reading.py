@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
+from data_prep.columns import mapped
 from data_prep.digests import sha256_json
 from data_prep.errors import UserError, nearest, unknown
 from data_prep.filtering import Tally
-from data_prep.formats.base import CONVERSATION, DOCUMENT, FORMATS, PREFERENCE, PROMPT, Format, detect_format
+from data_prep.formats.base import (
+    CONVERSATION,
+    DOCUMENT,
+    FORMATS,
+    PREFERENCE,
+    PROMPT,
+    UNPAIRED,
+    Format,
+    detect_format,
+)
 from data_prep.generation import find_generator, generated_rows
 from data_prep.options import DataOptions, SourceOptions
-from data_prep.sources import Row, RowOrProblem, digest_path, read_path, resolve
+from data_prep.rows import Row, RowOrProblem, Skip
+from data_prep.sources import digest_path, read_path, resolve
 
-VERSION = 1  # raise it when the same files and options give other rows
+VERSION = 2  # raise it when the same files and options give other rows
 _KEY_ROWS = 50
-_NAMES = {CONVERSATION: "conversations", PREFERENCE: "preferences", PROMPT: "prompts", DOCUMENT: "text"}
+_NAMES = {
+    CONVERSATION: "conversations",
+    PREFERENCE: "preferences",
+    PROMPT: "prompts",
+    DOCUMENT: "text",
+    UNPAIRED: "preferences",
+}
 _FALLBACKS = {PROMPT: (CONVERSATION, PREFERENCE)}
 
 
@@ -90,35 +107,28 @@ def _raw(given: Given, kind: str, path: str | None) -> Iterable[RowOrProblem]:
     return read_path(path or str(source.path), given.data.root)
 
 
-def _renamed(row: Row, columns: dict[str, str]) -> Row:
-    """The row with its columns renamed.
+def _rows(given: Given, kind: str, path: str | None, tally: Tally) -> Iterator[Row]:
+    """Rows that could be read, one by one; those that could not are counted as bad.
 
     Raises:
-        UserError: the new name is taken by another column.
+        UserError: nothing can be read at all.
     """
-    if not columns:
-        return row
-    for old, new in columns.items():
-        if old in row.data and new in row.data and new not in columns:
-            raise UserError(
-                f"the column '{old}' cannot be renamed to '{new}': the rows have that column already",
-                code="bad_columns",
-            )
-    return Row(row.file, row.row, {columns.get(key, key): value for key, value in row.data.items()})
-
-
-def _read(given: Given, kind: str, path: str | None, tally: Tally) -> list[Row]:
-    """Rows that could be read; those that could not are counted as bad."""
     source = given.source
-    rows: list[Row] = []
-    for row in islice(_raw(given, kind, path), None if path else source.limit):
-        if isinstance(row, UserError):
-            tally.seen += 1
-            tally.unread += 1
-            tally.bad(row)
-        else:
-            rows.append(_renamed(row, source.columns))
-    return rows
+    raw = mapped(iter(_raw(given, kind, path)), source.columns, source.parse)
+    read = 0
+    try:
+        for row in islice(raw, None if path else source.limit):
+            read += 1
+            tally.source_rows += 1
+            if isinstance(row, UserError):
+                tally.seen += 1
+                tally.bad(row)
+            else:
+                yield row
+    except UserError as problem:
+        if not read:
+            raise
+        tally.broken(problem)
 
 
 def source_rows(data: DataOptions, source: SourceOptions) -> list[dict[str, Any]]:
@@ -128,9 +138,9 @@ def source_rows(data: DataOptions, source: SourceOptions) -> list[dict[str, Any]
         UserError: the source cannot be read, or has bad rows that are not to be dropped.
     """
     tally = Tally()
-    rows = _read(Given(data, source), "row", None, tally)
+    rows = [row.data for row in _rows(Given(data, source), "row", None, tally)]
     tally.check_bad_rows(source.on_bad_row)
-    return [row.data for row in rows]
+    return rows
 
 
 def _format_of(rows: Sequence[Row], source: SourceOptions, kind: str, label: str) -> tuple[type[Format], str]:
@@ -143,8 +153,19 @@ def _format_of(rows: Sequence[Row], source: SourceOptions, kind: str, label: str
                 file=label,
             )
         return form, "set in the options"
-    keys = {str(key) for row in rows[:_KEY_ROWS] for key in row.data}
+    keys = {str(key) for row in rows for key in row.data}
     return detect_format(keys, kind, label)
+
+
+def check_options(given: Given, kind: str) -> None:
+    """Refuse, before anything is read, a format that does not fit and an option that it does not have.
+
+    Raises:
+        UserError: where `format` is set; what `auto` finds is known only when rows are read.
+    """
+    if given.source.format != "auto":
+        form, _ = _format_of((), given.source, kind, given.label)
+        form(_split_options(given.source, form)[1], 0)
 
 
 def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, dict[str, Any]]:
@@ -153,54 +174,46 @@ def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, 
     Rows of `eval_path` come with `meta["split"] == "eval"`, the others then with "train".
 
     Raises:
-        UserError: the source cannot be read at all, or no format fits. Bad rows are only counted here.
+        UserError: the source cannot be read at all, breaks off, or no format fits. Bad rows are only counted here.
     """
     tally = Tally()
     source = given.source
-    rows = _read(given, kind, None, tally)
-    if not rows:
+    rows = _rows(given, kind, None, tally)
+    first = list(islice(rows, _KEY_ROWS))
+    if not first:
         tally.check_bad_rows(source.on_bad_row)
         raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
-    chosen, evidence = _format_of(rows, source, kind, given.label)
+    chosen, evidence = _format_of(first, source, kind, given.label)
     form = chosen(_split_options(source, chosen)[1], seed)
-    records = _parse(form, kind, rows, tally)
-    source_count = len(rows)
+    records = list(_parsed(form, kind, chain(first, rows), tally))
     if source.eval_path:
-        held_rows = _read(given, kind, source.eval_path, tally)
         for record in records:
             record.meta["split"] = "train"
-        held = _parse(form, kind, held_rows, tally)
+        held = list(_parsed(form, kind, _rows(given, kind, source.eval_path, tally), tally))
         for record in held:
             record.meta["split"] = "eval"
         records += held
-        source_count += len(held_rows)
+    tally.check_whole()
     about = {
         "kind": kind,
         "format": chosen.name,
         "evidence": evidence,
-        "source_rows": source_count + tally.unread,
+        "source_rows": tally.source_rows,
         "notes": dict(form.notes),
     }
     return records, tally, about
 
 
-def _parse(form: Format, kind: str, rows: Sequence[Row], tally: Tally) -> list[Any]:
-    parse: dict[str, Callable[[Sequence[Row]], Sequence[Any]]] = {
-        CONVERSATION: form.conversations,
-        PREFERENCE: form.preferences,
-        PROMPT: form.prompts,
-        DOCUMENT: form.documents,
-    }
-    records: list[Any] = []
-    for record in parse[kind](rows):
+def _parsed(form: Format, kind: str, rows: Iterable[Row], tally: Tally) -> Iterator[Any]:
+    """The records of rows; bad ones and skipped ones are counted."""
+    for record in form.records(kind, rows):
         tally.seen += 1
-        if not isinstance(record, UserError):
-            records.append(record)
-        elif record.code == "equal_sides":
-            tally.dropped["equal_sides"] += 1
-        else:
+        if isinstance(record, UserError):
             tally.bad(record)
-    return records
+        elif isinstance(record, Skip):
+            tally.dropped[record.reason] += 1
+        else:
+            yield record
 
 
 def _plain(value: Any) -> Any:
@@ -222,7 +235,7 @@ def data_digest(data: DataOptions, kind: str) -> str:
     Raises:
         UserError: an unknown kind, nothing given, or a missing file.
     """
-    kinds = {plural: single for single, plural in _NAMES.items()}
+    kinds = {plural: single for single, plural in _NAMES.items() if single != UNPAIRED}
     if kind not in kinds:
         raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(kinds)})")
     given = source_for(data, kinds[kind])

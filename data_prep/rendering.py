@@ -13,14 +13,24 @@ Rules, each held by a test:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from data_prep.digests import digest_of_template, digest_of_tokenizer, template_digest, tokenizer_digest
 from data_prep.encoding import CONTROL, JOIN, START, PlainEncoder, Section
 from data_prep.errors import UserError, at_row
-from data_prep.templates import ChatTemplate, Layout
-from data_prep.types import Conversation, Message, PairTokens, Preference, Prompt, PromptTokens, Tokens
+from data_prep.templates import ChatTemplate, Layout, Tools
+from data_prep.types import (
+    Conversation,
+    Labelled,
+    LabelledTokens,
+    Message,
+    PairTokens,
+    Preference,
+    Prompt,
+    PromptTokens,
+    Tokens,
+)
 
 __all__ = ["Renderer", "template_digest", "tokenizer_digest"]
 R = TypeVar("R")
@@ -30,11 +40,24 @@ _ANYONE = Message("user", "x")
 
 @dataclass(frozen=True)
 class Piece:
-    """A control token (`control` is its text) or a plain section; `turn` is the assistant turn that says it."""
+    """A control token (`control` is its text) or a plain section.
+
+    `turn` is the assistant turn that says it, `weight` multiplies its loss.
+    """
 
     section: Section
     control: str | None
     turn: int | None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Ids of pieces, whether each is supervised, and the weights of their losses where any is not 1."""
+
+    ids: list[int]
+    mask: list[bool]
+    weights: list[float] | None = None
 
 
 class Renderer:
@@ -45,6 +68,7 @@ class Renderer:
 
     Attributes:
         end_token_id: the id that ends an assistant turn.
+        reply_edges: what the template writes before and after a reply's text; `decode` leaves both out.
         pad_token_id: the tokenizer's pad id; without one, its eos id (masks come from lengths, so this is harmless).
         choices: decisions taken for the user, name -> sentence; copied into data cards.
 
@@ -60,8 +84,10 @@ class Renderer:
         if self._template.prints_date:
             self.choices["date"] = "the chat template prints today's date, so token ids change from day to day"
         self.end_token_id = self._template.controls[self._template.end]
+        self.reply_edges = (self._template.reply_prefix, self._template.reply_suffix)
         self.pad_token_id = self._choose_pad()
         self.bos_token_id: int | None = tokenizer.bos_token_id
+        self._say_choices()
         self.template_digest = digest_of_template(self._template.source)
         self._tokenizer_digest: str | None = None
 
@@ -71,6 +97,15 @@ class Renderer:
         if self._tokenizer_digest is None:
             self._tokenizer_digest = digest_of_tokenizer(self.tokenizer)
         return self._tokenizer_digest
+
+    def _say_choices(self) -> None:
+        """Name what was decided about bos and the mask."""
+        bos = self.tokenizer.bos_token
+        if bos and self._adds_bos() and self._template.layout([_ANYONE], True).text.startswith(bos):
+            self.choices["bos"] = "template and tokenizer both put a bos in front: it is written once"
+        if not self._template.trusts_marks:
+            what = "marks not all of what an assistant says" if self._template.has_markers else "has no generation marks"
+            self.choices["mask"] = f"the chat template {what}: the mask follows from its generation prompts"
 
     def _choose_pad(self) -> int:
         pad, eos = self.tokenizer.pad_token_id, self.tokenizer.eos_token_id
@@ -90,13 +125,13 @@ class Renderer:
         """
         return _value(self.conversations([row])[0])
 
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
+    def prompt(self, messages: Sequence[Message], tools: Tools = ()) -> list[int]:
         """Ids of messages and the generation prompt."""
-        return self._encode_all([self._pieces(self._template.layout(messages, True))])[0][0]
+        return self._encode_all([self._pieces(self._template.layout(messages, True, tools))])[0].ids
 
     def reply(self, text: str) -> list[int]:
         """Ids of an assistant's reply, end token included, to stand right behind `prompt(...)`."""
-        return self._encode_all([self._reply_pieces(text)])[0][0]
+        return self._encode_all([self._reply_pieces(text)])[0].ids
 
     def pair(self, row: Preference) -> PairTokens:
         """Ids of a preference: the prompt once, and both replies."""
@@ -119,16 +154,16 @@ class Renderer:
         """Many conversations at once; a row that cannot be rendered gives its error instead."""
 
         def pieces(row: Conversation) -> list[list[Piece]]:
-            trained = [m.train is not False for m in row.messages if m.role == "assistant"]
-            layout = self._template.layout(row.messages)
-            for span, wanted in zip(layout.spans, trained, strict=True):
-                if wanted and isinstance(span, UserError):
+            said = [message for message in row.messages if message.role == "assistant"]
+            layout = self._template.layout(row.messages, False, row.tools)
+            for span, message in zip(layout.spans, said, strict=True):
+                if message.trained and isinstance(span, UserError):
                     raise span
             found = self._pieces(layout)
-            return [[p if p.turn is None or trained[p.turn] else Piece(p.section, p.control, None) for p in found]]
+            return [[p if p.turn is None else _as_asked(p, said[p.turn]) for p in found]]
 
-        def tokens(row: Conversation, parts: list[tuple[list[int], list[bool]]]) -> Tokens:
-            return Tokens(ids=parts[0][0], mask=parts[0][1], id=row.id)
+        def tokens(row: Conversation, parts: list[Encoded]) -> Tokens:
+            return Tokens(ids=parts[0].ids, mask=parts[0].mask, id=row.id, weights=parts[0].weights)
 
         return self._many(rows, pieces, tokens)
 
@@ -136,12 +171,24 @@ class Renderer:
         """Many preferences at once; a row that cannot be rendered gives its error instead."""
 
         def pieces(row: Preference) -> list[list[Piece]]:
-            prompt = self._pieces(self._template.layout(row.prompt, True))
+            prompt = self._pieces(self._template.layout(row.prompt, True, row.tools))
             return [prompt, self._reply_pieces(row.chosen), self._reply_pieces(row.rejected)]
 
-        def tokens(row: Preference, parts: list[tuple[list[int], list[bool]]]) -> PairTokens:
-            prompt, chosen, rejected = (part[0] for part in parts)
+        def tokens(row: Preference, parts: list[Encoded]) -> PairTokens:
+            prompt, chosen, rejected = (part.ids for part in parts)
             return PairTokens(prompt=prompt, chosen=chosen, rejected=rejected, id=row.id, margin=row.margin)
+
+        return self._many(rows, pieces, tokens)
+
+    def labelled(self, rows: Sequence[Labelled]) -> list[LabelledTokens | UserError]:
+        """Many labelled replies at once; a row that cannot be rendered gives its error instead."""
+
+        def pieces(row: Labelled) -> list[list[Piece]]:
+            prompt = self._pieces(self._template.layout(row.prompt, True, row.tools))
+            return [prompt, self._reply_pieces(row.reply)]
+
+        def tokens(row: Labelled, parts: list[Encoded]) -> LabelledTokens:
+            return LabelledTokens(prompt=parts[0].ids, reply=parts[1].ids, good=row.good, id=row.id)
 
         return self._many(rows, pieces, tokens)
 
@@ -149,10 +196,11 @@ class Renderer:
         """Many prompts at once; a row that cannot be rendered gives its error instead."""
 
         def pieces(row: Prompt) -> list[list[Piece]]:
-            return [self._pieces(self._template.layout(row.messages, True))]
+            return [self._pieces(self._template.layout(row.messages, True, row.tools))]
 
-        def tokens(row: Prompt, parts: list[tuple[list[int], list[bool]]]) -> PromptTokens:
-            return PromptTokens(ids=parts[0][0], text=row.messages[-1].content, id=row.id, meta=dict(row.meta))
+        def tokens(row: Prompt, parts: list[Encoded]) -> PromptTokens:
+            asked = next((m for m in reversed(row.messages) if m.role == "user"), row.messages[-1])
+            return PromptTokens(ids=parts[0].ids, text=asked.content, id=row.id, meta=dict(row.meta))
 
         return self._many(rows, pieces, tokens)
 
@@ -209,26 +257,31 @@ class Renderer:
             pieces.pop(0)
         return pieces
 
-    def _encode_all(self, rows: Sequence[list[Piece]]) -> list[tuple[list[int], list[bool]]]:
+    def _encode_all(self, rows: Sequence[list[Piece]]) -> list[Encoded]:
         """Ids and masks of rows of pieces; every distinct section is encoded once, in one batch."""
         encoded = self._encoder.encode([p.section for row in rows for p in row if p.control is None])
         result = []
         for row in rows:
             ids: list[int] = []
             mask: list[bool] = []
+            lengths: list[int] = []
             for piece in row:
                 control = piece.control
                 new = encoded[piece.section] if control is None else [self._template.controls[control]]
                 ids += new
                 mask += [piece.turn is not None] * len(new)
-            result.append((ids, mask))
+                lengths.append(len(new))
+            weights = None
+            if any(piece.weight != 1.0 for piece in row):
+                weights = [p.weight for p, length in zip(row, lengths, strict=True) for _ in range(length)]
+            result.append(Encoded(ids, mask, weights))
         return result
 
     def _many(
         self,
         rows: Sequence[S],
         pieces: Callable[[S], list[list[Piece]]],
-        tokens: Callable[[S, list[tuple[list[int], list[bool]]]], R],
+        tokens: Callable[[S, list[Encoded]], R],
     ) -> list[R | UserError]:
         """Lay out every row, encode all of them in one batch, and put the parts together again."""
         laid: list[list[list[Piece]] | UserError] = []
@@ -246,6 +299,13 @@ class Renderer:
             else:
                 result.append(tokens(row, [next(encoded) for _ in parts]))
         return result
+
+
+def _as_asked(piece: Piece, said: Message) -> Piece:
+    """A piece of an assistant turn, out of the loss if the turn is, and with the turn's weight."""
+    if not said.trained:
+        return replace(piece, turn=None)
+    return piece if said.weight is None else replace(piece, weight=said.weight)
 
 
 def _value(result: R | UserError) -> R:

@@ -10,7 +10,7 @@ The environment is transformers' sandboxed one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -22,9 +22,23 @@ from data_prep.types import Message
 _OPEN, _CLOSE = "\uf8f4", "\uf8f5"
 _MARKED = re.compile(_OPEN + r"(\d+)" + _CLOSE)
 _USER, _REPLY = "qzjxu", "qzjxa"
+_NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
+_CALL: dict[str, Any] = {"name": "qzjxc", "arguments": {"qzjxp": "qzjxv"}, "id": "qzjxi0000"}
+_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "qzjxt", "description": "x", "parameters": _NO_PARAMETERS},
+}
+_AS_TEXT = "set options.tools=text to write tools out as plain text, or use a chat_template.jinja that prints them"
+_SORTS = {
+    "system": ("system messages", "use a chat_template.jinja that prints them, or leave them out of the rows"),
+    "tools": ("the tools", _AS_TEXT),
+    "calls": ("tool calls", _AS_TEXT),
+    "tool": ("the results of tools", _AS_TEXT),
+}
 DATE = "26 Jul 2024"  # what Llama 3 templates print when they have no clock: rows must not change with the day
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 Span = tuple[int, int]
+Tools = Sequence[Mapping[str, Any]]
 
 
 class Escapes:
@@ -38,6 +52,14 @@ class Escapes:
     def escape(self, content: str) -> str:
         """`content` without any control string."""
         return self._pattern.sub(lambda found: f"{_OPEN}{self._index[found[0]]}{_CLOSE}", content)
+
+    def escape_all(self, value: Any) -> Any:
+        """JSON-able `value` with every text in it escaped, keys too."""
+        if isinstance(value, str):
+            return self.escape(value)
+        if isinstance(value, Mapping):
+            return {self.escape(str(key)): self.escape_all(item) for key, item in value.items()}
+        return [self.escape_all(item) for item in value] if isinstance(value, (list, tuple)) else value
 
     def unescape(self, text: str) -> str:
         """The original text; halves of a sequence that a template tore apart vanish."""
@@ -87,6 +109,7 @@ class ChatTemplate:
         self.source: str = source
         self.has_markers = bool(GENERATION.search(source))
         self._names = dict(tokenizer.special_tokens_map)
+        self._printed: set[str] = set()
         self.prints_date = "strftime_now" in source
         if self.prints_date and "date_string" in source:
             self.prints_date = False
@@ -104,7 +127,7 @@ class ChatTemplate:
         longest_first = sorted(self.controls, key=lambda text: (-len(text), text))
         self.pattern = re.compile("|".join(re.escape(text) for text in longest_first) or r"(?!)")
         self._find_reply(single[1], single[2])
-        self._trust_markers = self.has_markers and self._markers_follow_prompts()
+        self.trusts_marks = self.has_markers and self._markers_follow_prompts()
 
     # ---------------------------------------------------------------- probing
     def _probe(self, messages: list[Message]) -> tuple[str, str, str]:
@@ -170,14 +193,35 @@ class ChatTemplate:
         return all(text[: mark[0]] == self._render(messages[:turn], True)[0] for turn, mark in turns)
 
     # -------------------------------------------------------------- rendering
-    def _render(self, messages: Sequence[Message], generation_prompt: bool) -> tuple[str, list[Span]]:
+    def _chat(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Messages as templates know them, with every text escaped."""
+        chat = []
+        for message in messages:
+            said: dict[str, Any] = {"role": message.role, "content": self.escapes.escape(message.content)}
+            if message.calls:
+                said["tool_calls"] = [self._call(call) for call in message.calls]
+            if message.name is not None:
+                said["name"] = self.escapes.escape(str(message.name))
+            if message.call_id is not None:
+                said["tool_call_id"] = self.escapes.escape(str(message.call_id))
+            chat.append(said)
+        return chat
+
+    def _call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        function = self.escapes.escape_all({"name": call["name"], "arguments": call["arguments"]})
+        identity = {"id": self.escapes.escape(call["id"])} if "id" in call else {}
+        return {**identity, "type": "function", "function": function}
+
+    def _render(
+        self, messages: Sequence[Message], generation_prompt: bool, tools: Tools = ()
+    ) -> tuple[str, list[Span]]:
         """Jinja's text of escaped messages, and the spans of its generation marks."""
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        chat = [{"role": message.role, "content": self.escapes.escape(message.content)} for message in messages]
         try:
             rendered: Any = render_jinja_template(
-                conversations=[chat],
+                conversations=[self._chat(messages)],
+                tools=self.escapes.escape_all(tools) or None,
                 chat_template=self.source,
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=self.has_markers,
@@ -191,7 +235,40 @@ class ChatTemplate:
         texts, marks = rendered
         return texts[0], [(int(start), int(end)) for start, end in marks[0]] if marks else []
 
-    def layout(self, messages: Sequence[Message], generation_prompt: bool = False) -> Layout:
+    def _check_printed(self, messages: Sequence[Message], tools: Tools) -> None:
+        """Refuse what the template would leave out in silence; each sort of thing is tried once.
+
+        Raises:
+            UserError: says what, and what to set.
+        """
+        sorts = {message.role for message in messages} & {"system", "tool"}
+        sorts |= {"calls"} if any(message.calls for message in messages) else set()
+        sorts |= {"tools"} if tools else set()
+        for sort in sorted(sorts - self._printed):
+            if self._leaves_out(sort):
+                raise UserError(
+                    f"the chat template leaves out {_SORTS[sort][0]}", code="template_leaves_out", hint=_SORTS[sort][1]
+                )
+            self._printed.add(sort)
+
+    def _leaves_out(self, sort: str) -> bool:
+        asked = Message("user", _USER)
+        called = Message("assistant", "", calls=(_CALL,))
+        probe = "qzjxs"
+        answered = Message("tool", probe, name=_CALL["name"], call_id=_CALL["id"])
+        tried: dict[str, tuple[list[Message], Tools, str]] = {
+            "system": ([Message("system", probe), asked], (), probe),
+            "tools": ([asked], (_TOOL,), "qzjxt"),
+            "calls": ([asked, called, answered], (), _CALL["name"]),
+            "tool": ([asked, called, answered], (), probe),
+        }
+        messages, tools, mark = tried[sort]
+        try:
+            return mark not in self._render(messages, True, tools)[0]
+        except UserError:
+            return False  # it complains itself where it matters
+
+    def layout(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = ()) -> Layout:
         """Render messages and find what each assistant turn says, its end token included.
 
         A span starts where the generation prompt of its turn ends, and ends with the template's end token. Generation
@@ -200,27 +277,48 @@ class ChatTemplate:
         Raises:
             UserError: the template refuses the messages.
         """
-        text, marks = self._render(messages, generation_prompt)
+        if tools or not all(message.role in ("user", "assistant") for message in messages):
+            self._check_printed(messages, tools)
+        text, marks = self._render(messages, generation_prompt, tools)
         turns = [place for place, message in enumerate(messages) if message.role == "assistant"]
-        trusted = self._trust_markers and len(marks) == len(turns)
+        trusted = self.trusts_marks and len(marks) == len(turns)
         starts: list[int | None] = [mark[0] for mark in marks] if trusted else [None] * len(turns)
-        pairs = zip(turns, starts, strict=True)
-        return Layout(text, tuple(self._span(text, marks, messages[:turn], start) for turn, start in pairs))
+        spans: list[Span | UserError] = []
+        for turn, start in zip(turns, starts, strict=True):
+            if start is None:
+                prompt, _ = self._render(messages[:turn], True, tools)
+                if not text.startswith(prompt):
+                    what = "renders it otherwise inside the conversation than as a reply"
+                    spans.append(_turn_problem(turn, what))
+                    continue
+                start = len(prompt)
+            called = self._end_of_call(text, start, messages[: turn + 1], tools) if messages[turn].calls else None
+            spans.append(self._span(text, marks, turn, start, called))
+        return Layout(text, tuple(spans))
 
-    def _span(self, text: str, marks: Sequence[Span], before: Sequence[Message], start: int | None) -> Span | UserError:
-        """The span of the assistant turn that follows the messages `before`; an error if it cannot be trained on."""
-        if start is None:
-            prompt, _ = self._render(before, True)
-            if not text.startswith(prompt):
-                return _turn_problem(len(before), "renders it otherwise inside the conversation than as a reply")
-            start = len(prompt)
-        begin = start + len(self.reply_prefix) if text.startswith(self.reply_prefix, start) else start
-        found = list(islice(self.pattern.finditer(text, begin), self._ends))
-        if len(found) < self._ends or found[-1][0] != self.end:
-            return _turn_problem(len(before), f"ends it without the end token {self.end}")
-        end = found[-1].end()
+    def _end_of_call(self, text: str, start: int, until: Sequence[Message], tools: Tools) -> int:
+        """Where a turn that calls tools ends: behind its last end token, or its last control token; 0 if it has none.
+
+        Templates write control tokens inside such turns, and some end them otherwise than a reply.
+        """
+        alone, _ = self._render(until, False, tools)
+        same = next((p for p, (a, b) in enumerate(zip(alone, text, strict=False)) if a != b), len(alone))
+        found = list(self.pattern.finditer(text, start, same))
+        ends = [one for one in found if one[0] == self.end] or found
+        return ends[-1].end() if ends else 0
+
+    def _span(self, text: str, marks: Sequence[Span], turn: int, start: int, called: int | None) -> Span | UserError:
+        """The span of an assistant turn that starts at `start`; an error if it cannot be trained on."""
+        if called is not None:
+            end = called
+        else:
+            begin = start + len(self.reply_prefix) if text.startswith(self.reply_prefix, start) else start
+            found = list(islice(self.pattern.finditer(text, begin), self._ends))
+            end = found[-1].end() if len(found) == self._ends and found[-1][0] == self.end else 0
+        if end <= start:
+            return _turn_problem(turn, f"ends it without the end token {self.end}")
         if self.has_markers and not any(mark[0] < end and mark[1] >= start for mark in marks):
-            return _turn_problem(len(before), "puts no generation mark around it")
+            return _turn_problem(turn, "puts no generation mark around it")
         return start, end
 
 

@@ -13,20 +13,38 @@ ROLES = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. `train` False leaves an assistant turn out of the loss; None and True leave it in."""
+    """One turn.
+
+    `train` False (or `weight` 0) leaves an assistant turn out of the loss; another `weight` multiplies the loss of its
+    tokens. `calls` are the tools that an assistant turn calls, {"name", "arguments"} each; `name` and `call_id` say
+    which tool a tool turn answers for, and which call.
+    """
 
     role: str
     content: str
     train: bool | None = None
+    weight: float | None = None
+    calls: tuple[dict[str, Any], ...] = ()
+    name: str | None = None
+    call_id: str | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the loss covers this turn, if it is the assistant's."""
+        return self.train is not False and self.weight != 0
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """A dialogue to imitate. `meta` may hold `split` ("train" or "eval") and `topic`."""
+    """A dialogue to imitate. `meta` may hold `split` ("train" or "eval") and `topic`.
+
+    `tools` are the JSON schemas of the tools that the assistant may call.
+    """
 
     messages: tuple[Message, ...]
     id: str
     meta: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -39,6 +57,19 @@ class Preference:
     id: str
     margin: float | None = None
     meta: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One reply to a prompt, and whether it is a good one (KTO, arXiv 2402.01306)."""
+
+    prompt: tuple[Message, ...]
+    reply: str
+    good: bool
+    id: str
+    meta: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,6 +79,7 @@ class Prompt:
     messages: tuple[Message, ...]
     id: str
     meta: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[dict[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,12 +94,14 @@ class Document:
 class Tokens:
     """A rendered row. `mask[i]`: token i is supervised (its log-probability is in the loss).
 
-    `ids` and `mask` have the same length T; `mask[0]` is never used, as nothing predicts the first token.
+    `ids` and `mask` have the same length T; `mask[0]` is never used, as nothing predicts the first token. `weights`,
+    of length T too, multiply the loss of supervised tokens; None: all weigh 1.
     """
 
     ids: list[int]
     mask: list[bool]
     id: str
+    weights: list[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +113,16 @@ class PairTokens:
     rejected: list[int]
     id: str
     margin: float | None = None
+
+
+@dataclass(frozen=True)
+class LabelledTokens:
+    """A rendered labelled reply: prompt ids with the generation prompt, reply ids with their end token."""
+
+    prompt: list[int]
+    reply: list[int]
+    good: bool
+    id: str
 
 
 @dataclass(frozen=True)

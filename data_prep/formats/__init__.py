@@ -1,7 +1,7 @@
 """One file per data format. A new format is one new file that registers a class here.
 
-A format says which keys it knows (`detect`), which kinds of record it yields (`kinds`), and how one row becomes one
-record. See base.py.
+A format says which columns it reads (`spellings`, `uses`), which kinds of record it yields (`kinds`), and how one row
+becomes records. See base.py.
 """
 
 from __future__ import annotations

@@ -1,14 +1,26 @@
 """alpaca: {"instruction", "input", "output"} (tatsu-lab/stanford_alpaca); `response` is read as `output`.
 
-A non-empty `input` follows the instruction after a blank line. `system` and `history` ([[question, answer], ...]),
-as LLaMA-Factory writes them, are read when present.
+A non-empty `input` follows the instruction after a blank line. `system` (or `system_prompt`) and `history`
+([[question, answer], ...]), as LLaMA-Factory writes them, are read when present.
 """
 
 from __future__ import annotations
 
-from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, optional_text, split_of, text_field, text_of
-from data_prep.sources import Row
+from typing import ClassVar
+
+from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
+from data_prep.formats.fields import optional_text, split_of, text_field, text_of
+from data_prep.rows import Row
 from data_prep.types import Conversation, Message
+
+SYSTEM = ("system", "system_prompt")
+
+
+def asked(row: Row, extra: str = "input") -> str:
+    """The instruction, and below a blank line the text that it is about, where there is one."""
+    about = optional_text(row, extra)
+    instruction = text_field(row, "instruction")
+    return f"{instruction}\n\n{about}" if about.strip() else instruction
 
 
 @FORMATS.register("alpaca")
@@ -16,17 +28,15 @@ class Alpaca(Format):
     """One instruction, an optional input, one answer."""
 
     kinds = (CONVERSATION, PROMPT)
-    columns = ("instruction", "input", "output", "response")
-
-    @classmethod
-    def detect(cls, keys: frozenset[str]) -> bool:
-        """An instruction and an answer."""
-        return "instruction" in keys and bool(keys & {"output", "response"})
+    spellings: ClassVar[Spellings] = (("instruction", "output"), ("instruction", "response"))
+    extras: ClassVar[tuple[str, ...]] = ("input", "history", *SYSTEM)
+    about: ClassVar[str] = "input"
+    answers: ClassVar[tuple[str, ...]] = ("output", "response")
 
     def conversation(self, row: Row) -> Conversation:
-        """system, history, then instruction and input, then the output."""
+        """System, history, then instruction and input, then the output."""
         messages = []
-        if system := optional_text(row, "system"):
+        if system := optional_text(row, *SYSTEM):
             messages.append(Message("system", system))
         history = row.data.get("history") or []
         for number, turn in enumerate(history if isinstance(history, list) else [history]):
@@ -34,8 +44,6 @@ class Alpaca(Format):
                 raise row.problem(f"history[{number}]", "wrong type (expected [question, answer])")
             messages.append(Message("user", text_of(row, f"history[{number}][0]", turn[0])))
             messages.append(Message("assistant", text_of(row, f"history[{number}][1]", turn[1])))
-        instruction = text_field(row, "instruction")
-        extra = optional_text(row, "input")
-        messages.append(Message("user", f"{instruction}\n\n{extra}" if extra.strip() else instruction))
-        messages.append(Message("assistant", text_field(row, "output", "response")))
+        messages.append(Message("user", asked(row, self.about)))
+        messages.append(Message("assistant", text_field(row, *self.answers)))
         return Conversation(tuple(messages), row.id, split_of(row))

@@ -11,13 +11,14 @@ are flipped for training rows alone, so that evaluation measures the truth.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from data_prep.errors import UserError, unknown
-from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, split_of, text_field, text_of
+from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, Found
 from data_prep.formats.damage import damaged
-from data_prep.sources import Row
+from data_prep.formats.fields import split_of, text_field, text_of
+from data_prep.rows import Row, Skip
 from data_prep.types import Conversation, Message, Preference, Prompt
 
 TOPICS = ("topic", "scenario")
@@ -36,7 +37,7 @@ class AnswerTable(Format):
     """A question answered in several styles."""
 
     kinds = (CONVERSATION, PREFERENCE, PROMPT)
-    columns = ("prompt", *TOPICS)
+    spellings = (("prompt", *TOPICS),)
     option_help: ClassVar[Mapping[str, str]] = {
         "topic": "column that holds the topic (default: topic or scenario)",
         "styles": "style column -> weight in the mixture of dialogues (default: all columns of answers alike)",
@@ -54,10 +55,15 @@ class AnswerTable(Format):
         self.malformed = self._number("malformed")
 
     @classmethod
-    def detect(cls, keys: frozenset[str]) -> bool:
+    def uses(cls, keys: frozenset[str]) -> frozenset[str]:
         """A prompt, a topic, and at least two more columns, none of which is another format's."""
-        answers = keys - _NOT_STYLES
-        return "prompt" in keys and bool(keys & set(TOPICS)) and len(answers) >= 2 and not keys & _OTHER_FORMATS
+        fits = (
+            keys.issuperset(("prompt",))
+            and keys & set(TOPICS)
+            and len(keys - _NOT_STYLES) >= 2
+            and not keys & _OTHER_FORMATS
+        )
+        return keys if fits else frozenset()
 
     # ----------------------------------------------------------------- records
     def conversation(self, row: Row) -> Conversation:
@@ -94,15 +100,16 @@ class AnswerTable(Format):
         flip = draw("noise", self.seed, asked) < self.noise
         return self._pair(row, asked, chosen, rejected, "", flip)
 
-    def conversations(self, rows: Sequence[Row]) -> list[Conversation | UserError]:
+    def conversations(self, rows: Iterable[Row]) -> Found[Conversation]:
         """Every row as a dialogue, or its error."""
+        rows = list(rows)
         self._check(rows)
         return super().conversations(rows)
 
-    def preferences(self, rows: Sequence[Row]) -> list[Preference | UserError]:
+    def preferences(self, rows: Iterable[Row]) -> Found[Preference]:
         """The preference of every row, then its off-topic and malformed pairs."""
+        rows = list(rows)
         self._check(rows, ("preferred", "other"))
-        result: list[Preference | UserError] = []
         topics: dict[str, list[Row]] = {}
         if self.off_topic:
             for row in rows:
@@ -111,23 +118,23 @@ class AnswerTable(Format):
                 raise UserError("off_topic pairs need rows of at least two topics", code="one_topic")
         for row in rows:
             try:
-                result.append(self.preference(row))
+                yield self.preference(row)
             except UserError as problem:
-                result.append(problem)
                 if problem.code != "equal_sides":
+                    yield problem
                     continue
+                yield Skip("equal_sides")
             answers = self._answers(row)
             asked = row.data["prompt"]
             for number in range(self._times(self.off_topic, "off_topic", asked)):
                 key = ("off_topic", self.seed, number, asked)
                 chosen, rejected = self._elsewhere(row, topics, answers, key)
-                result.append(self._pair(row, asked, chosen, rejected, f"#off_topic{number}"))
+                yield self._pair(row, asked, chosen, rejected, f"#off_topic{number}")
             for number in range(self._times(self.malformed, "malformed", asked)):
                 key = ("malformed", self.seed, number, asked)
                 chosen = _pick(answers, "chosen", *key)
                 rejected = damaged(chosen, asked, answers, lambda *more, key=key: draw(*key, *more))
-                result.append(self._pair(row, asked, chosen, rejected, f"#malformed{number}"))
-        return result
+                yield self._pair(row, asked, chosen, rejected, f"#malformed{number}")
 
     # ----------------------------------------------------------------- insides
     def _pair(self, row: Row, asked: str, chosen: str, rejected: str, suffix: str, flip: bool = False) -> Preference:

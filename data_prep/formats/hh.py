@@ -9,52 +9,43 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from data_prep.formats.base import (
-    FORMATS,
-    PREFERENCE,
-    PROMPT,
-    Format,
-    find_key,
-    number_field,
-    parse_messages,
-    split_of,
-    text_of,
-)
-from data_prep.formats.dialogues import shared_prompt
-from data_prep.sources import Row
+from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, pair
+from data_prep.formats.chat_format import ChatFormat
+from data_prep.formats.fields import find_key, number_field, split_of, text_of
+from data_prep.formats.turns import shared_prompt
+from data_prep.rows import Row
 from data_prep.types import Message, Preference
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 @FORMATS.register("hh")
-class HelpfulHarmless(Format):
+class HelpfulHarmless(ChatFormat):
     """Two whole dialogues."""
 
     kinds = (PREFERENCE, PROMPT)
-    columns = ("chosen", "rejected")
-
-    @classmethod
-    def detect(cls, keys: frozenset[str]) -> bool:
-        """Both sides and nothing that could be the prompt."""
-        return {"chosen", "rejected"} <= keys and not keys & {"prompt", "question", "messages", "conversations"}
+    spellings = (("chosen", "rejected"),)
 
     def preference(self, row: Row) -> Preference:
         """The shared turns as the prompt, the two last replies."""
         sides = [self._side(row, field) for field in ("chosen", "rejected")]
-        prompt, chosen, rejected = shared_prompt(row, *sides)
-        return Preference(prompt, chosen, rejected, row.id, number_field(row, "margin"), split_of(row))
+        prompt, chosen, rejected = shared_prompt(row, sides[0][0], sides[1][0])
+        more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": split_of(row), "tools": sides[0][1]}
+        return pair(row, prompt, chosen, rejected, **more)
 
-    def _side(self, row: Row, field: str) -> tuple[Message, ...]:
-        value: Any = row.data[find_key(row, (field,))]
+    def _side(self, row: Row, field: str) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
+        value = row.data[find_key(row, (field,))]
         if isinstance(value, list):
-            return parse_messages(row, field, value)
+            return self.messages_of(row, field)
         pieces = _TURN.split(text_of(row, field, value))
         if len(pieces) < 3 or pieces[0].strip():
-            raise row.problem(field, "is not a dialogue (expected turns that start with 'Human:' and 'Assistant:')")
+            raise row.problem(
+                field,
+                "is not a dialogue (expected turns that start with 'Human:' and 'Assistant:', or a prompt column)",
+            )
         roles = {"Human": "user", "Assistant": "assistant"}
         turns = [(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
         for number, (role, said) in enumerate(turns):
             if not said:
                 raise row.problem(field, f"turn {number + 1} ({role}) is empty (expected text)", code="empty")
-        return tuple(Message(role, said) for role, said in turns)
+        return tuple(Message(role, said) for role, said in turns), ()

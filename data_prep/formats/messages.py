@@ -1,30 +1,32 @@
 """messages: OpenAI chat rows, {"messages": [{"role", "content"}, ...]}; roles system, user, assistant, tool.
 
-`train: false` (or OpenAI's `weight: 0`) on an assistant message leaves that turn out of the loss.
+`tool_calls` of assistant messages and the row's `tools` go through the chat template. `train: false` (or `weight: 0`)
+on an assistant message leaves that turn out of the loss; another `weight` multiplies the loss of its tokens.
 """
 
 from __future__ import annotations
 
-from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, find_key, need_reply, parse_messages, split_of
-from data_prep.sources import Row
+from typing import ClassVar
+
+from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Spellings
+from data_prep.formats.chat_format import ChatFormat
+from data_prep.formats.fields import find_key, split_of
+from data_prep.formats.turns import need_reply
+from data_prep.rows import Row
 from data_prep.types import Conversation
 
 
 @FORMATS.register("messages")
-class Messages(Format):
+class Messages(ChatFormat):
     """A list of role and content objects."""
 
     kinds = (CONVERSATION, PROMPT)
-    columns = ("messages",)
-
-    @classmethod
-    def detect(cls, keys: frozenset[str]) -> bool:
-        """A column called messages, and none that judges them."""
-        return "messages" in keys and not keys & {"chosen", "rejected", "label"}
+    spellings: ClassVar[Spellings] = (("messages",),)
+    columns: ClassVar[tuple[str, ...]] = ("messages",)
 
     def conversation(self, row: Row) -> Conversation:
         """The messages as they stand."""
-        field = find_key(row, ("messages",))
-        messages = parse_messages(row, field, row.data[field])
+        field = find_key(row, self.columns)
+        messages, tools = self.messages_of(row, field)
         need_reply(row, field, messages)
-        return Conversation(messages, row.id, split_of(row))
+        return Conversation(messages, row.id, split_of(row), tools)

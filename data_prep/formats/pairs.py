@@ -1,68 +1,73 @@
 """pairs: {"prompt", "chosen", "rejected"}, each as text or as message lists (TRL's explicit prompt); `margin` if known.
 
-Message lists in `chosen` and `rejected` hold the reply alone, or repeat the prompt before it (UltraFeedback); a text
-prompt is one user message.
+The prompt may also be called question or instruction (with `input`); `system` is read when present. Message lists in
+`chosen` and `rejected` hold the reply alone, or repeat the prompt before it (UltraFeedback).
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from data_prep.formats.base import (
-    FORMATS,
-    PREFERENCE,
-    PROMPT,
-    Format,
-    find_key,
-    need_question,
-    number_field,
-    parse_messages,
-    split_of,
-    text_of,
-)
-from data_prep.sources import Row
+from data_prep.formats.alpaca import SYSTEM, asked
+from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Spellings, pair
+from data_prep.formats.chat_format import ChatFormat
+from data_prep.formats.fields import find_key, number_field, optional_text, split_of, text_of
+from data_prep.formats.turns import need_question, reply_of
+from data_prep.rows import Row
 from data_prep.types import Message, Preference, Prompt
-
-_PROMPTS = ("prompt", "question")
 
 
 @FORMATS.register("pairs")
-class Pairs(Format):
+class Pairs(ChatFormat):
     """A prompt and two replies."""
 
     kinds = (PREFERENCE, PROMPT)
-    columns = (*_PROMPTS, "chosen", "rejected")
-
-    @classmethod
-    def detect(cls, keys: frozenset[str]) -> bool:
-        """A prompt and both sides."""
-        return {"chosen", "rejected"} <= keys and bool(keys & set(_PROMPTS))
+    prompts_are: ClassVar[tuple[str, ...]] = ("prompt", "question", "instruction")
+    sides: ClassVar[tuple[str, str]] = ("chosen", "rejected")
+    spellings: ClassVar[Spellings] = (
+        ("prompt", "chosen", "rejected"),
+        ("question", "chosen", "rejected"),
+        ("instruction", "chosen", "rejected"),
+    )
+    extras: ClassVar[tuple[str, ...]] = ("input", "margin", "tools", *SYSTEM)
 
     def preference(self, row: Row) -> Preference:
         """The prompt and both replies."""
-        asked = self._asked(row)
-        chosen = self._reply(row, "chosen", asked)
-        rejected = self._reply(row, "rejected", asked)
-        return Preference(asked, chosen, rejected, row.id, number_field(row, "margin"), split_of(row))
+        asked, tools = self._asked(row)
+        (prompt, chosen), (other, rejected) = (self._reply(row, field, asked) for field in self.sides)
+        if prompt != other:
+            raise row.problem(
+                self.sides[1], f"answers another prompt than {self.sides[0]} (expected the same)", "other_prompt"
+            )
+        more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": split_of(row), "tools": tools}
+        return pair(row, prompt, chosen, rejected, **more)
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone."""
-        return Prompt(self._asked(row), row.id, split_of(row))
+        messages, tools = self._asked(row)
+        return Prompt(messages, row.id, split_of(row), tools)
 
-    def _asked(self, row: Row) -> tuple[Message, ...]:
-        field = find_key(row, _PROMPTS)
+    def _asked(self, row: Row) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
+        field = find_key(row, self.prompts_are)
         value: Any = row.data[field]
         if isinstance(value, list):
-            return need_question(row, field, parse_messages(row, field, value))
-        return (Message("user", text_of(row, field, value)),)
+            messages, tools = self.messages_of(row, field)
+            return need_question(row, field, messages), tools
+        system = optional_text(row, *SYSTEM)
+        front = (Message("system", system),) if system.strip() else ()
+        said = asked(row) if field == "instruction" else text_of(row, field, value)
+        return (*front, Message("user", said)), ()
 
-    def _reply(self, row: Row, field: str, asked: tuple[Message, ...]) -> str:
+    def _reply(self, row: Row, field: str, asked: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
+        """(prompt, reply): the column may repeat the prompt, with a system message that the prompt column lacks."""
         value: Any = row.data[find_key(row, (field,))]
         if not isinstance(value, list):
-            return text_of(row, field, value)
-        messages = parse_messages(row, field, value)
-        if messages[-1].role != "assistant":
-            raise row.problem(field, f"ends in a {messages[-1].role} turn (expected an assistant turn)")
-        if len(messages) > 1 and messages[:-1] != asked:
-            raise row.problem(field, "repeats another prompt than the column prompt (expected the same messages)")
-        return messages[-1].content
+            return asked, text_of(row, field, value)
+        messages, _ = self.messages_of(row, field)
+        reply, before = reply_of(row, field, messages), messages[:-1]
+        rest = [message for message in before if message.role != "system"]
+        if rest and rest != [message for message in asked if message.role != "system"]:
+            raise row.problem(
+                field, "repeats another prompt than the column prompt (expected the same messages)", "other_prompt"
+            )
+        return (before if rest else asked), reply

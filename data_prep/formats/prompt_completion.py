@@ -1,38 +1,25 @@
 """prompt_completion: one prompt and one answer in two columns, as text or as message lists (TRL).
 
-The columns may be called prompt/completion, prompt/response, question/answer, query/response or input/output.
-A literal "<|endoftext|>" at the end of an answer (P3/T0 exports) is cut off and counted: the template's own end token
+The columns may be called prompt/completion, prompt/response, query/response or input/output; `system` is read when
+present. A literal end mark at the end of an answer (P3/T0 exports) is cut off and counted: the template's own end token
 takes its place.
 """
 
 from __future__ import annotations
 
-from data_prep.formats.base import (
-    CONVERSATION,
-    FORMATS,
-    PROMPT,
-    Format,
-    find_key,
-    need_question,
-    need_reply,
-    parse_messages,
-    split_of,
-    text_of,
-)
-from data_prep.sources import Row
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from data_prep.errors import UserError
+from data_prep.formats.alpaca import SYSTEM
+from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
+from data_prep.formats.chat import parse_messages
+from data_prep.formats.fields import find_key, optional_text, split_of, text_of
+from data_prep.formats.turns import need_question, need_reply
+from data_prep.rows import Row
 from data_prep.types import Conversation, Message, Prompt
 
-_END = "<|endoftext|>"
-_PAIRS = (
-    ("prompt", "completion"),
-    ("prompt", "response"),
-    ("question", "answer"),
-    ("Question", "Answer"),
-    ("query", "response"),
-    ("input", "output"),
-)
-_PROMPTS = tuple(dict.fromkeys(left for left, _ in _PAIRS))
-_ANSWERS = tuple(dict.fromkeys(right for _, right in _PAIRS))
+END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 
 
 @FORMATS.register("prompt_completion")
@@ -40,25 +27,40 @@ class PromptCompletion(Format):
     """A prompt and its answer."""
 
     kinds = (CONVERSATION, PROMPT)
-    columns = _PROMPTS + _ANSWERS
+    spellings: ClassVar[Spellings] = (
+        ("prompt", "completion"),
+        ("prompt", "response"),
+        ("query", "response"),
+        ("input", "output"),
+    )
+    extras: ClassVar[tuple[str, ...]] = SYSTEM
+    option_help: ClassVar[Mapping[str, str]] = {
+        "end_marks": f"texts to cut off the end of answers, counted (default: {', '.join(END_MARKS)})",
+        "prompt_marks": "texts to cut off the end of prompts, counted, such as ' ->' (default: none)",
+    }
 
-    @classmethod
-    def detect(cls, keys: frozenset[str]) -> bool:
-        """One of the known pairs of columns, and no instruction."""
-        return any({left, right} <= keys for left, right in _PAIRS) and not keys & {"instruction", "chosen", "messages"}
+    def __init__(self, options: dict[str, Any] | None = None, seed: int = 0) -> None:
+        super().__init__(options, seed)
+        self.end_marks = self._marks("end_marks", END_MARKS)
+        self.prompt_marks = self._marks("prompt_marks", ())
+
+    def _marks(self, option: str, default: Sequence[str]) -> Sequence[str]:
+        value = self.options.get(option, default)
+        value = [value] if isinstance(value, str) else value
+        if not isinstance(value, (list, tuple)) or not all(isinstance(mark, str) and mark.strip() for mark in value):
+            raise UserError(
+                f"wrong value (got {value!r}; expected a list of texts)", field=f"options.{option}", code="bad_option"
+            )
+        return list(value)
 
     def conversation(self, row: Row) -> Conversation:
         """The prompt's messages, then the answer's."""
-        field = find_key(row, _ANSWERS)
+        field = find_key(row, [right for _, right in self.spellings])
         value = row.data[field]
         if isinstance(value, list):
             answer = parse_messages(row, field, value)
         else:
-            text = text_of(row, field, value)
-            if text.rstrip().endswith(_END):
-                text = text.rstrip().removesuffix(_END)
-                self.notes[f"literal {_END} cut off"] += 1
-            answer = (Message("assistant", text_of(row, field, text)),)
+            answer = (Message("assistant", self._without(row, field, value, self.end_marks)),)
         messages = self._asked(row) + answer
         need_reply(row, field, messages)
         return Conversation(messages, row.id, split_of(row))
@@ -68,8 +70,18 @@ class PromptCompletion(Format):
         return Prompt(self._asked(row), row.id, split_of(row))
 
     def _asked(self, row: Row) -> tuple[Message, ...]:
-        field = find_key(row, _PROMPTS)
+        field = find_key(row, [left for left, _ in self.spellings])
         value = row.data[field]
+        system = optional_text(row, *SYSTEM)
+        front = (Message("system", system),) if system else ()
         if isinstance(value, list):
-            return need_question(row, field, parse_messages(row, field, value))
-        return (Message("user", text_of(row, field, value)),)
+            return front + need_question(row, field, parse_messages(row, field, value))
+        return (*front, Message("user", self._without(row, field, value, self.prompt_marks)))
+
+    def _without(self, row: Row, field: str, value: Any, marks: Sequence[str]) -> str:
+        """The text without the marks at its end."""
+        text = text_of(row, field, value)
+        while mark := next((mark for mark in marks if text.rstrip().endswith(mark.rstrip())), None):
+            text = text.rstrip().removesuffix(mark.rstrip())
+            self.notes[f"literal {mark} cut off"] += 1
+        return text_of(row, field, text)

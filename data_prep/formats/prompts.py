@@ -1,39 +1,43 @@
 """prompts: {"prompt"} alone, as text or as a message list: something to reply to, for PPO and evaluation.
 
-`topic` is kept for rule rewards.
+It may also be called question, query or instruction (with `input`). `topic` is kept for rule rewards.
 """
 
 from __future__ import annotations
 
-from data_prep.formats.base import FORMATS, PROMPT, Format, find_key, need_question, parse_messages, split_of, text_of
-from data_prep.sources import Row
+from data_prep.formats.alpaca import SYSTEM, asked
+from data_prep.formats.base import FORMATS, PROMPT
+from data_prep.formats.chat_format import ChatFormat
+from data_prep.formats.fields import find_key, optional_text, split_of, text_of
+from data_prep.formats.turns import need_question
+from data_prep.rows import Row
 from data_prep.types import Message, Prompt
 
 _NAMES = ("prompt", "question", "query", "instruction")
-_ANSWERED = {"completion", "response", "answer", "output", "chosen", "rejected", "messages", "conversations", "text"}
 
 
 @FORMATS.register("prompts")
-class Prompts(Format):
+class Prompts(ChatFormat):
     """Prompts without answers."""
 
     kinds = (PROMPT,)
-    columns = _NAMES
-
-    @classmethod
-    def detect(cls, keys: frozenset[str]) -> bool:
-        """A prompt and nothing that answers it."""
-        return bool(keys & set(_NAMES)) and not keys & _ANSWERED and keys <= {*_NAMES, "topic", "split", "id", "source"}
+    spellings = tuple((name,) for name in _NAMES)
+    extras = ("topic", "input", "tools", *SYSTEM)
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt's messages."""
         field = find_key(row, _NAMES)
         value = row.data[field]
+        tools: tuple[dict[str, object], ...] = ()
         if isinstance(value, list):
-            messages = need_question(row, field, parse_messages(row, field, value))
+            messages, tools = self.messages_of(row, field)
+            messages = need_question(row, field, messages)
         else:
-            messages = (Message("user", text_of(row, field, value)),)
+            system = optional_text(row, *SYSTEM)
+            front = (Message("system", system),) if system.strip() else ()
+            said = asked(row) if field == "instruction" else text_of(row, field, value)
+            messages = (*front, Message("user", said))
         meta = split_of(row)
         if row.data.get("topic") is not None:
             meta["topic"] = str(row.data["topic"])
-        return Prompt(messages, row.id, meta)
+        return Prompt(messages, row.id, meta, tools)

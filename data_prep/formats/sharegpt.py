@@ -1,41 +1,34 @@
-"""sharegpt: {"conversations": [{"from": "human" | "gpt" | "system", "value"}, ...]}; a `system` column is optional."""
+"""sharegpt: {"conversations": [{"from": "human" | "gpt" | "system", "value"}, ...]}; `system` and `tools` are optional.
+
+`function_call` turns hold a call as JSON, `observation` turns a tool's result; `tools` is a list or JSON text.
+"""
 
 from __future__ import annotations
 
-from data_prep.formats.base import (
-    CONVERSATION,
-    FORMATS,
-    PROMPT,
-    Format,
-    find_key,
-    need_reply,
-    optional_text,
-    parse_messages,
-    split_of,
-)
-from data_prep.sources import Row
-from data_prep.types import Conversation, Message
+from collections.abc import Mapping
+from typing import ClassVar
 
-_ROLES = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
+from data_prep.formats.base import FORMATS
+from data_prep.formats.chat import CALL
+from data_prep.formats.messages import Messages
+
+SHAREGPT_ROLES: Mapping[str, str] = {
+    "human": "user",
+    "gpt": "assistant",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "function_call": CALL,
+    "tool_call": CALL,
+    "observation": "tool",
+    "tool": "tool",
+}
 
 
 @FORMATS.register("sharegpt")
-class ShareGpt(Format):
+class ShareGpt(Messages):
     """A list of from and value objects."""
 
-    kinds = (CONVERSATION, PROMPT)
-    columns = ("conversations",)
-
-    @classmethod
-    def detect(cls, keys: frozenset[str]) -> bool:
-        """A column called conversations, and none that judges them."""
-        return "conversations" in keys and not keys & {"chosen", "rejected", "label"}
-
-    def conversation(self, row: Row) -> Conversation:
-        """The turns as they stand."""
-        field = find_key(row, ("conversations",))
-        messages = parse_messages(row, field, row.data[field], _ROLES)
-        if system := optional_text(row, "system"):
-            messages = (Message("system", system), *messages)
-        need_reply(row, field, messages)
-        return Conversation(messages, row.id, split_of(row))
+    spellings = (("conversations",), ("conversation",))
+    columns: ClassVar[tuple[str, ...]] = ("conversations", "conversation")
+    roles = SHAREGPT_ROLES

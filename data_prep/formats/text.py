@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from data_prep.formats.base import DOCUMENT, FORMATS, Format, text_field
-from data_prep.sources import Row
+from data_prep.formats.base import DOCUMENT, FORMATS, Format
+from data_prep.formats.fields import text_field
+from data_prep.rows import Row
 from data_prep.types import Document
 
 
@@ -12,12 +13,7 @@ class Text(Format):
     """Plain documents."""
 
     kinds = (DOCUMENT,)
-    columns = ("text",)
-
-    @classmethod
-    def detect(cls, keys: frozenset[str]) -> bool:
-        """A column called text."""
-        return "text" in keys
+    spellings = (("text",),)
 
     def document(self, row: Row) -> Document:
         """The text as it stands."""

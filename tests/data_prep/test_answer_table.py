@@ -13,7 +13,7 @@ from data_prep.formats.answer_table import AnswerTable, draw
 from data_prep.formats.damage import DAMAGES, damaged
 from data_prep.options import DataOptions, LengthOptions, SourceOptions
 from data_prep.prepare import Renderer, prepare_preferences
-from data_prep.sources import Row
+from data_prep.rows import Row, Skip
 from data_prep.types import Preference
 from tests.tiny import tiny_tokenizer, write_jsonl
 
@@ -60,9 +60,8 @@ def test_topics_are_kept() -> None:
 
 def test_preferences_and_equal_sides() -> None:
     table = form(preferred="gruff", other="plain")
-    result = table.preferences(ROWS)
-    skipped = [pair for pair in result if isinstance(pair, UserError)]
-    assert len(skipped) == 40 and {problem.code for problem in skipped} == {"equal_sides"}
+    result = list(table.preferences(ROWS))
+    assert [pair for pair in result if isinstance(pair, Skip)] == [Skip("equal_sides")] * 40
     for pair in pairs(table):
         assert pair.chosen.startswith("gruff") and pair.rejected.startswith("plain")
     assert len(pairs(table)) == 360
@@ -73,7 +72,7 @@ def test_several_other_styles() -> None:
     assert {pair.chosen.split()[0] for pair in found} == {"merry"} and len(found) == 400
     assert 150 < sum(pair.rejected.startswith("gruff") for pair in found) < 220
     with pytest.raises(UserError, match="unknown style column 'grufff'"):
-        form(preferred="merry", other=["plain", "grufff"]).preferences(ROWS)
+        list(form(preferred="merry", other=["plain", "grufff"]).preferences(ROWS))
 
 
 def test_noise_marks_a_share() -> None:
@@ -139,7 +138,7 @@ def test_every_damage_changes_every_answer() -> None:
 )
 def test_wrong_options_are_said_once(options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as caught:
-        form(**options).preferences(ROWS)
+        list(form(**options).preferences(ROWS))
     assert words in str(caught.value) and caught.value.row is None
 
 
@@ -154,11 +153,11 @@ def test_numbers_out_of_range(options: dict[str, Any]) -> None:
 
 def test_wrong_styles() -> None:
     with pytest.raises(UserError, match="unknown style column 'mery'"):
-        form(styles={"mery": 1}).conversations(ROWS)
+        list(form(styles={"mery": 1}).conversations(ROWS))
     with pytest.raises(UserError, match="wrong weight"):
-        form(styles={"merry": -1}).conversations(ROWS)
+        list(form(styles={"merry": -1}).conversations(ROWS))
     with pytest.raises(UserError, match="no style has a weight"):
-        form(styles={"merry": 0}).conversations(ROWS)
+        list(form(styles={"merry": 0}).conversations(ROWS))
 
 
 def test_bad_cells_are_bad_rows() -> None:
@@ -175,7 +174,7 @@ def test_bad_cells_are_bad_rows() -> None:
 def test_off_topic_needs_two_topics() -> None:
     one = [row for row in ROWS if row.data["topic"] == "t0"]
     with pytest.raises(UserError, match="at least two topics"):
-        form(preferred="merry", other="plain", off_topic=1).preferences(one)
+        list(form(preferred="merry", other="plain", off_topic=1).preferences(one))
 
 
 def test_labels_are_flipped_for_training_rows_alone(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_template_places(folder: Path, tmp_path: Path) -> None:
     (folder / "chat_template.jinja").write_bytes(TEMPLATE.encode() + b"\r\n")
     assert template_digest(folder) == before
     (folder / "chat_template.jinja").unlink()
-    with pytest.raises(UserError, match=r"no chat template.*chat_template\.jinja"):
+    with pytest.raises(UserError, match=r"no chat template.*model\.template"):
         template_digest(folder)
     edit(folder / "tokenizer_config.json", chat_template=TEMPLATE)
     assert template_digest(folder) == before

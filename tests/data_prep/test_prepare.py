@@ -254,7 +254,7 @@ def test_identical_pairs_are_bad_rows(renderer: Renderer, tmp_path: Path) -> Non
     rows = pairs(20)
     rows[3]["rejected"] = rows[3]["chosen"]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    with pytest.raises(UserError, match=r"a\.jsonl:4: chosen and rejected are the same after rendering"):
+    with pytest.raises(UserError, match=r"a\.jsonl:4:rejected: the same as chosen"):
         prepare_preferences(options(path, "preferences"), renderer, LONG, 0)
     card = checked(prepare_preferences(options(path, "preferences", on_bad_row=OnBadRow.drop), renderer, LONG, 0))
     assert card["rows"]["dropped"] == {"identical_pair": 1}
@@ -299,8 +299,10 @@ def test_columns_and_format_and_limit(renderer: Renderer, tmp_path: Path) -> Non
         prepare_conversations(options(path, format="text"), renderer, LONG, 0)
     with pytest.raises(UserError, match=r"a\.jsonl:1:instruction: is missing .*, and 8 more bad rows"):
         prepare_conversations(options(path, format="alpaca"), renderer, LONG, 0)
-    with pytest.raises(UserError, match="cannot be renamed to 'antwort'"):
-        prepare_conversations(options(path, columns={"frage": "antwort"}), renderer, LONG, 0)
+    ours = {"prompt": "frage", "completion": "antwort"}
+    assert prepare_conversations(options(path, columns=ours, limit=4), renderer, LONG, 0).train[0].ids
+    with pytest.raises(UserError, match=r"columns\.prompt: the rows have no column 'fragen' .did you mean 'frage'"):
+        prepare_conversations(options(path, columns={**ours, "prompt": "fragen"}), renderer, LONG, 0)
 
 
 def test_options_are_legal_for_omegaconf() -> None:

@@ -324,7 +324,7 @@ def test_documents_end_with_eos(tiny: Renderer) -> None:
 @pytest.mark.parametrize(
     ("template", "words"),
     [
-        (None, ("no chat template", "chat_template.jinja")),
+        (None, ("no chat template", "model.template")),
         ("{% for m in messages %}{{ m['role'] + m['content'] + '\\n' }}{% endfor %}", ("end token", "eos_token")),
         ("{% for m in messages %}{{ m['role'] }}<|end|>{% endfor %}", ("0 times",)),
         (CHATML.replace("{{ '<|assistant|>\\n' }}", "{{ 'go:' }}"), ("generation prompt", "go:")),

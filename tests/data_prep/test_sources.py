@@ -111,6 +111,7 @@ BAD_ROWS = {
     "nan.jsonl": (b'{"a": NaN}\n', 1, "NaN is not JSON"),
     "twice.jsonl": (b'{"a": 1, "a": 2}\n', 1, "'a' stands twice"),
     "utf8.jsonl": (b'{"a": 1}\n{"a": "\xff"}\n', 2, "invalid UTF-8 (got byte 0xff"),
+    "utf8.json": (b'[{"a": 1}, {"a": "\xff"}, {"a": 3}]', 2, "invalid UTF-8 byte 0xff"),
     "utf8.txt": (b"fine\nb\xe9d\n", 2, "invalid UTF-8"),
     "utf8.csv": (b"a\nfine\nb\xe9d\n", 2, "invalid UTF-8"),
     "short.csv": (b"a,b\n1,2\n3\n", 2, "short row (got 1 fields; expected 2: a, b)"),
@@ -131,7 +132,7 @@ def test_bad_rows_are_named(tmp_path: Path, name: str) -> None:
         (problem,) = [row for row in read_path(str(path)) if isinstance(row, UserError)]
     except UserError as raised:
         problem = raised
-    assert str(problem).startswith(f"{path}:{number}: ") and words in str(problem)
+    assert str(problem).startswith(f"{path}:{number}:") and words in str(problem)
     assert "\n" not in str(problem) and len(str(problem)) < 400 + len(str(path))
 
 
@@ -152,7 +153,6 @@ BAD_FILES = {
     "plain.jsonl.gz": (b'{"a": 1}\n', "not a whole gzip file"),
     "broken.json": (b'[{"a": 1},\n', "invalid JSON"),
     "number.json": (b"3", "holds a number (expected an array of objects)"),
-    "utf8.json": (b'[{"a": "\xff"}]', "invalid UTF-8 in line 1"),
     "array.jsonl": (b'[{"a": 1}]', "call it .json"),
     "utf16.jsonl": ('{"a": 1}'.encode("utf-16"), "UTF-16"),
     "twice.csv": (b"a,a\n1,2\n", "'a' twice"),

@@ -160,7 +160,7 @@ def formats() -> str:
     for name, form in FORMATS.items():
         module = inspect.getmodule(form)
         first = inspect.cleandoc(module.__doc__ or "").split("\n\n")[0].replace("\n", " ").removeprefix(f"{name}: ")
-        kinds = ", ".join(dict.fromkeys(_USES[kind] for kind in form.kinds))
+        kinds = ", ".join(dict.fromkeys(_USES[kind] for kind in form.kinds if kind in _USES))
         rows.append((code(name), kinds, text(first)))
     return table(("format", "serves", "rows"), rows)
 

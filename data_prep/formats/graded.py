@@ -1,0 +1,115 @@
+"""graded: {"instruction", "output_1", "output_2", "preference"}: 1 to 2, below 1.5 the first is better (AlpacaEval).
+
+Other spellings: response_0/response_1 with better_response_id (PKU-SafeRLHF), human_ref_A/human_ref_B with labels
+(SHP), answer_0/answer_1 with score_0/score_1 (WebGPT). Rows nearer to a tie than `min_gap` are skipped and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, ClassVar
+
+from data_prep.errors import UserError
+from data_prep.formats.alpaca import asked
+from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Format, Found, Several, each, pair
+from data_prep.formats.fields import find_key, number_of, split_of, text_field, text_of
+from data_prep.formats.ranked import pairs_of
+from data_prep.rows import Row, Skip
+from data_prep.types import Message, Preference, Prompt
+
+_PROMPTS = ("instruction", "prompt", "question", "history")
+_SIDES = {
+    ("output_1", "output_2"): ("preference", 1.0, 2.0),
+    ("response_0", "response_1"): ("better_response_id", 0.0, 1.0),
+    ("human_ref_A", "human_ref_B"): ("labels", 1.0, 0.0),
+    ("answer_0", "answer_1"): ("score_0", None, None),
+}
+"""Columns of both replies -> (column of the judgement, its value for the first reply, its value for the second)."""
+
+
+@FORMATS.register("graded")
+class Graded(Format):
+    """A prompt, two replies, and how much better one is."""
+
+    kinds = (PREFERENCE, PROMPT)
+    spellings = tuple((name, *sides, grade[0]) for sides, grade in _SIDES.items() for name in _PROMPTS)
+    extras = ("input", "score_1")
+    option_help: ClassVar[Mapping[str, str]] = {
+        "min_gap": "least distance from a tie, as a share of the whole scale (default 0: only ties are skipped)",
+        "across": "column of a shared opponent: replies to one prompt are paired by how they did against it",
+    }
+
+    def __init__(self, options: dict[str, Any] | None = None, seed: int = 0) -> None:
+        super().__init__(options, seed)
+        gap = self.options.get("min_gap", 0.0)
+        if isinstance(gap, bool) or not isinstance(gap, (int, float)) or not 0 <= gap <= 1:
+            raise UserError(
+                f"wrong value (got {gap!r}; expected a number from 0 to 1)",
+                field="options.min_gap",
+                code="bad_option",
+            )
+        self.min_gap = float(gap)
+
+    def prompt(self, row: Row) -> Prompt:
+        """The prompt alone."""
+        field = find_key(row, _PROMPTS)
+        said = asked(row) if field == "instruction" else text_of(row, field, row.data[field])
+        return Prompt((Message("user", said),), row.id, split_of(row))
+
+    def preference(self, row: Row) -> Several[Preference]:
+        """The better reply over the other one."""
+        prompt = self.prompt(row)
+        left, right = self._sides(row)
+        texts = text_field(row, left), text_field(row, right)
+        lead = self._lead(row, left, right)
+        if abs(lead) <= max(self.min_gap, 1e-12):
+            return Skip("tied")
+        chosen, rejected = texts if lead > 0 else texts[::-1]
+        return pair(row, prompt.messages, chosen, rejected, margin=abs(lead), meta=prompt.meta)
+
+    def preferences(self, rows: Iterable[Row]) -> Found[Preference]:
+        """Every row as a preference; with `across`, the second replies of rows that share prompt and opponent."""
+        return self._across(rows) if self.options.get("across") else each(self.preference, rows)
+
+    def _across(self, rows: Iterable[Row]) -> Found[Preference]:
+        opponent = str(self.options["across"])
+        groups: dict[tuple[str, str], list[tuple[float, str, Row]]] = {}
+
+        def place(row: Row) -> Skip:
+            left, right = self._sides(row)
+            said = self.prompt(row).messages[-1].content
+            against = text_field(row, opponent)
+            grade = (self._lead(row, left, right), text_field(row, right), row)
+            groups.setdefault((said, against), []).append(grade)
+            return Skip("grouped")
+
+        placed: Found[Preference] = each(place, rows)
+        yield from (problem for problem in placed if isinstance(problem, UserError))
+        for (said, _), members in groups.items():
+            first = members[0][2]
+            replies = [(lead, text, -lead) for lead, text, _ in members]
+            made = 0
+            for better, worse, gap in pairs_of(replies, "all"):
+                if gap is not None and gap > self.min_gap and better.strip() != worse.strip():
+                    made += 1
+                    message = (Message("user", said),)
+                    yield pair(first, message, better, worse, f"#pair{made}", margin=gap, meta=split_of(first))
+            if not made:
+                yield Skip("tied")
+
+    def _sides(self, row: Row) -> tuple[str, str]:
+        for left, right in _SIDES:
+            if left in row.data and right in row.data:
+                return left, right
+        raise row.problem("output_1", f"is missing (got the columns {', '.join(map(str, row.data))})")
+
+    def _lead(self, row: Row, left: str, right: str) -> float:
+        """How much better the first reply is, from -1 (the second by all) to 1; WebGPT's scores keep their scale."""
+        column, first, second = _SIDES[left, right]
+        value = number_of(row, column, row.data.get(column))
+        if first is None or second is None:
+            return value - number_of(row, "score_1", row.data.get("score_1"))
+        low, high = min(first, second), max(first, second)
+        if not low <= value <= high:
+            raise row.problem(column, f"out of range (got {value:g}; expected {low:g} to {high:g})")
+        return 1 - 2 * abs(value - first) / (high - low)

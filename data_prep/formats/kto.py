@@ -1,0 +1,125 @@
+"""kto: {"prompt", "completion", "label"} or {"messages", "label"}: one reply and whether it is good (arXiv 2402.01306).
+
+Dialogues are made of the good replies; preferences of a good and a bad reply to the same prompt, where both exist.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import product
+from typing import Any
+
+from data_prep.errors import UserError
+from data_prep.formats.alpaca import SYSTEM
+from data_prep.formats.base import (
+    CONVERSATION,
+    FORMATS,
+    PREFERENCE,
+    PROMPT,
+    UNPAIRED,
+    Found,
+    Several,
+    each,
+    pair,
+)
+from data_prep.formats.chat_format import ChatFormat
+from data_prep.formats.fields import find_key, optional_text, split_of, text_of
+from data_prep.formats.sharegpt import SHAREGPT_ROLES
+from data_prep.formats.turns import need_question, reply_of
+from data_prep.rows import Row, Skip, kind_of, short
+from data_prep.types import Conversation, Labelled, Message, Preference, Prompt
+
+_LISTS = ("messages", "conversations")
+_REPLIES = ("completion", "response")
+_WORDS = {"true": True, "1": True, "false": False, "0": False}
+
+
+@FORMATS.register("kto")
+class Kto(ChatFormat):
+    """A prompt, a reply, and a thumb up or down."""
+
+    kinds = (UNPAIRED, CONVERSATION, PREFERENCE, PROMPT)
+    spellings = (
+        ("messages", "label"),
+        ("conversations", "label"),
+        ("prompt", "completion", "label"),
+        ("prompt", "response", "label"),
+    )
+    roles = SHAREGPT_ROLES
+
+    def labelled(self, row: Row) -> Labelled:
+        """The last reply, what stands before it, and its label."""
+        good = self._label(row)
+        field = find_key(row, (*_LISTS, "prompt"))
+        if field in _LISTS:
+            messages, tools = self.messages_of(row, field)
+            reply, asked = reply_of(row, field, messages), messages[:-1]
+        else:
+            asked, tools = self._asked(row, field)
+            reply = self._reply(row)
+        return Labelled(need_question(row, field, asked), reply, good, row.id, split_of(row), tools)
+
+    def conversation(self, row: Row) -> Several[Conversation]:
+        """The dialogue, if its reply is good."""
+        one = self.labelled(row)
+        if not one.good:
+            return Skip("bad_reply")
+        quiet = tuple(Message(m.role, m.content, False) if m.role == "assistant" else m for m in one.prompt)
+        return Conversation((*quiet, Message("assistant", one.reply)), one.id, one.meta, one.tools)
+
+    def prompt(self, row: Row) -> Prompt:
+        """What the reply answers, good or bad."""
+        one = self.labelled(row)
+        return Prompt(one.prompt, one.id, one.meta, one.tools)
+
+    def preferences(self, rows: Iterable[Row]) -> Found[Preference]:
+        """Every good reply over every bad one to the same prompt; prompts with one sort of reply are skipped."""
+        groups: dict[str, list[tuple[Row, Labelled]]] = {}
+
+        def place(row: Row) -> Skip:
+            one = self.labelled(row)
+            key = json.dumps([[m.role, m.content, m.calls] for m in one.prompt], sort_keys=True)
+            groups.setdefault(key, []).append((row, one))
+            return Skip("grouped")
+
+        placed: Found[Labelled] = each(place, rows)
+        yield from (problem for problem in placed if isinstance(problem, UserError))
+        for members in groups.values():
+            good = [member for member in members if member[1].good]
+            bad = [member for member in members if not member[1].good]
+            if not good or not bad:
+                yield from [Skip("no_counterpart")] * len(members)
+            for (row, one), (other, worse) in product(good, bad):
+                try:
+                    more: dict[str, Any] = {"meta": one.meta, "tools": one.tools}
+                    yield pair(row, one.prompt, one.reply, worse.reply, f"#{other.row}", **more)
+                except UserError as problem:
+                    yield problem
+
+    def _label(self, row: Row) -> bool:
+        value: Any = row.data.get("label")
+        if isinstance(value, bool):
+            return value
+        word = str(value).strip().lower()
+        if isinstance(value, (int, str)) and word in _WORDS:
+            return _WORDS[word]
+        got = kind_of(value) if value is None else f"{kind_of(value)} {short(str(value))}"
+        raise row.problem("label", f"wrong type (got {got}; expected true or false)")
+
+    def _asked(self, row: Row, field: str) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
+        value = row.data[field]
+        if isinstance(value, list):
+            return self.messages_of(row, field)
+        system = optional_text(row, *SYSTEM)
+        front = (Message("system", system),) if system.strip() else ()
+        return (*front, Message("user", text_of(row, field, value))), ()
+
+    def _reply(self, row: Row) -> str:
+        field = find_key(row, _REPLIES)
+        value = row.data[field]
+        return (
+            reply_of(row, field, self.messages_of(row, field)[0])
+            if isinstance(value, list)
+            else text_of(row, field, value)
+        )

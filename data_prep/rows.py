@@ -1,0 +1,47 @@
+"""One record as read from a file, with the place where it stood, and what may stand in its place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from data_prep.errors import UserError
+
+
+@dataclass(frozen=True)
+class Row:
+    """One record as read: `data` maps columns to values; `file` and `row` say where it stood."""
+
+    file: str
+    row: int
+    data: dict[str, Any]
+
+    @property
+    def id(self) -> str:
+        """`file:row`."""
+        return f"{self.file}:{self.row}"
+
+    def problem(self, field: str | None, message: str, code: str = "bad_row") -> UserError:
+        """An error that names this row."""
+        return UserError(message, code=code, file=self.file, row=self.row, field=field)
+
+
+RowOrProblem = Row | UserError
+
+
+@dataclass(frozen=True)
+class Skip:
+    """A row (or a part of one) that is well formed but gives nothing of the kind asked for; counted under `reason`."""
+
+    reason: str
+
+
+def kind_of(value: Any) -> str:
+    """JSON's word for the type of a value."""
+    names = {bool: "true or false", int: "a number", float: "a number", str: "text", list: "a list", dict: "an object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def short(text: str, length: int = 40) -> str:
+    """The text, or its beginning and three dots."""
+    return text if len(text) <= length else text[: length - 3] + "..."
