@@ -31,7 +31,7 @@ BUDGETS = (250_000, 40_000, 0)
 """Bytes of folded text a page may hold; the next is taken when the page would pass MOST_BYTES."""
 
 
-def write_report(run_dir: Path) -> Path:
+def write_report(run_dir: Path | str) -> Path:
     """Write `report.html` into a run folder, from its files alone, and return its path.
 
     Raises:

@@ -27,7 +27,7 @@ def chain(stages: Sequence[StageFiles], waiting: Sequence[str]) -> Json:
                 joins.append(("init", Edge(0, len(rows))))
                 rows.append(_outside_row(parent))
         own = len(rows)
-        if not any(parent["role"] == "init" for parent in parents):
+        if stage.status == "done" and not any(parent["role"] == "init" for parent in parents):
             joins.append(("init", Edge(0, own)))
         for parent in parents:
             joins.append((parent["role"], Edge(at[parent["digest"]], own, dashed=parent["role"] != "init")))

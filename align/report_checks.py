@@ -15,7 +15,7 @@ from align.words import number, plural, size
 
 EXACT, PARITY, GAP = 1e-5, 1e-4, 1e-3
 """Tolerances at step 0 (PARITY relative to the largest score above 1)."""
-MOST_HASHED = 2 * 2**30
+MOST_HASHED = 2**29
 """Bytes of a stage that a report reads again; a larger stage is left to `align verify`."""
 
 INTEGRITY = (

@@ -18,7 +18,8 @@ def notices(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | Non
     """One sentence for everything that deserves a second look; `earlier`: stages that an earlier run left."""
     found = [f"{name} is left from an earlier run of this folder and is not shown." for name in earlier]
     for stage in stages:
-        found += [*_of_losses(stage), *_of_rewards(stage), *_of_data(stage)]
+        found += _of_data(stage)
+        found += [*_of_losses(stage), *_of_rewards(stage)] if stage.status == "done" else []
     judge = next((held for s in (measured, *stages) if (held := _judge(s))), {})
     length, error = finite(judge.get("length_corr")), finite(judge.get("ece"))
     if length is not None and abs(length) > LENGTH:

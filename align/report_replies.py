@@ -109,8 +109,8 @@ def own_samples(stage: StageFiles, texts: Texts) -> list[Json]:
                     "finished": row.get("ended", True) if key == "reply" else True,
                 }
             )
-        if answers and "prompt" in row:
-            found.append({"prompt": texts.cut(row["prompt"]), "replies": answers})
+        if answers:
+            found.append({"prompt": texts.cut(row.get("prompt")), "replies": answers})
         if len(found) == OWN:
             break
     return found
