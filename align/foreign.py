@@ -93,7 +93,7 @@ def fitted(record: dict[str, Any], model_config: dict[str, Any]) -> dict[str, An
 
 def unknown_of(record: dict[str, Any], folder: Path) -> str:
     """One line: what this adapter is, and what is not known about it."""
-    said = ", ".join(f"{key}={value}" for key, value in record["options"].items() if key != "method")
+    said = ", ".join(f"{key}={value}" for key, value in record["options"].items() if value and key != "method")
     revision = "" if record["base"]["revision"] else "its revision, "
     return (
         f"{folder} is a plain peft adapter ({record['method']}: {said}) for {record['root'] or 'a base it does not name'}; "

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.checkpoint import RECORD, Checkpoint, read_run
+from align.foreign import UNKNOWN
 
 
 def lineage(folder: Path) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def lineage(folder: Path) -> dict[str, Any]:
         for parent in checkpoint.parents():
             edges.append({"from": digest[:16], "to": parent.digest[:16], "role": parent.role})
         if not any(parent.role == "init" for parent in checkpoint.parents()):
-            fingerprint = record["base"]["fingerprint"]
+            fingerprint = record["base"]["fingerprint"] or UNKNOWN
             bases[fingerprint] = {
                 "id": fingerprint[:16],
                 "digest": fingerprint,

@@ -119,6 +119,25 @@ ARCHITECTURES = {
         refused=ATTENTION,
     ),
 }
+PRESETS = {
+    "qwen3_0_6b": "qwen3",
+    "qwen3_1_7b": "qwen3",
+    "qwen3_8b": "qwen3",
+    "llama32_1b": "llama",
+    "llama31_8b": "llama",
+    "smollm2_135m": "llama",
+    "smollm2_360m": "llama",
+    "smollm2_1_7b": "llama",
+    "smollm3_3b": "smollm3",
+    "gemma2_2b": "gemma2",
+    "gemma3_1b": "gemma3_text",
+    "mistral_7b": "mistral",
+    "pythia_160m": "gpt_neox",
+    "pythia_1_4b": "gpt_neox",
+    "opt_125m": "opt",
+    "opt_1_3b": "opt",
+}
+"""`model=NAME` -> its architecture."""
 SUPPORTED = [name for name, entry in ARCHITECTURES.items() if entry.refused is None]
 CHAINED = [name for name, entry in ARCHITECTURES.items() if entry.chain]
 
