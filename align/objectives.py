@@ -28,23 +28,32 @@ CHUNK_ELEMENTS = 1 << 27  # logits above this many elements are computed, and re
 
 @dataclass
 class SupervisedBatch:
-    """Packed sequences and the positions whose next token is supervised."""
+    """Packed sequences and the positions whose next token is supervised.
+
+    `weights_M` multiplies the losses of the tokens (None: all 1); `weight`, their sum, is what the loss is divided by.
+    """
 
     packed: Packed
     source_M: Tensor
     targets_M: Tensor
     weight: float
     ids: Sequence[str]
+    weights_M: Tensor | None = None
 
     def to(self, device: torch.device) -> SupervisedBatch:
         """The batch on `device`."""
         return SupervisedBatch(
-            self.packed.to(device), self.source_M.to(device), self.targets_M.to(device), self.weight, self.ids
+            self.packed.to(device),
+            self.source_M.to(device),
+            self.targets_M.to(device),
+            self.weight,
+            self.ids,
+            None if self.weights_M is None else self.weights_M.to(device),
         )
 
 
 class LanguageModeling(Objective):
-    """Summed negative log-likelihood of the supervised tokens, in nats."""
+    """Summed negative log-likelihood of the supervised tokens, in nats, each times its token's weight."""
 
     def __init__(self, role: Role) -> None:
         super().__init__()
@@ -55,14 +64,18 @@ class LanguageModeling(Objective):
         packed = pack([row.ids for row in rows])
         mask = np.concatenate([np.concatenate([[False], row.mask[1:]]) for row in rows])
         targets = torch.from_numpy(np.flatnonzero(mask))
-        return SupervisedBatch(
-            packed, targets - 1, packed.ids_1N[0, targets], float(len(targets)), [row.id for row in rows]
-        )
+        weights, total = None, float(len(targets))
+        if any(row.weights is not None for row in rows):
+            every = [row.weights if row.weights is not None else [1.0] * len(row.ids) for row in rows]
+            chosen = np.concatenate([np.asarray(one, dtype=np.float64) for one in every])[targets.numpy()]
+            weights, total = torch.from_numpy(chosen).float(), float(chosen.sum())
+        return SupervisedBatch(packed, targets - 1, packed.ids_1N[0, targets], total, [row.id for row in rows], weights)
 
     def forward(self, batch: SupervisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss; no further numbers."""
         hidden_MD = self.role.hidden(batch.packed)[batch.source_M]
-        return -chosen_logprobs(self.role, hidden_MD, batch.targets_M).sum(), {}
+        logprobs_M = chosen_logprobs(self.role, hidden_MD, batch.targets_M)
+        return -(logprobs_M if batch.weights_M is None else logprobs_M * batch.weights_M).sum(), {}
 
 
 def chosen_logprobs(role: Role, hidden_MD: Tensor, targets_M: Tensor, temperature: float = 1.0) -> Tensor:
