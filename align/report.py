@@ -55,7 +55,7 @@ def conclusion(run_dir: Path) -> Json:
     run, stages, _ = _read(Path(run_dir))
     stages, _ = current(run, stages)
     measured = _measured(stages)
-    return verdict(run, stages, measured, compared(measured), _waiting(Path(run_dir), stages))
+    return verdict(run, stages, measured, compared(measured), _waiting(_recipe(Path(run_dir)), stages))
 
 
 def _read(folder: Path) -> tuple[Json, list[StageFiles], list[str]]:
@@ -79,12 +79,17 @@ def current(run: Json, stages: Sequence[StageFiles]) -> tuple[list[StageFiles], 
 
 def _measured(stages: Sequence[StageFiles]) -> StageFiles:
     """The stage that left an evaluation; an empty one where none did."""
-    return next((s for s in reversed(stages) if s.result), StageFiles("", {}))
+    return next((s for s in reversed(stages) if mapping(s.result.get("stages"))), StageFiles("", {}))
 
 
-def _waiting(folder: Path, stages: Sequence[StageFiles]) -> list[str]:
+def _recipe(folder: Path) -> Json:
+    """The run's resolved recipe."""
+    return read_recipe(folder / "recipe.yaml", [])
+
+
+def _waiting(recipe: Json, stages: Sequence[StageFiles]) -> list[str]:
     """Stages of the recipe that have left nothing yet."""
-    planned = mapping(read_recipe(folder / "recipe.yaml", []).get("stages"))
+    planned = mapping(recipe.get("stages"))
     return [str(name) for name in planned if name not in {s.name for s in stages}]
 
 
@@ -120,7 +125,8 @@ def contents(folder: Path, run: Json, stages: Sequence[StageFiles], notes: list[
 
     stages, earlier = current(run, stages)
     measured, texts = _measured(stages), Texts(budget)
-    waiting = _waiting(folder, stages)
+    recipe = _recipe(folder)
+    waiting = _waiting(recipe, stages)
     gain = part("comparison", compared, measured)
     unknown = {"tone": "plain", "headline": f"Status: {run.get('status')}.", "sentences": []}
     shown = part("replies", replies, measured, gain, texts, otherwise={"groups": [], "count": 0})
@@ -131,7 +137,7 @@ def contents(folder: Path, run: Json, stages: Sequence[StageFiles], notes: list[
         "verdict": part("verdict", verdict, run, stages, measured, gain, waiting, otherwise=unknown),
         "notices": part("notices", notices, stages, measured, gain, earlier, otherwise=[]),
         "figures": part("figures", figures, stages, measured, gain, otherwise=[]),
-        "chain": part("chain", chain, stages, waiting, otherwise={"rows": []}),
+        "chain": part("chain", chain, stages, waiting, mapping(recipe.get("model")), otherwise={"rows": []}),
         "curves": [found for s in stages if (found := part("curves", curves, s, budget > 0))],
         "scores": part("scores", scores, measured, otherwise={"stages": {}}),
         "replies": {**shown, "gold": has_gold(shown["groups"])},

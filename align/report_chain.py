@@ -10,10 +10,13 @@ from align.svg_figures import Edge, rail
 from align.words import number, percent
 
 
-def chain(stages: Sequence[StageFiles], waiting: Sequence[str]) -> Json:
-    """Rows of the chain and the rail that joins them; `waiting` are stages that have not begun."""
+def chain(stages: Sequence[StageFiles], waiting: Sequence[str], model: Json) -> Json:
+    """Rows of the chain and the rail that joins them.
+
+    `waiting` are stages that have not begun, `model` is the recipe's: it names a base that no checkpoint names.
+    """
     bases = [base for s in stages if (base := mapping(s.checkpoint.get("base")))]
-    rows: list[Json] = [_base_row(bases[0] if bases else {})]
+    rows: list[Json] = [_base_row(bases[0] if bases else {"id": model.get("path") or model.get("name") or ""})]
     joins: list[tuple[str, Edge]] = []
     at: dict[str, int] = {}
     named: dict[str, str] = {}

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from align.run_files import Json, StageFiles, given, mapping
+from align.run_files import Json, StageFiles, given, gold_of, mapping
 from align.svg_figures import reliability
 from align.verdict import stages_of
 
@@ -18,7 +18,12 @@ def scores(measured: StageFiles) -> Json:
     """What the evaluation gives each stage; `parts` are the gold rule's own parts."""
     named = stages_of(measured)
     parts = [key for row in named.values() for key in mapping(row.get("gold")) if key not in ("score", "n", "se")]
-    return {"stages": named, "parts": list(dict.fromkeys(parts)), "n": _count(named)}
+    return {
+        "stages": named,
+        "parts": list(dict.fromkeys(parts)),
+        "n": _count(named),
+        "gold": any(gold_of(row.get("gold")) is not None for row in named.values()),
+    }
 
 
 def _count(named: dict[str, Json]) -> int | None:

@@ -141,6 +141,8 @@ def _judged(measured: StageFiles, gain: Gain) -> list[str]:
 def _headline(stages: Sequence[StageFiles]) -> str:
     """What to say of a run with nothing compared: the last stage's held-out numbers."""
     for stage in reversed(stages):
+        if stage.result.get("headline"):
+            return str(stage.result["headline"])
         if given(stage.metrics.get("accuracy")):
             return f"The reward model orders {percent(stage.metrics['accuracy'])} of held-out pairs rightly."
         held = series(stage.rows, "loss", "eval")
@@ -159,9 +161,11 @@ def _uncompared(stages: Sequence[StageFiles]) -> list[str]:
             said.append(f"Of {number(stage.metrics['n'])} pairs, with a 95\u202f% interval of {low} to {high}.")
         steps = max((finite(row.get("step")) or 0.0 for row in stage.rows), default=0.0)
         splits = mapping(stage.card.get("splits"))
-        if steps and given(splits.get("train")) and given(splits.get("eval")):
-            rows = f"{number(splits['train'])} rows, measured on {number(splits['eval'])} that were held out"
-            said.append(f"{plural(int(steps), 'step')} of {stage.name} on {rows}.")
+        if steps and given(splits.get("train")):
+            measured = given(splits.get("eval")) and any(row.get("split") == "eval" for row in stage.rows)
+            held = f", measured on {number(splits['eval'])} that were held out" if measured else ""
+            rows = plural(splits["train"], "row")
+            said.append(f"{plural(int(steps), 'step')} of {stage.name} on {rows}{held}.")
     return [*said, "No replies were compared."]
 
 

@@ -203,6 +203,19 @@ def test_a_reward_model_alone(tmp_path: Path) -> None:
     assert "a checkpoint of another run" in html
 
 
+def test_a_stage_that_leaves_no_weights_and_compares_nothing(tmp_path: Path) -> None:
+    """A stage of one's own: its result is not an evaluation, its base is named by the recipe alone."""
+    run = fake_run(tmp_path)
+    record = json.loads((run / "run.json").read_text())
+    write(run / "sft" / "result.json", {"anything": [1, 2]})
+    (run / "sft" / "checkpoint.json").unlink()
+    (run / "recipe.yaml").write_text("model: {name: nano, path: /home/someone/models/my-base}\nstages: {sft: {}}\n")
+    change(run, pipeline="sft", stages=record["stages"][:1])
+    html = page(run)
+    assert "my-base" in html and "Scores" not in html and "No replies were compared." in html
+    assert html.count("/home/someone") == 1  # in the folded recipe alone
+
+
 @pytest.mark.parametrize("status", ["running", "failed", "stopped", "anything"])
 @pytest.mark.parametrize("count", [0, 1, 4])
 def test_every_status_renders(tmp_path: Path, status: str, count: int) -> None:
