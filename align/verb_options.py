@@ -25,5 +25,7 @@ def read_options(kind: type[T], words: Sequence[str]) -> T:
         key, text = override.key_or_group, raw_value(override)
         if key not in types:
             raise unknown_key(key, types)
-        given[key] = text if is_text(types[key]) else yaml.safe_load(text)
+        value = override.value()
+        unquoted = value if isinstance(value, str) else text
+        given[key] = unquoted if is_text(types[key]) else yaml.safe_load(text)
     return build(kind, given, "")
