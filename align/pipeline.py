@@ -88,9 +88,9 @@ def run(config: RunConfig) -> dict[str, Any]:
     base_folder = None if config.model.init else _base_folder(config, place)
     folder = make_folder(config)
     with locked(folder):
-        state = Run(
-            config, folder, base_folder or _base_folder(config, folder), _accelerator(), _record(config, folder)
-        )
+        process = _accelerator()
+        record = _record(config, folder, str(process.device))
+        state = Run(config, folder, base_folder or _base_folder(config, folder), process, record)
         try:
             for spec in config.stages:
                 _stage(state, spec)
@@ -102,26 +102,37 @@ def run(config: RunConfig) -> dict[str, Any]:
                 _record_failure(state, spec, error)
             raise
         state.write()
-        if state.accelerator.is_main_process:
-            write_report(folder)
+        _report(state)
         state.tracks.finish("done")
         state.write()
     return state.record
+
+
+def _report(state: Run) -> None:
+    """Bring report.html up to date; what is trained stays, whatever goes wrong here."""
+    if state.accelerator.is_main_process:
+        try:
+            write_report(state.folder)
+        except Exception as problem:
+            print(f"report.html was not written ({type(problem).__name__}: {problem})", file=sys.stderr)
 
 
 def _record_failure(state: Run, spec: StageSpec, error: BaseException) -> None:
     """Leave a run.json and a report that say what happened; nothing here may hide the error itself."""
     status = "stopped" if isinstance(error, TrainingStopped | KeyboardInterrupt) else "failed"
     state.record.update(status=status, error=str(error) or type(error).__name__, failed_stage=spec.name)
-    if not any(entry["name"] == spec.name for entry in state.record["stages"]):
-        staging = f".staging-{spec.name}"
-        state.put({"name": spec.name, "status": status, "dir": staging, "skipped": False, "metrics": {}})
+    if not any(entry["name"] == spec.name and entry.get("digest") for entry in state.record["stages"]):
+        state.put(_unfinished(spec, status))
     with suppress(Exception):
         state.write()
-        if state.accelerator.is_main_process:
-            write_report(state.folder)
+        _report(state)
         state.tracks.finish(status, interrupted=isinstance(error, KeyboardInterrupt))
         state.write()
+
+
+def _unfinished(spec: StageSpec, status: str) -> dict[str, Any]:
+    """The entry of a stage that is at work or has failed: what there is of it lies in its staging folder."""
+    return {"name": spec.name, "status": status, "dir": f".staging-{spec.name}", "skipped": False, "metrics": {}}
 
 
 def _stage(state: Run, spec: StageSpec) -> None:
@@ -145,11 +156,16 @@ def _stage(state: Run, spec: StageSpec) -> None:
     entry = finished(state.folder, spec.name, digest, state.record["stages"])
     state.announce()
     if entry is None:
+        state.put(_unfinished(spec, "running"))
+        state.write()
+        _report(state)
         entry = _train(state, spec, (init, reward), standing, digest)
         entry["seconds"] = round(time.monotonic() - started, 3)
     state.put(entry)
     state.tracks.stage_done(entry, final)
     state.write()
+    if spec is not state.config.stages[-1]:
+        _report(state)
     if (final / "checkpoint.json").is_file():
         state.made[spec.name] = Checkpoint.open(final)
     _say(state, entry)
@@ -264,14 +280,15 @@ def _train(
         "trainable": work.numbers.get("trainable", 0),
         "total": work.numbers.get("total", 0),
         "metrics": work.numbers.get("metrics", {}),
+        "phases": {name: round(seconds, 3) for name, seconds in work.phases.items()},
     }
     del work, bases
     gc.collect()
     return entry
 
 
-def _record(config: RunConfig, folder: Path) -> dict[str, Any]:
-    from align.machine import versions
+def _record(config: RunConfig, folder: Path, device: str) -> dict[str, Any]:
+    from align.machine import facts, versions
 
     return {
         "format_version": 1,
@@ -280,7 +297,9 @@ def _record(config: RunConfig, folder: Path) -> dict[str, Any]:
         "pipeline": config.pipeline,
         "seed": config.seed,
         "command": config.command,
+        "config_digest": config.digest,
         "versions": versions(),
+        "machine": facts(device),
         "stages": earlier_entries(folder),
     }
 

@@ -70,6 +70,8 @@ def test_run_record(name):
     assert (entry["name"], entry["status"], entry["skipped"]) == (name, "done", False)
     assert entry["adapter"] in adapters.names() and entry["load"] == "fp32"
     assert entry["seconds"] > 0 and entry["peak_rss_bytes"] > 1e6 and entry["metrics"]
+    assert entry["phases"].keys() >= {"data"} and 0 < sum(entry["phases"].values()) <= entry["seconds"] + 0.01
+    assert record["machine"]["cores"] >= 1 and len(record["config_digest"]) == 64
     folder = run / entry["dir"]
     kept = "checkpoint.json" if (folder / "checkpoint.json").is_file() else "result.json"
     assert entry["digest"] == file_sha256(folder / kept)
