@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from align.report_chain import chain
-from align.report_checks import checks, integrity, tally
+from align.report_checks import checks, failures, integrity, tally
 from align.report_curves import curves
 from align.report_facts import again, costs, data
 from align.report_notices import notices
@@ -135,7 +135,10 @@ def contents(folder: Path, run: Json, stages: Sequence[StageFiles], notes: list[
     samples = [(s.name, found) for s in stages if (found := part("samples", own_samples, s, texts))]
     return {
         "verdict": part("verdict", verdict, run, stages, measured, gain, waiting, otherwise=unknown),
-        "notices": part("notices", notices, stages, measured, gain, earlier, otherwise=[]),
+        "notices": [
+            *part("failed checks", failures, matrix, listed, otherwise=[]),
+            *part("notices", notices, stages, measured, gain, earlier, otherwise=[]),
+        ],
         "figures": part("figures", figures, stages, measured, gain, otherwise=[]),
         "chain": part("chain", chain, stages, waiting, mapping(recipe.get("model")), otherwise={"rows": []}),
         "curves": [found for s in stages if (found := part("curves", curves, s, budget > 0))],
