@@ -7,14 +7,51 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from align.checkpoint import model_folder
+from align.config import RunConfig
+from align.dressing import asked_template, dressed
 from align.options import ModelOptions
 from data_prep.errors import UserError
 from data_prep.options import DataOptions
 
+if TYPE_CHECKING:
+    from data_prep.rendering import Renderer
 
-def make_blank(model: ModelOptions, data: DataOptions, seed: int, folder: Path) -> Path:
+
+def find_base(config: RunConfig, folder: Path, weights: bool = True) -> Path:
+    """The folder of a run's base: the one it names, or a fresh one made in `folder`/blank.
+
+    Args:
+        weights: False makes a fresh base without them, only to be looked at.
+
+    Raises:
+        UserError: no model is given, or there is none where it is said to be.
+    """
+    model = config.model
+    if model.init == "random":
+        if model.template:
+            raise UserError("a fresh model has model.tokenizer.template", field="model.template", code="not_used")
+        return make_blank(model, config.stages[0].data, config.seed, folder / "blank", weights)
+    if model.init is not None:
+        raise UserError(f"unknown init '{model.init}' (choices: random)", field="model.init")
+    if not model.path:
+        raise UserError("no model is given", field="model.path", hint="set model=hf model.path=FOLDER")
+    found = model_folder(model.path, model.revision)
+    return dressed(found, asked_template(model.template, found)) if model.template else found
+
+
+def open_renderer(folder: Path) -> Renderer:
+    """What renders rows with the tokenizer and chat template of a model folder."""
+    from transformers import AutoTokenizer
+
+    from data_prep.rendering import Renderer
+
+    return Renderer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
+def make_blank(model: ModelOptions, data: DataOptions, seed: int, folder: Path, weights: bool = True) -> Path:
     """Write a model folder with fresh weights; deterministic for a seed. Returns `folder`.
 
     Raises:
@@ -27,7 +64,7 @@ def make_blank(model: ModelOptions, data: DataOptions, seed: int, folder: Path) 
             raise UserError("a fresh model needs this", field=f"model.tokenizer.{key}")
     folder.mkdir(parents=True, exist_ok=True)
     specials = _train_tokenizer(model.tokenizer, data, folder)
-    _random_weights(model.config, specials, seed, folder)
+    _random_weights(model.config, specials, seed if weights else None, folder)
     return folder
 
 
@@ -64,13 +101,13 @@ def _train_tokenizer(options: dict[str, Any], data: DataOptions, folder: Path) -
     return {name: int(number or 0) for name, number in ids.items()}
 
 
-def _random_weights(config: dict[str, Any], specials: dict[str, int], seed: int, folder: Path) -> None:
+def _random_weights(config: dict[str, Any], specials: dict[str, int], seed: int | None, folder: Path) -> None:
+    """Write weights drawn from `seed` and their config.json; with None the config.json alone."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     if "model_type" not in config:
         raise UserError("a fresh model needs an architecture", field="model.config.model_type")
-    torch.manual_seed(seed)
     fields = {
         **config,
         "vocab_size": specials["size"],
@@ -78,7 +115,12 @@ def _random_weights(config: dict[str, Any], specials: dict[str, int], seed: int,
         "eos_token_id": specials["end"],
     }
     fields["bos_token_id"] = None
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+    architecture = AutoConfig.for_model(**fields)
+    if seed is None:
+        architecture.save_pretrained(folder)
+        return
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(architecture)
     model.generation_config.eos_token_id = specials["end"]
     model.generation_config.pad_token_id = specials["pad"]
     model.save_pretrained(folder)

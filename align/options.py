@@ -14,11 +14,43 @@ from data_prep.options import DataOptions
 
 
 class Load(Enum):
-    """Precision at which a base's weights are kept in memory."""
+    """Precision at which a base's weights are kept in memory; in 4 bits also whether the scales of its blocks are
+    quantised too (else `single`), and what products are taken in."""
 
     fp32 = "fp32"
     bf16 = "bf16"
     nf4 = "nf4"
+    nf4_fp32 = "nf4_fp32"
+    nf4_bf16 = "nf4_bf16"
+    nf4_single = "nf4_single"
+    nf4_single_fp32 = "nf4_single_fp32"
+    nf4_single_bf16 = "nf4_single_bf16"
+    fp4 = "fp4"
+    fp4_fp32 = "fp4_fp32"
+    fp4_bf16 = "fp4_bf16"
+    fp4_single = "fp4_single"
+    fp4_single_fp32 = "fp4_single_fp32"
+    fp4_single_bf16 = "fp4_single_bf16"
+
+    @property
+    def four_bit(self) -> bool:
+        """Whether weights are kept in 4 bits."""
+        return self not in (Load.fp32, Load.bf16)
+
+    @property
+    def double(self) -> bool:
+        """In 4 bits: whether the blocks' scales are quantised too (not `single`)."""
+        return "single" not in self.value
+
+    def computes_in(self, device: str) -> str:
+        """fp32 or bf16: what matrix products are taken in on a device type, autocast aside.
+
+        4-bit weights without a named one: bf16 on GPUs, fp32 on CPUs.
+        """
+        last = self.value.rpartition("_")[2]
+        if last in ("fp32", "bf16"):
+            return last
+        return "bf16" if device == "cuda" else "fp32"
 
 
 class OnPrecisionChange(Enum):
@@ -50,6 +82,10 @@ class ModelOptions:
     name: str = option("hf", "name of the base, for cards and reports")
     path: Optional[str] = option(None, "folder or hub id org/name; package:nano is the embedded base")
     revision: Optional[str] = option(None, "branch, tag or commit of a hub id")
+    template: Optional[str] = option(
+        None, "chatml|plain|PATH: chat template for a model without one (or instead of its own)"
+    )
+    aliases: list[str] = _list("other names of these weights, as plain peft adapters may name their base [a,b]")
     load: Optional[Load] = option(None, "fp32|bf16|nf4 (default: as the parent was trained, else fp32)")
     init: Optional[str] = option(None, "random: build fresh weights from `config` instead of loading any")
     config: dict[str, Any] = _map("with init=random: the fields of the model's config.json")

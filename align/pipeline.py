@@ -6,6 +6,7 @@ This is the one road from a configuration to a result; a single stage is a pipel
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import sys
 import time
@@ -14,14 +15,19 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.chain import Footing, footing, options_of
-from align.checkpoint import Checkpoint, model_folder, resolve_checkpoint
+from align.blank import find_base, open_renderer
+from align.chain import Footing, options_of
+from align.checkpoint import Checkpoint
 from align.config import RunConfig, StageSpec
 from align.disk import clear_staging, publish, write_json
+from align.dressing import bare
 from align.fingerprint import base_fingerprint, file_sha256
-from align.options import Load, OnPrecisionChange
+from align.foreign import unknown_of
+from align.preflight import require_grounds, stand
+from align.quiet import quieten
 from align.report import write_report
 from align.run_folder import earlier_entries, finished, locked, make_folder, plain, yaml_text
+from align.shared_stages import Home, SharedStages, home_of
 from align.stages.base import TrainingStage
 from align.tracks import Tracks
 from data_prep.digests import sha256_json, template_digest, tokenizer_digest
@@ -44,6 +50,8 @@ class Run:
     base_folder: Path
     accelerator: Accelerator
     record: dict[str, Any]
+    shared: SharedStages | None = None
+    """What this run has in common with the other jobs of its sweep."""
     made: dict[str, Checkpoint] = field(default_factory=dict)
     """Checkpoints of this run by stage name, in order."""
     announced: bool = False
@@ -75,22 +83,26 @@ class Run:
             write_json(self.folder / "run.json", self.record)
 
 
-def run(config: RunConfig) -> dict[str, Any]:
+def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]:
     """Run every stage of `config` that is not finished yet; returns the content of run.json.
+
+    Args:
+        shared: for a job of a sweep, which waits where another process is at work instead of refusing.
 
     Raises:
         UserError: something does not fit; nothing already saved is touched.
         TrainingStopped: training stopped itself; finished stages stay.
     """
-    _quiet_libraries()
+    quieten()
     place = Path(config.out).expanduser().resolve() / config.name
     is_new = not place.exists()
-    base_folder = None if config.model.init else _base_folder(config, place)
+    base_folder = None if config.model.init else find_base(config, place)
+    require_grounds(config, base_folder)
     folder = make_folder(config)
-    with locked(folder):
+    with locked(folder, waiting=f"another process works on {folder}; waiting for it" if shared else None):
         process = _accelerator()
         record = _record(config, folder, str(process.device))
-        state = Run(config, folder, base_folder or _base_folder(config, folder), process, record)
+        state = Run(config, folder, base_folder or find_base(config, folder), process, record, shared)
         try:
             for spec in config.stages:
                 _stage(state, spec)
@@ -121,8 +133,9 @@ def _record_failure(state: Run, spec: StageSpec, error: BaseException) -> None:
     """Leave a run.json and a report that say what happened; nothing here may hide the error itself."""
     status = "stopped" if isinstance(error, TrainingStopped | KeyboardInterrupt) else "failed"
     state.record.update(status=status, error=str(error) or type(error).__name__, failed_stage=spec.name)
-    if not any(entry["name"] == spec.name and entry.get("digest") for entry in state.record["stages"]):
-        state.put(_unfinished(spec, status))
+    begun = next((entry for entry in state.record["stages"] if entry["name"] == spec.name), None)
+    if begun is None or not begun.get("digest"):
+        state.put(_unfinished(spec, status, begun["dir"] if begun else f".staging-{spec.name}"))
     with suppress(Exception):
         state.write()
         _report(state)
@@ -130,78 +143,42 @@ def _record_failure(state: Run, spec: StageSpec, error: BaseException) -> None:
         state.write()
 
 
-def _unfinished(spec: StageSpec, status: str) -> dict[str, Any]:
+def _unfinished(spec: StageSpec, status: str, staging: str) -> dict[str, Any]:
     """The entry of a stage that is at work or has failed: what there is of it lies in its staging folder."""
-    return {"name": spec.name, "status": status, "dir": f".staging-{spec.name}", "skipped": False, "metrics": {}}
+    return {"name": spec.name, "status": status, "dir": staging, "skipped": False, "metrics": {}}
 
 
 def _stage(state: Run, spec: StageSpec) -> None:
     """One stage: resolve what it stands on, skip it when its result is there, else run and publish it."""
-    stage, started = spec.stage, time.monotonic()
-    init = _input(state, stage.init, "policy")
-    reward = _input(state, stage.reward, "reward") if stage.needs_reward else None
-    if stage.needs_reward and reward is None and not stage.reward_optional:
-        raise UserError(
-            f"{spec.name} needs a reward model",
-            code="missing_reward",
-            hint=f"set stages.{spec.name}.reward=RUN/reward_model, or use pipeline=rlhf",
-        )
-    for checkpoint in (init, reward):
-        if checkpoint is not None:
-            checkpoint.require(state.base_folder)
-    standing = footing(init, spec.adapter, stage.on_parent, state.config.model.load, state.config.on_precision_change)
-    _check_reward_load(state, spec, reward, standing.load)
+    ground = stand(state.config, spec, state.made, state.base_folder)
+    ground.require()
+    init, reward, standing = ground.init, ground.reward, ground.footing
+    assert standing is not None
+    if init is not None and init.foreign and state.accelerator.is_main_process:
+        print(unknown_of(init.record, init.folder), file=sys.stderr)
     digest = _inputs_digest(state, spec, init, reward, standing)
-    final = state.folder / spec.name
-    entry = finished(state.folder, spec.name, digest, state.record["stages"])
-    state.announce()
-    if entry is None:
-        state.put(_unfinished(spec, "running"))
-        state.write()
-        _report(state)
-        entry = _train(state, spec, (init, reward), standing, digest)
-        entry["seconds"] = round(time.monotonic() - started, 3)
-    state.put(entry)
-    state.tracks.stage_done(entry, final)
+    home = home_of(state.folder, spec.name, digest, state.shared)
+    with home.held():
+        state.accelerator.wait_for_everyone()  # one process holds the lock for all
+        started = time.monotonic()
+        entry = finished(home.folder, home.name, digest, earlier_entries(home.folder))
+        state.announce()
+        if entry is None:
+            state.put(_unfinished(spec, "running", os.path.relpath(home.staging, state.folder)))
+            state.write()
+            _report(state)
+            entry = _train(state, spec, (init, reward), standing, digest, home)
+            entry["seconds"] = round(time.monotonic() - started, 3)
+            if state.accelerator.is_main_process:
+                home.keep(entry)
+    state.put({**entry, "name": spec.name, "dir": home.seen_from(state.folder)})
+    state.tracks.stage_done({**entry, "name": spec.name}, home.final)
     state.write()
     if spec is not state.config.stages[-1]:
         _report(state)
-    if (final / "checkpoint.json").is_file():
-        state.made[spec.name] = Checkpoint.open(final)
-    _say(state, entry)
-
-
-def _input(state: Run, wanted: str | None, role: str) -> Checkpoint | None:
-    """A named input (stage of this run, RUN/STAGE or path), or the run's latest checkpoint of that role."""
-    if wanted == "base":
-        return None
-    if wanted is None:
-        fitting = [c for c in state.made.values() if c.record["role"] == role]
-        return fitting[-1] if fitting else None
-    if wanted in state.made:
-        return state.made[wanted]
-    if any(spec.name == wanted for spec in state.config.stages) and not (state.folder / wanted).is_dir():
-        raise UserError(f"stage '{wanted}' comes later in this pipeline than the stage that needs it")
-    found = resolve_checkpoint(wanted, state.config.out)
-    if found.record["role"] != role:
-        raise UserError(
-            f"'{wanted}' is a {found.record['role']} checkpoint where a {role} is needed",
-            code="wrong_role",
-            file=str(found.folder),
-        )
-    return found
-
-
-def _check_reward_load(state: Run, spec: StageSpec, reward: Checkpoint | None, load: Load) -> None:
-    if reward is None or spec.stage.reward_optional or reward.load == load.value:
-        return
-    if state.config.on_precision_change is OnPrecisionChange.refuse:
-        raise UserError(
-            f"the reward model was trained on a {reward.load} base, {spec.name} would load it as {load.value}, "
-            "where it scores differently",
-            code="precision_change",
-            hint="train both at one precision, or set on_precision_change=recalibrate",
-        )
+    if (home.final / "checkpoint.json").is_file():
+        state.made[spec.name] = Checkpoint.open(home.final)
+    _say(state, {**entry, "name": spec.name})
 
 
 def _inputs_digest(
@@ -232,7 +209,12 @@ def _inputs_digest(
 
 
 def _train(
-    state: Run, spec: StageSpec, inputs: tuple[Checkpoint | None, Checkpoint | None], standing: Any, digest: str
+    state: Run,
+    spec: StageSpec,
+    inputs: tuple[Checkpoint | None, Checkpoint | None],
+    standing: Any,
+    digest: str,
+    home: Home,
 ) -> dict[str, Any]:
     """Run a stage in its staging folder and publish the result."""
     from align.base import BaseIdentity
@@ -242,7 +224,7 @@ def _train(
     from align.work import Work
 
     config, process = state.config, state.accelerator
-    staging = state.folder / f".staging-{spec.name}"
+    staging = home.staging
     if process.is_main_process:
         clear_staging(staging)
     process.wait_for_everyone()
@@ -253,13 +235,13 @@ def _train(
     metrics = Metrics(staging / "metrics.jsonl", spec.name, state.tracks.row)
     init, reward = inputs
     work = Work(
-        config, spec, process, bases, _renderer(state.base_folder), standing, init, reward, staging, metrics, digest
+        config, spec, process, bases, open_renderer(state.base_folder), standing, init, reward, staging, metrics, digest
     )
     reset_peak_rss()
     (staging / "recipe.yaml").write_text(yaml_text(config.resolved["stages"][spec.name]), encoding="utf-8")
     saved = spec.stage.run(work)
     process.wait_for_everyone()  # every process has read the staging folder back before it is renamed
-    final = state.folder / spec.name
+    final = home.final
     if process.is_main_process:
         if saved is None:
             write_json(staging / "inputs.json", {"inputs_digest": digest})
@@ -304,38 +286,18 @@ def _record(config: RunConfig, folder: Path, device: str) -> dict[str, Any]:
     }
 
 
-def _base_folder(config: RunConfig, folder: Path) -> Path:
-    if config.model.init == "random":
-        from align.blank import make_blank
-
-        return make_blank(config.model, config.stages[0].data, config.seed, folder / "blank")
-    if config.model.init is not None:
-        raise UserError(f"unknown init '{config.model.init}' (choices: random)", field="model.init")
-    if not config.model.path:
-        raise UserError("no model is given", field="model.path", hint="set model=hf model.path=FOLDER")
-    return model_folder(config.model.path, config.model.revision)
-
-
 def _base_id(config: RunConfig, folder: Path) -> str:
     path = config.model.path
     if config.model.init == "random":
         return f"random:{config.seed}"
     assert path is not None
-    return str(folder) if Path(path).expanduser().exists() else path
+    return str(bare(folder)) if Path(path).expanduser().exists() else path
 
 
 def _accelerator() -> Accelerator:
     from accelerate import Accelerator
 
     return Accelerator()
-
-
-def _renderer(folder: Path) -> Any:
-    from transformers import AutoTokenizer
-
-    from data_prep.prepare import Renderer
-
-    return Renderer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
 
 
 def _say(state: Run, entry: dict[str, Any]) -> None:
@@ -348,13 +310,3 @@ def _say(state: Run, entry: dict[str, Any]) -> None:
             shown = " ".join(f"{k}={v:.4g}" for k, v in list(numbers.items())[:6])
             text = f"{entry['name']}: done in {entry['seconds']:.0f} s ({entry['digest'][:8]}) {shown}"
         print(text, file=sys.stderr)
-
-
-def _quiet_libraries() -> None:
-    """Keep third-party start-up chatter off the screen."""
-    import logging
-    import warnings
-
-    warnings.filterwarnings("ignore", category=FutureWarning)
-    for name in ("transformers", "peft", "accelerate", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)

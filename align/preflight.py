@@ -1,14 +1,33 @@
-"""What can be found wrong with a run before any weight loads: data that is missing, or given and never read."""
+"""What can be found wrong with a run before any weight loads: its sources, its settings, and its chain.
+
+Everything here collects problems. `align run` raises the first of them, `align check` prints them all.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic
 
+from align.chain import (
+    Footing,
+    Planned,
+    StandingT,
+    adapter_name,
+    check_reward,
+    find_input,
+    footing,
+    load_of,
+    lookout,
+    options_of,
+)
+from align.checkpoint import Checkpoint
 from align.config import RunConfig, StageSpec
 from align.trackers.base import check_packages
 from data_prep.errors import UserError
 from data_prep.options import SourceOptions
-from data_prep.reading import source_for
+from data_prep.reading import check_options, source_for
 from data_prep.sources import find_files, is_hub_id, resolve
 
 KINDS = {
@@ -26,13 +45,38 @@ def check_sources(config: RunConfig) -> None:
     Raises:
         UserError: a later stage would have failed after the earlier ones had been trained.
     """
-    check_packages(config.tracking.to)
+    for _, problem in source_problems(config):
+        raise problem
+
+
+def source_problems(config: RunConfig) -> Iterator[tuple[str | None, UserError]]:
+    """(stage, problem) of data that is missing, or given and never read; each problem once."""
+    said: set[str] = set()
     for spec in config.stages:
-        for kind in spec.stage.needs_data:
-            given = source_for(spec.data, KINDS[kind])
-            for path in (given.source.path, given.source.eval_path):
-                _check_file(path, spec.data.root)
-    _check_path_is_read(config.stages)
+        checks = [lambda s=spec, k=kind: _check_source(s, k) for kind in spec.stage.needs_data]
+        problems = [found for check in checks for found in caught(check)]
+        for problem in [*problems, *spec.stage.data_refusals(spec.data)]:
+            if str(problem) not in said:
+                said.add(str(problem))
+                yield spec.name, problem
+    for check in (lambda: _check_path_is_read(config.stages), lambda: check_packages(config.tracking.to)):
+        yield from ((None, problem) for problem in caught(check))
+
+
+def caught(check: Callable[[], object]) -> list[UserError]:
+    """The problem that `check` raises, if it does."""
+    try:
+        check()
+    except UserError as problem:
+        return [problem]
+    return []
+
+
+def _check_source(spec: StageSpec, kind: str) -> None:
+    given = source_for(spec.data, KINDS[kind])
+    for path in (given.source.path, given.source.eval_path):
+        _check_file(path, spec.data.root)
+    check_options(given, KINDS[kind])
 
 
 def _check_file(path: str | None, root: str | None) -> None:
@@ -62,6 +106,92 @@ def _check_path_is_read(specs: Sequence[StageSpec]) -> None:
 
 
 def _reads_path(spec: StageSpec) -> bool:
-    """Whether a stage gets a kind of row from `data.path`."""
-    sources = [source_for(spec.data, KINDS[kind]).source for kind in spec.stage.needs_data]
+    """Whether a stage gets a kind of row from `data.path`; a source that is wrong in itself is not said twice."""
+    try:
+        sources = [source_for(spec.data, KINDS[kind]).source for kind in spec.stage.needs_data]
+    except UserError:
+        return True
     return SourceOptions(path=spec.data.path) in sources
+
+
+@dataclass(frozen=True)
+class Ground(Generic[StandingT]):
+    """What one stage stands on, and everything that is wrong with it."""
+
+    spec: StageSpec
+    init: StandingT | Checkpoint | None
+    reward: StandingT | Checkpoint | None
+    footing: Footing | None
+    """None where there is none that is legal."""
+    problems: list[UserError] = field(default_factory=list)
+
+    def require(self) -> None:
+        """Raise the first problem."""
+        for problem in self.problems:
+            raise problem
+
+
+def stand(
+    config: RunConfig, spec: StageSpec, before: Mapping[str, StandingT], base_folder: Path | None
+) -> Ground[StandingT]:
+    """Find what a stage stands on and check it: inputs, their files and base, footing, reward model, settings.
+
+    Args:
+        before: what the stages before it make: checkpoints, or plans of them.
+        base_folder: the base that finished checkpoints must have been trained on; None: not known yet.
+    """
+    stage, problems = spec.stage, list[UserError]()
+    names = [each.name for each in config.stages]
+    inputs: list[StandingT | Checkpoint | None] = []
+    for wanted, role in ((stage.init, "policy"), (stage.reward if stage.needs_reward else "base", "reward")):
+        found = None
+        try:
+            found = find_input(wanted, role, before, names, config.out)
+            if isinstance(found, Checkpoint) and base_folder is not None:
+                found = found.require(base_folder, model_names(config))
+        except UserError as problem:
+            problems.append(problem)
+        inputs.append(found)
+    init, reward = inputs
+    standing = None
+    if not problems:
+        try:
+            if stage.makes is None:
+                standing = lookout(init, config.model.load, config.on_precision_change)
+            else:
+                standing = footing(init, spec.adapter, stage.on_parent, config.model.load, config.on_precision_change)
+        except UserError as problem:
+            problems.append(problem)
+        load = load_of(init, spec.adapter, config.model.load)
+        problems += caught(lambda: check_reward(spec, reward, load, config.on_precision_change))
+    problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
+    return Ground(spec, init, reward, standing, problems)
+
+
+def model_names(config: RunConfig) -> list[str]:
+    """What the model is called, by this run and elsewhere."""
+    return [name for name in (config.model.path, *config.model.aliases) if name]
+
+
+def walk(config: RunConfig, base_folder: Path | None) -> list[Ground[Planned]]:
+    """What every stage will stand on, before any of them has been trained."""
+    before: dict[str, Planned] = {}
+    grounds = []
+    for spec in config.stages:
+        ground = stand(config, spec, before, base_folder)
+        grounds.append(ground)
+        if spec.stage.makes is not None:
+            load = ground.footing.load if ground.footing else load_of(ground.init, spec.adapter, config.model.load)
+            method, options = adapter_name(spec.adapter), options_of(spec.adapter)
+            before[spec.name] = Planned(spec.name, spec.stage.makes, method, options, load.value)
+    return grounds
+
+
+def require_grounds(config: RunConfig, base_folder: Path | None) -> None:
+    """Refuse, before the first stage is trained, what a later one would be refused for.
+
+    Raises:
+        UserError: the first problem of the chain.
+    """
+    for ground in walk(config, base_folder):
+        ground.require()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import Enum
@@ -38,16 +39,25 @@ def make_folder(config: RunConfig) -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """One process (or group of processes) works on a run folder at a time."""
+def locked(folder: Path, name: str = ".lock", waiting: str | None = None) -> Iterator[None]:
+    """One process (or group of processes) works on a run folder at a time.
+
+    Args:
+        name: the file that is locked.
+        waiting: say this and wait for the other process, instead of refusing.
+    """
     if int(os.environ.get("RANK", "0")) > 0:
         yield
         return
-    with (folder / ".lock").open("w") as handle:
+    with (folder / name).open("w") as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError("another process is working on this run", code="locked", file=str(folder)) from None
+            if waiting is None:
+                raise UserError("another process is working on this run", code="locked", file=str(folder)) from None
+            if waiting:
+                print(waiting, file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 
 
@@ -86,7 +96,7 @@ def finished(folder: Path, name: str, inputs_digest: str, entries: list[dict[str
     if known != inputs_digest:
         return None
     unrecorded = {"name": name, "dir": name, "digest": own, "metrics": metrics}
-    entry = next((e for e in entries if e.get("name") == name and e.get("digest") == own), unrecorded)
+    entry = next((e for e in entries if e.get("dir") == name and e.get("digest") == own), unrecorded)
     return {**entry, "status": "done", "skipped": True}
 
 

@@ -34,6 +34,16 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> Batch: ...
 
 
+class StepHook(Protocol):
+    """What wants to know of the optimiser's steps: an adapter, bound to its tree."""
+
+    def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Called before the first of `steps` steps."""
+
+    def after_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Called after step `step`, counted from 1; gradients are still there."""
+
+
 class Objective(nn.Module):
     """A module whose forward turns a micro-batch into a summed loss and summed numbers.
 
@@ -73,12 +83,6 @@ def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarr
     return list(np.array_split(order, max(1, count // batch_size)))
 
 
-def total_steps(count: int, options: TrainingStage) -> int:
-    """Optimiser steps of a run over `count` rows."""
-    per_epoch = max(1, count // options.batch_size)
-    return options.max_steps or max(1, round(per_epoch * options.epochs))
-
-
 def make_optimizer(groups: list[dict[str, Any]], options: TrainingStage) -> torch.optim.Optimizer:
     """The optimiser a stage asks for; groups carry their own learning rates."""
     if not any(group["params"] for group in groups):
@@ -106,7 +110,7 @@ class Updater:
         options: TrainingStage,
         steps: int,
         accelerator: Accelerator,
-        after_step: Sequence[Callable[[torch.optim.Optimizer, int], None]] = (),
+        hooks: Sequence[StepHook] = (),
     ) -> None:
         self.objective = objective
         self.options = options
@@ -116,10 +120,12 @@ class Updater:
         self.optimizer = make_optimizer(groups, options)
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._warmup = round(options.warmup * steps)
-        self._after_step = after_step
+        self._hooks = hooks
         self._held: set[str] = set()
         self._module = accelerator.prepare_model(objective) if accelerator.num_processes > 1 else objective
         self._clip_groups = objective.clip_groups()
+        for hook in hooks:
+            hook.begin(self.optimizer, steps)
 
     def hold(self, role: str, held: bool) -> None:
         """Keep a role's parameters exactly as they are (learning rate 0, so no weight decay either), or let them go."""
@@ -153,17 +159,21 @@ class Updater:
         result = self._averaged(totals, float(weight))
         result |= {f"grad_norm_{i}" if i else "grad_norm": norm for i, norm in enumerate(norms)}
         self._stop_on_nan(result, norms, window)
-        factor = learning_rate_factor(self.step_number, self.steps, self._warmup, self.options.schedule)
+        factor = self.rate_factor()
         for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = 0.0 if group.get("role") in self._held else peak * factor
         if self.step_number == 0:
             self._require_gradients()
         self.optimizer.step()
         self.step_number += 1
-        for hook in self._after_step:
-            hook(self.optimizer, self.step_number)
+        for hook in self._hooks:
+            hook.after_step(self.optimizer, self.step_number)
         result["lr"] = self._peaks[0] * factor
         return result
+
+    def rate_factor(self) -> float:
+        """Share of the groups' learning rates that the coming step takes."""
+        return learning_rate_factor(self.step_number, self.steps, self._warmup, self.options.schedule)
 
     @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Batch], counts: bool = True) -> dict[str, float]:

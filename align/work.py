@@ -19,12 +19,13 @@ from align.chain import Footing, adapter_name, options_of
 from align.checkpoint import FORMAT_VERSION, Checkpoint, Parent
 from align.config import RunConfig, StageSpec
 from align.disk import write_record
+from align.dressing import TEMPLATE, bare
 from align.fingerprint import read_model_config
 from align.packing import pack
+from align.reading import Reading, context_of
 from align.roles import Bases, Role
 from align.tracking import Metrics
 from data_prep.errors import TrainingStopped, UserError
-from data_prep.options import LengthOptions
 from data_prep.prepare import Prepared, Renderer
 
 PROBE_ATOL = 1e-4  # across machines; within a process the comparison is exact
@@ -60,17 +61,21 @@ class Work:
         """The stage's peak learning rate: as set, else its default for this adapter and model."""
         return float(self.spec.stage.peak_lr(self.spec.adapter, self.config.model.lr_scale))
 
-    def lengths(self, reply_tokens: int = 0) -> LengthOptions:
-        """The stage's row-length rules, within the model's context; `reply_tokens` are kept free for a reply."""
-        stage = self.spec.stage
-        context = read_model_config(self.bases.folder).get("max_position_embeddings") or stage.max_length
-        longest = min(stage.max_length, int(context))
-        if longest <= reply_tokens:
-            raise UserError(
-                f"no room for a prompt: {reply_tokens} reply tokens in a context of {longest}",
-                hint=f"lower stages.{self.spec.name}.max_new_tokens",
-            )
-        return LengthOptions(longest - reply_tokens, stage.on_long, stage.max_lost)
+    @property
+    def context(self) -> int | None:
+        """Longest row in tokens that the model takes behind the virtual tokens of its roles, if it has a limit."""
+        return context_of(read_model_config(self.bases.folder), self.spec.adapter, (self.init, self.reward))
+
+    def rows(self, kind: str) -> Prepared[Any]:
+        """The stage's rows of one kind of data as token ids, within the model's context.
+
+        Raises:
+            UserError: bad rows, too many that are too long, or too few that are left.
+        """
+        config = read_model_config(self.bases.folder)
+        prepared = Reading(self.spec, self.renderer, config, self.context, self.seed).rows(kind)
+        self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
+        return prepared
 
     @property
     def is_main(self) -> bool:
@@ -89,6 +94,12 @@ class Work:
         """The stage's trainable role on its parent, with deterministic initial adapter weights."""
         torch.manual_seed(self.seed)
         return self.bases.fresh(self.init, self.spec.adapter, self.footing, name)
+
+    def start_role(self, name: str) -> Role:
+        """The frozen function that the stage's fresh role starts from."""
+        if self.footing.mode is None and not self.spec.adapter.traits.starts_as_parent:
+            return self.fresh_role(name).freeze()
+        return self.bases.start_of(self.init, self.footing, name)
 
     def write_card(self, prepared: Prepared[Any]) -> None:
         """Keep the data card beside the result."""
@@ -180,7 +191,9 @@ def _write(work: Work, result: Result, folder: Path, probe: list[list[float]]) -
     adapter.save(role.carrier, folder)
     names = list(adapter.files())
     if adapter.traits.owns_weights:
-        names += _copy_tokenizer(work, folder)
+        names += _copied(work, folder, ("tokenizer.json", "tokenizer_config.json", TEMPLATE, "special_tokens_map.json"))
+    elif bare(work.bases.folder) != work.bases.folder:
+        names += _copied(work, folder, (TEMPLATE,))
     if role.head is not None:
         save_file({k: v.contiguous() for k, v in role.head.state_dict().items()}, folder / "head.safetensors")
         names.append("head.safetensors")
@@ -218,25 +231,23 @@ def _record(work: Work, result: Result, folder: Path, probe: list[list[float]]) 
 
 
 def _parent(folder: Path, role: str, checkpoint: Checkpoint) -> Parent:
-    """Parents in the same run folder are recorded relative to the checkpoint, others by their full path."""
+    """Parents in the same run or sweep are recorded relative to the checkpoint, others by their full path."""
     import os
 
     run, other = folder.resolve().parent, checkpoint.folder.resolve()
-    inside = run in other.parents or run.parent in other.parents
+    sweep = next((place for place in run.parents if (place / "sweep.json").is_file()), run.parent)
+    inside = any(place in other.parents for place in (run, run.parent, sweep))
     path = os.path.relpath(other, folder.resolve()) if inside else str(other)
     return Parent(role, path, checkpoint.digest)
 
 
-def _copy_tokenizer(work: Work, folder: Path) -> list[str]:
-    """A fully tuned model is a base of its own: it takes the tokenizer along, file by file."""
+def _copied(work: Work, folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Take files of the base along: a whole model's tokenizer, or the chat template that the base got in this run."""
     import shutil
 
-    names = []
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"):
-        source = work.bases.folder / name
-        if source.is_file():
-            shutil.copyfile(source, folder / name)
-            names.append(name)
+    names = [name for name in wanted if (work.bases.folder / name).is_file()]
+    for name in names:
+        shutil.copyfile(work.bases.folder / name, folder / name)
     return names
 
 

@@ -24,6 +24,9 @@ class _OneLineError(Exception):
         hint: what to do about it.
         file, row, field: where; rows count from 1.
         details: further problems of the same kind (one line each), never printed in the one line.
+
+    Attributes:
+        others: further problems of the same kind, as errors.
     """
 
     exit_code = 1
@@ -48,6 +51,7 @@ class _OneLineError(Exception):
         self.row = row
         self.field = field
         self.details = list(details)
+        self.others: list[UserError] = []
 
     def __str__(self) -> str:
         """The one line."""

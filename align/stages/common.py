@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from align.stages.base import TrainingStage
@@ -18,10 +19,10 @@ if TYPE_CHECKING:
 def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepared[Any]) -> dict[str, float]:
     """Train `objective` over prepared rows; returns the numbers of the evaluation that counts."""
     from align.tracking import Progress
-    from align.training import Updater, fit, total_steps
+    from align.training import Updater, fit
 
     options = cast(TrainingStage, work.spec.stage)
-    steps = total_steps(len(prepared.train), options)
+    steps = options.steps_over(len(prepared.train))
     ready_to_train(role, options)
     updater = Updater(objective, groups_of(role, work.lr), options, steps, work.accelerator, hooks_of(role))
     record_counts(work, role)
@@ -54,15 +55,26 @@ def groups_of(role: Role, lr: float) -> list[dict[str, Any]]:
     return [{**group, "role": role.name} for group in groups if group["params"]]
 
 
-def hooks_of(role: Role) -> list[Any]:
-    """The adapter's per-step hook, bound to its tree."""
-    adapter = role.adapter
-    assert adapter is not None
+@dataclass
+class AdapterHook:
+    """A role's adapter as the loop calls it."""
 
-    def after_step(optimizer: torch.optim.Optimizer, step: int) -> None:
-        adapter.after_step(role.carrier, optimizer, step)
+    role: Role
 
-    return [after_step]
+    def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Before the first step of a stage."""
+        assert self.role.adapter is not None
+        self.role.adapter.begin(self.role.carrier, optimizer, steps)
+
+    def after_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """After every step."""
+        assert self.role.adapter is not None
+        self.role.adapter.after_step(self.role.carrier, optimizer, step)
+
+
+def hooks_of(role: Role) -> list[AdapterHook]:
+    """What the loop calls for a role."""
+    return [AdapterHook(role)]
 
 
 def record_counts(work: Work, role: Role) -> None:

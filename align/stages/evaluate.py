@@ -9,11 +9,13 @@ No paper; costs one rollout and two scoring passes per stage.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.fields import option
 from align.stages.base import Stage, stage
+from data_prep.errors import UserError
 from data_prep.options import OnLong
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from align.roles import Role
     from align.rollout import Reply
     from align.work import Work
+    from data_prep.options import DataOptions
     from data_prep.types import PromptTokens
 
 
@@ -53,13 +56,20 @@ class Evaluate(Stage):
     on_long: OnLong = option(OnLong.drop, "rows over max_length: drop (counted) or error")
     max_lost: float = option(0.05, "stop when more than this share of the rows is dropped", high=1)
 
+    def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
+        """A gold rule that cannot be built."""
+        if data.gold.rule is not None:
+            try:
+                gold_rule(data)
+            except UserError as problem:
+                yield problem
+
     def run(self, work: Work) -> Checkpoint | None:
         """Write result.json and samples.jsonl; there are no weights to save."""
         from align.tracking import Progress
-        from data_prep.prepare import prepare_prompts
 
         with work.phase("data"):
-            prepared = prepare_prompts(work.spec.data, work.renderer, work.lengths(self.max_new_tokens), work.seed)
+            prepared = work.rows("prompts")
         work.write_card(prepared)
         rows = (prepared.eval or prepared.train)[: self.prompts]
         chain = chain_of(work.init)
@@ -84,7 +94,7 @@ class Evaluate(Stage):
         from align.experience import score_replies
         from align.roles import Role
 
-        load = _load(checkpoint) if checkpoint else work.footing.load
+        load = work.footing.load if checkpoint is None or checkpoint.foreign else _load(checkpoint)
         if checkpoint is not None:
             role = work.bases.realise(checkpoint, "policy", load)
         else:
@@ -122,13 +132,11 @@ class Evaluate(Stage):
         import torch
 
         from align.objectives import LanguageModeling
-        from data_prep.options import DataOptions
-        from data_prep.prepare import prepare_conversations
+        from data_prep.reading import has_source
 
-        data: DataOptions = work.spec.data
-        if not (data.conversations.path or data.conversations.generator):
+        if not has_source(work.spec.data, "conversations"):
             return None
-        prepared = prepare_conversations(data, work.renderer, work.lengths(), work.seed)
+        prepared = work.rows("conversations")
         rows = (prepared.eval or prepared.train)[: self.prompts]
         objective = LanguageModeling(role).eval()
         total = weight = 0.0
@@ -186,6 +194,26 @@ def _load(checkpoint: Checkpoint) -> Any:
     return Load(checkpoint.load)
 
 
+def gold_rule(data: DataOptions) -> Any:
+    """The gold rule that the data names, with its table read.
+
+    Raises:
+        UserError: an unknown rule, options it does not have or misses, or a table that does not fit.
+    """
+    from data_prep.reading import source_rows
+    from reward.rules import build_rule
+
+    gold = data.gold
+    assert gold.rule is not None
+
+    def table() -> list[dict[str, Any]]:
+        if not (gold.source.path or gold.source.generator):
+            raise UserError("the rule has no rows", field="data.gold.source", hint="set data.gold.source.path=FILE")
+        return source_rows(data, gold.source)
+
+    return build_rule(gold.rule, gold.options, table)
+
+
 def _gold(
     work: Work, rows: list[PromptTokens], texts: list[str], replies: list[Reply]
 ) -> list[dict[str, float]] | None:
@@ -193,10 +221,7 @@ def _gold(
     gold = work.spec.data.gold
     if gold.rule is None:
         return None
-    from data_prep.prepare import source_rows
-    from reward.rules import rules
-
-    rule = rules.get(gold.rule)(table=source_rows(work.spec.data, gold.source), **gold.options)
+    rule = gold_rule(work.spec.data)
     return [
         rule.score(row.text, str(row.meta.get("topic", "")), text, reply.finished)
         for row, text, reply in zip(rows, texts, replies, strict=True)

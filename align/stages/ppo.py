@@ -9,6 +9,7 @@ training two roles.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,6 +18,8 @@ from align.stages.base import Schedule, TrainingStage, stage
 from data_prep.errors import TrainingStopped, UserError
 
 if TYPE_CHECKING:
+    from align.adapters.base import Adapter
+    from align.chain import Standing
     from align.checkpoint import Checkpoint
     from align.experience import Cast, Experience, RewardRule
     from align.training import Updater
@@ -32,6 +35,7 @@ class PPO(TrainingStage):
 
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
     needs_reward: ClassVar[bool] = True
+    makes: ClassVar[str | None] = "policy"
     base_lr: ClassVar[float] = 2e-5
 
     schedule: Schedule = option(Schedule.linear, "learning rate after warm-up: constant|linear|cosine (to zero)")
@@ -66,14 +70,8 @@ class PPO(TrainingStage):
         from align import ppo_checks
         from align.stages.common import record_counts
 
-        if self.critic_warmup >= self.updates:
-            raise UserError(
-                f"no update would train the policy: {self.updates} updates, {self.critic_warmup} for the critic alone",
-                field="stages.ppo.critic_warmup",
-                hint="raise updates or lower critic_warmup",
-            )
         with work.phase("data"):
-            prepared = self._prompts(work)
+            prepared = work.rows("prompts")
         work.write_card(prepared)
         cast = self._assemble(work)
         record_counts(work, cast.policy)
@@ -91,16 +89,44 @@ class PPO(TrainingStage):
         }
         return self._save(work, prepared, cast)
 
-    def _prompts(self, work: Work) -> Prepared[PromptTokens]:
-        from data_prep.prepare import prepare_prompts
+    def refusals(self, where: str, adapter: Adapter, reward: Standing | None) -> Iterator[UserError]:
+        """Settings that cannot work; the value role is trained with the reward model's method."""
+        from align.chain import adapter_of
+        from align.ppo_settings import refusals
 
-        prepared = prepare_prompts(work.spec.data, work.renderer, work.lengths(self.max_new_tokens), work.seed)
-        if len(prepared.train) < self.batch_size:
+        yield from super().refusals(where, adapter, reward)
+        if reward is not None:
+            yield from super().refusals(where, adapter_of(reward), None)
+        yield from refusals(self, where)
+
+    def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
+        """Settings that are hardly meant."""
+        from align.ppo_settings import doubts
+
+        yield from super().doubts(where, adapter, lr_scale)
+        yield from doubts(self, where)
+
+    def check_rows(self, where: str, count: int) -> None:
+        """Every update takes a whole batch of prompts."""
+        if count < self.batch_size:
             raise UserError(
-                f"{len(prepared.train)} training prompts are fewer than one batch of {self.batch_size}",
-                hint=f"set stages.ppo.batch_size={max(1, len(prepared.train))} or give more prompts",
+                f"{count} training prompts are fewer than one batch of {self.batch_size}",
+                code="too_few_rows",
+                hint=f"set {where}.batch_size={max(1, count)} or give more prompts",
             )
-        return prepared
+
+    def steps_over(self, rows: int) -> int:
+        """Optimiser steps: every update's passes over its minibatches."""
+        return self.updates * self.ppo_epochs * self.minibatches
+
+    def plan_over(self, rows: int) -> dict[str, float]:
+        """Updates, the prompts of each, and the optimiser steps they make."""
+        return {
+            "updates": self.updates,
+            "rows_per_update": self.batch_size,
+            "steps": self.steps_over(rows),
+            "rows_per_step": self.batch_size // self.minibatches,
+        }
 
     def _assemble(self, work: Work) -> Cast:
         """Policy and reference from the parent, reward from the reward model, value as a trainable copy of it."""
@@ -109,7 +135,7 @@ class PPO(TrainingStage):
         assert work.reward is not None
         load = work.footing.load
         policy = work.fresh_role("policy")
-        reference = work.bases.start_of(work.init, work.footing, "reference")
+        reference = work.start_role("reference")
         reward = work.bases.realise(work.reward, "reward", load)
         value = work.bases.realise(work.reward, "value", load, trainable=True)
         cast = Cast(policy, reference, reward, value)
@@ -159,7 +185,7 @@ class PPO(TrainingStage):
         groups = groups_of(cast.policy, work.lr) + groups_of(cast.value, value_lr)
         for role in (cast.policy, cast.value):
             ready_to_train(role, self)
-        steps = self.updates * self.ppo_epochs * self.minibatches
+        steps = self.steps_over(0)
         return Updater(objective, groups, self, steps, work.accelerator, hooks_of(cast.policy) + hooks_of(cast.value))
 
     def _improve(

@@ -14,8 +14,6 @@ from align.stages.base import stage
 from align.stages.sft import SFT
 
 if TYPE_CHECKING:
-    from align.work import Work
-    from data_prep.prepare import Prepared
     from data_prep.types import Tokens
 
 
@@ -32,9 +30,3 @@ class Pretrain(SFT):
     def opening(self, row: Tokens) -> list[int]:
         """The first half of a document."""
         return row.ids[: max(1, len(row.ids) // 2)]
-
-    def prepare(self, work: Work) -> Prepared[Tokens]:
-        """Pieces of documents, every token supervised."""
-        from data_prep.prepare import prepare_text
-
-        return prepare_text(work.spec.data, work.renderer, work.lengths(), work.seed)

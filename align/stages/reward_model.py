@@ -50,7 +50,8 @@ class RewardModel(TrainingStage):
         work.write_card(prepared)
         role = work.fresh_role("reward")
         torch.manual_seed(work.seed)
-        role.head = ScalarHead(role.tree.config.get_text_config().hidden_size).to(work.accelerator.device)
+        width = role.tree.get_output_embeddings().weight.shape[1]  # of last hidden states; OPT projects them
+        role.head = ScalarHead(width).to(work.accelerator.device)
         objective = Pairwise(role, self.centering)
         supervised_run(work, objective, role, prepared)
         with work.phase("measure"):

@@ -28,17 +28,18 @@ class SFT(TrainingStage):
     """Imitate the assistant's turns of conversations."""
 
     needs_data: ClassVar[tuple[str, ...]] = ("conversations",)
+    makes: ClassVar[str | None] = "policy"
 
     epochs: float = option(3.0, "passes over the training rows", above=0)
 
-    def run(self, work: Work) -> Checkpoint:
+    def run(self, work: Work) -> Checkpoint | None:
         """Train a policy on the prepared rows and save it."""
         from align.objectives import LanguageModeling
         from align.stages.common import supervised_run
         from align.work import Result, save_result, write_samples
 
         with work.phase("data"):
-            prepared = self.prepare(work)
+            prepared = work.rows(self.needs_data[0])
         work.write_card(prepared)
         role = work.fresh_role("policy")
         final = supervised_run(work, LanguageModeling(role), role, prepared)
@@ -63,7 +64,8 @@ class SFT(TrainingStage):
         rows = (prepared.eval or prepared.train)[:8]
         prompts = [self.opening(row) for row in rows]
         engine = RolloutEngine(role, work.renderer.end_token_id, work.renderer.pad_token_id)
-        replies = engine.generate(prompts, Sampling(64, greedy=True))
+        room = (work.context or 1 << 30) - max(len(prompt) for prompt in prompts)
+        replies = engine.generate(prompts, Sampling(min(64, room), greedy=True))
         decode = work.renderer.decode
         return [
             {"id": row.id, "prompt": decode(prompt), "reply": decode(reply.ids), "ended": reply.finished}
@@ -73,9 +75,3 @@ class SFT(TrainingStage):
     def opening(self, row: Tokens) -> list[int]:
         """A conversation up to its first reply."""
         return row.ids[: row.mask.index(True)]
-
-    def prepare(self, work: Work) -> Prepared[Tokens]:
-        """Rows of token ids with the mask of supervised tokens."""
-        from data_prep.prepare import prepare_conversations
-
-        return prepare_conversations(work.spec.data, work.renderer, work.lengths(), work.seed)

@@ -10,7 +10,7 @@ import torch
 
 from align.objectives import LanguageModeling
 from align.stages.base import Schedule
-from align.training import Updater, batches, fit, total_steps
+from align.training import Updater, batches, fit
 from tests.tiny_training import (
     OBJECTIVES,
     actor_critic,
@@ -177,7 +177,7 @@ def test_a_run_sees_the_rows_its_epochs_say():
 
     seen: list[str] = []
     chosen = options(batch_size=5, epochs=2.0, max_steps=0, micro_batch_size=2)
-    steps = total_steps(16, chosen)
+    steps = chosen.steps_over(16)
     fit(updater(Counting(lora(rank=1)), chosen, steps), token_rows(), [], 0, lambda *_: None)
     assert steps == 6 and len(seen) == 32
     assert sorted(seen[:16]) == sorted(seen[16:]) == sorted(row.id for row in token_rows())

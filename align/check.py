@@ -1,0 +1,232 @@
+"""What `align check` finds out about a run: everything that `align run` would refuse, and what it would do.
+
+Nothing is trained and no weight is loaded. Every rule is the run's own: sources, chain and settings come from
+`align/preflight.py`, rows from `align/reading.py`, counts from the adapters. Here problems are collected, not raised.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from align.chain import Planned
+from align.config import RunConfig, StageSpec
+from align.fingerprint import check_weight_files, context_length, read_model_config
+from align.preflight import Ground, source_problems, walk
+from align.reading import Reading, context_of
+from align.stages.base import TrainingStage
+from data_prep.errors import UserError
+from data_prep.reading import has_source
+
+if TYPE_CHECKING:
+    from align.check_data import Shelf
+    from data_prep.prepare import Renderer
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong (`error`: the run would be refused) or hardly meant (`warning`)."""
+
+    error: UserError
+    stage: str | None
+    severity: str = "error"
+
+    def __str__(self) -> str:
+        """One line, the stage in front where the error does not name it."""
+        line = str(self.error)
+        return line if self.stage is None or line.startswith("stages.") else f"{self.stage}: {line}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The problem as `--json` shows it."""
+        return {**self.error.as_dict(), "stage": self.stage, "severity": self.severity}
+
+
+@dataclass
+class Findings:
+    """Everything that was found, as `--json` prints it."""
+
+    problems: list[Problem] = field(default_factory=list)
+    model: dict[str, Any] = field(default_factory=dict)
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    data: dict[str, dict[str, Any]] = field(default_factory=dict)
+    preview: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether `align run` would start."""
+        return not any(problem.severity == "error" for problem in self.problems)
+
+    def add(self, stage: str | None, errors: Iterable[UserError], severity: str = "error") -> None:
+        """Take problems in; one that is known already is left out."""
+        for error in errors:
+            if not any(str(known) == str(Problem(error, stage)) for known in self.problems):
+                self.problems.append(Problem(error, stage, severity))
+
+    def rows(self) -> dict[str, Any]:
+        """Rows in, kept, dropped by reason and truncated, over all data."""
+        total: dict[str, Any] = {"in": 0, "kept": 0, "dropped": {}, "truncated": 0}
+        for entry in self.data.values():
+            for key in ("in", "kept", "truncated"):
+                total[key] += entry["rows"][key]
+            for reason, count in entry["rows"]["dropped"].items():
+                total["dropped"][reason] = total["dropped"].get(reason, 0) + count
+        return total
+
+    def as_dict(self) -> dict[str, Any]:
+        """The answer of `align check --json`."""
+        return {
+            "ok": self.ok,
+            "problems": [problem.as_dict() for problem in self.problems],
+            "rows": self.rows(),
+            "preview": self.preview,
+            "model": self.model,
+            "stages": self.stages,
+            "data": self.data,
+        }
+
+
+def check(config: RunConfig, say: Callable[[str], None] = lambda doing: None) -> Findings:
+    """Everything about a run that can be known without training.
+
+    Args:
+        config: the run.
+        say: is told what is being done, for a progress line.
+    """
+    found = Findings()
+    for stage, problem in source_problems(config):
+        found.add(stage, [problem])
+    with tempfile.TemporaryDirectory(prefix="align-check-") as scratch:
+        folder = _base(config, Path(scratch), found, say)
+        say("checking the chain")
+        grounds = walk(config, folder)
+        _settings(config, grounds, found)
+        if folder is not None:
+            _content(config, grounds, folder, found, say)
+    return found
+
+
+def _base(config: RunConfig, scratch: Path, found: Findings, say: Callable[[str], None]) -> Path | None:
+    """The base's folder with a config.json and tokenizer; its weights are looked at, not loaded."""
+    from align.blank import find_base
+
+    say("opening the model folder")
+    try:
+        folder = find_base(config, scratch, weights=False)
+        read_model_config(folder)
+        if config.model.init is None:
+            check_weight_files(folder)
+    except UserError as problem:
+        found.add(None, [problem])
+        return None
+    return folder
+
+
+def _settings(config: RunConfig, grounds: list[Ground[Planned]], found: Findings) -> None:
+    """Problems of the chain and of every stage's settings."""
+    fresh = config.model.init is not None
+    for ground in grounds:
+        spec, where = ground.spec, f"stages.{ground.spec.name}"
+        found.add(spec.name, ground.problems)
+        if not fresh:  # weights from nothing take other learning rates, and have nothing to lose
+            found.add(spec.name, spec.stage.doubts(where, spec.adapter, config.model.lr_scale), "warning")
+
+
+def _content(
+    config: RunConfig, grounds: list[Ground[Planned]], folder: Path, found: Findings, say: Callable[[str], None]
+) -> None:
+    """What needs the tokenizer and the architecture: rows, counts, steps."""
+    from align.check_data import Shelf
+
+    say("loading the tokenizer")
+    model_config = read_model_config(folder)
+    renderer = _renderer(folder, found)
+    notes = dict(renderer.choices) if renderer else {}
+    found.model = {
+        "name": config.model.name,
+        "path": config.model.path,
+        "type": model_config.get("model_type"),
+        "context": context_length(model_config),
+        "notes": notes,
+    }
+    shelf = Shelf(found)
+    for ground in grounds:
+        spec = ground.spec
+        trained = _read(config, ground, model_config, renderer, shelf, say) if renderer else None
+        say(f"counting parameters of {spec.name}")
+        found.stages.append(_plan(config, ground, model_config, trained, found))
+    found.model["notes"].update(renderer.choices if renderer else {})
+
+
+def _renderer(folder: Path, found: Findings) -> Renderer | None:
+    from align.blank import open_renderer
+
+    try:
+        return open_renderer(folder)
+    except UserError as problem:
+        found.add(None, [problem])
+        return None
+
+
+def _read(
+    config: RunConfig,
+    ground: Ground[Planned],
+    model_config: dict[str, Any],
+    renderer: Renderer,
+    shelf: Shelf,
+    say: Callable[[str], None],
+) -> int | None:
+    """Read all data of a stage; returns its number of training rows, if it could be read."""
+    spec = ground.spec
+    context = context_of(model_config, spec.adapter, (ground.init, ground.reward))
+    reading = Reading(spec, renderer, model_config, context, config.seed)
+    kinds = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
+    counts = []
+    for kind in kinds:
+        say(f"reading {kind} of {spec.name}")
+        counts.append(shelf.read(reading, kind))
+    return counts[0] if counts else None
+
+
+def _plan(
+    config: RunConfig, ground: Ground[Planned], model_config: dict[str, Any], rows: int | None, found: Findings
+) -> dict[str, Any]:
+    """What one stage would do: its footing, what it trains, at which rate, in how many steps."""
+    spec, standing = ground.spec, ground.footing
+    plan: dict[str, Any] = {
+        "name": spec.name,
+        "stage": spec.stage.name,
+        "init": ground.init.label if ground.init else "base",
+        "reward": ground.reward.label if ground.reward else None,
+        "on_parent": standing.mode.name if standing and standing.mode else None,
+        "load": standing.load.value if standing else None,
+        "forced": list(standing.forced) if standing else [],
+        "rows": rows,
+    }
+    if isinstance(spec.stage, TrainingStage):
+        plan |= _training(config, spec, model_config, rows, found)
+    return plan
+
+
+def _training(
+    config: RunConfig, spec: StageSpec, model_config: dict[str, Any], rows: int | None, found: Findings
+) -> dict[str, Any]:
+    """The numbers of a stage that trains."""
+    stage = spec.stage
+    numbers: dict[str, Any] = {"adapter": spec.adapter.method, "lr": stage.peak_lr(spec.adapter, config.model.lr_scale)}
+    try:
+        problems = spec.adapter.check(model_config)
+        found.add(spec.name, problems)
+        if not problems:
+            counts = spec.adapter.count(model_config)
+            share = counts.trainable / counts.total
+            numbers |= {"trainable": counts.trainable, "total": counts.total, "share": share}
+    except UserError as problem:
+        found.add(spec.name, [problem])
+    except (ValueError, KeyError, AttributeError, TypeError) as problem:
+        kind, reason = model_config.get("model_type"), " ".join(str(problem).split())[:160]
+        found.add(None, [UserError(f"architecture {kind} is not supported here ({reason})", code="architecture")])
+    numbers |= stage.plan_over(rows) if rows is not None else {}
+    return numbers

@@ -1,0 +1,170 @@
+"""The rows of a run as `align check` looks at them: counts, problems, and the first rows token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from align.reading import Reading, ids_of
+from data_prep.errors import UserError
+from data_prep.options import DataOptions, OnBadRow, OnLong
+from data_prep.types import PairTokens, Tokens
+
+if TYPE_CHECKING:
+    from align.check import Findings
+    from data_prep.prepare import Prepared
+
+SHOWN_ROWS = 2
+_SOURCES = ("conversations", "preferences", "prompts", "text")
+
+
+@dataclass
+class _Read:
+    """One kind of data as one or more stages read it."""
+
+    key: tuple[Any, ...]
+    """What decides the rows."""
+    count: int | None
+    """Training rows; None where there are none to be had."""
+    entry: dict[str, Any]
+
+
+@dataclass
+class Shelf:
+    """What has been read: stages that read the same rows in the same way share them."""
+
+    found: Findings
+    known: list[_Read] = field(default_factory=list)
+
+    def read(self, reading: Reading, kind: str) -> int | None:
+        """Read one kind of data of a stage into the findings; returns its number of training rows."""
+        stage = reading.spec.name
+        try:
+            key = (kind, reading.spec.data, reading.lengths(kind))
+        except UserError as problem:
+            self.found.add(stage, [problem])
+            return None
+        known = next((each for each in self.known if each.key == key), None)
+        if known is None:
+            known = _Read(key, *self._fresh(reading, kind))
+            self.known.append(known)
+            if known.entry:
+                self.found.data[kind if kind not in self.found.data else f"{kind} of {stage}"] = known.entry
+        if known.entry:
+            known.entry["stages"].append(stage)
+        if known.count is not None:
+            try:
+                reading.spec.stage.check_rows(f"stages.{stage}", known.count)
+            except UserError as problem:
+                self.found.add(stage, [problem])
+        return known.count
+
+    def _fresh(self, reading: Reading, kind: str) -> tuple[int | None, dict[str, Any]]:
+        """(training rows, the entry of the data), read as far as they can be."""
+        stage = reading.spec.name
+        prepared, problems = read_on(reading, kind)
+        self.found.add(stage, problems)
+        if prepared is None:
+            return None, {}
+        dropped = prepared.card["rows"]["dropped"].get("too_long", 0)
+        if dropped and not any(problem.code == "too_long" for problem in problems):
+            self.found.add(stage, _too_long(reading, kind), "warning")
+        ends = end_share(prepared, reading.renderer.end_token_id)
+        if ends is not None and ends < 1:
+            self.found.add(stage, [_ends(ends)], "error" if ends == 0 else "warning")
+        first = [*prepared.train, *prepared.eval][:SHOWN_ROWS]
+        self.found.preview += [part for row in first for part in preview(row, kind, reading)]
+        entry = {"kind": kind, "stages": [], **prepared.card, "end_supervised_share": ends}
+        return len(prepared.train), entry
+
+
+def read_on(reading: Reading, kind: str) -> tuple[Prepared[Any] | None, list[UserError]]:
+    """The rows of one kind, and every problem on the way: bad rows are left out, then long ones, to see the rest."""
+    problems: list[UserError] = []
+    left_out: set[str] = set()
+    while True:
+        try:
+            return reading.rows(kind), problems
+        except UserError as problem:
+            fault = "long" if problem.code == "too_long" else "bad"
+            if not (problems and problem.code == "no_rows"):  # all rows are among those complained of
+                problems += [problem, *problem.others]
+            if fault in left_out:
+                return None, problems
+            left_out.add(fault)
+            reading = _without_long(reading) if fault == "long" else _without_bad(reading)
+
+
+def _without_long(reading: Reading) -> Reading:
+    """The same reading, with over-long rows dropped however many they are."""
+    stage = replace(reading.spec.stage, on_long=OnLong.drop, max_lost=1.0)
+    return replace(reading, spec=replace(reading.spec, stage=stage))
+
+
+def _without_bad(reading: Reading) -> Reading:
+    """The same reading, with bad rows dropped."""
+    data: DataOptions = reading.spec.data
+    sources = {name: replace(getattr(data, name), on_bad_row=OnBadRow.drop) for name in _SOURCES}
+    return replace(reading, spec=replace(reading.spec, data=replace(data, **sources)))
+
+
+def _too_long(reading: Reading, kind: str) -> list[UserError]:
+    """Which rows are dropped for their length, said as the run would say it with on_long=error."""
+    strict = replace(reading.spec, stage=replace(reading.spec.stage, on_long=OnLong.error))
+    try:
+        replace(_without_bad(reading), spec=replace(strict, data=_without_bad(reading).spec.data)).rows(kind)
+    except UserError as problem:
+        return [problem]
+    return []
+
+
+def _ends(share: float) -> UserError:
+    return UserError(
+        "no row's end of turn is supervised: the model would not learn to stop"
+        if share == 0
+        else f"the end of turn is supervised in {100 * share:.1f}% of the rows",
+        code="end_not_supervised",
+        hint="the chat template must write its end token right after the assistant's content",
+    )
+
+
+def end_share(prepared: Prepared[Any], end: int) -> float | None:
+    """Share of rows whose end-of-turn token is supervised; None for rows without an assistant's turn."""
+    rows = [*prepared.train, *prepared.eval]
+    if prepared.card["kind"] == "conversation":
+        good = sum(any(kept and token == end for token, kept in zip(r.ids, r.mask, strict=True)) for r in rows)
+    elif prepared.card["kind"] == "preference":
+        good = sum(row.chosen[-1:] == [end] == row.rejected[-1:] for row in rows)
+    else:
+        return None
+    return good / len(rows)
+
+
+def preview(row: Any, kind: str, reading: Reading) -> list[dict[str, Any]]:
+    """A row as the model sees it: token texts, ids and mask; one entry for each side of a pair."""
+    parts: Iterable[tuple[str, list[int], list[bool]]]
+    if isinstance(row, PairTokens):
+        parts = [
+            (side, [*row.prompt, *reply], [False] * len(row.prompt) + [True] * len(reply))
+            for side, reply in (("chosen", row.chosen), ("rejected", row.rejected))
+        ]
+    elif isinstance(row, Tokens):
+        parts = [("row", row.ids, [False, *row.mask[1:]])]
+    else:
+        parts = [("prompt", ids, [False] * len(ids)) for ids in ids_of(row)]
+    tokenizer = reading.renderer.tokenizer
+    head = {"kind": kind, "stage": reading.spec.name, "id": row.id}
+    return [
+        {**head, "part": part, "tokens": [token_text(tokenizer, token) for token in ids], "ids": ids, "mask": mask}
+        for part, ids, mask in parts
+    ]
+
+
+def token_text(tokenizer: Any, token: int) -> str:
+    """The text of one token; a piece of a character is shown by the tokenizer's own name for it."""
+    text = str(tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False))
+    name = str(tokenizer.convert_ids_to_tokens(token))
+    if not text or "\ufffd" in text:
+        return name
+    return f" {text}" if name.startswith("\u2581") and not text.startswith(" ") else text
