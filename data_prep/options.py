@@ -20,6 +20,13 @@ class OnLong(Enum):
     drop = "drop"
 
 
+class TrainOn(Enum):
+    """Which of the assistant's turns the loss covers."""
+
+    all = "all"
+    last = "last"
+
+
 def _map(text: str) -> Any:
     return field(default_factory=dict, metadata={"help": text})
 
@@ -64,6 +71,9 @@ class DataOptions:
     path: Optional[str] = field(default=None, metadata={"help": "one file for the kind of row it holds"})
     license: str = field(default="", metadata={"help": "licence of the data, copied into the data card"})
     system: Optional[str] = field(default=None, metadata={"help": "system message for rows that have none"})
+    train_on: TrainOn = field(
+        default=TrainOn.all, metadata={"help": "all|last: which turns of the assistant the loss of dialogues covers"}
+    )
     conversations: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "dialogues to imitate"})
     preferences: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "pairs of replies"})
     prompts: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "prompts for PPO and evaluation"})

@@ -6,14 +6,14 @@ Every row that goes in comes out kept or dropped for a named reason; the sum is 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from data_prep.digests import sha256_json, template_digest, tokenizer_digest
 from data_prep.errors import UserError, at_row
 from data_prep.filtering import Tally, check_long
 from data_prep.formats.base import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
-from data_prep.options import DataOptions, LengthOptions
+from data_prep.options import DataOptions, LengthOptions, TrainOn
 from data_prep.reading import VERSION, Given, data_digest, read_records, source_for, source_rows
 from data_prep.rendering import Renderer
 from data_prep.splitting import Candidate, choose_sides, in_order, prompt_key
@@ -79,6 +79,8 @@ def prepare_conversations(data: DataOptions, renderer: Renderer, length: LengthO
     given = source_for(data, CONVERSATION)
     records, tally, about = read_records(given, CONVERSATION, seed)
     rows: list[Conversation] = [_with_system(row, data.system) for row in records]
+    if data.train_on is TrainOn.last:
+        rows = [_last_turn_alone(row) for row in rows]
     result = _render(given, rows, tally, lambda row: row.messages, renderer.conversations)
     for tokens, _ in result.kept:
         if not any(tokens.mask[1:]):
@@ -197,6 +199,13 @@ def _with_system(row: Any, system: str | None) -> Any:
     if not system or any(message.role == "system" for message in messages):
         return row
     return type(row)(**{**row.__dict__, name: (Message("system", system), *messages)})
+
+
+def _last_turn_alone(row: Conversation) -> Conversation:
+    """The dialogue with the loss on its last reply alone."""
+    last = max(place for place, message in enumerate(row.messages) if message.role == "assistant")
+    quiet = [m if place >= last else replace(m, train=False) for place, m in enumerate(row.messages)]
+    return replace(row, messages=tuple(quiet))
 
 
 def _render(

@@ -166,6 +166,9 @@ def check_options(given: Given, kind: str) -> None:
     if given.source.format != "auto":
         form, _ = _format_of((), given.source, kind, given.label)
         form(_split_options(given.source, form)[1], 0)
+        if given.source.generator and _split_options(given.source, form)[0]:
+            for _ in _raw(given, kind, None):  # a generator looks at its options when it begins
+                break
 
 
 def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, dict[str, Any]]:
@@ -239,7 +242,14 @@ def data_digest(data: DataOptions, kind: str) -> str:
     if kind not in kinds:
         raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(kinds)})")
     given = source_for(data, kinds[kind])
-    return sha256_json({"kind": kind, "system": data.system, "source": source_digest(data, given.source)})
+    return sha256_json(
+        {
+            "kind": kind,
+            "system": data.system,
+            "train_on": data.train_on.value,
+            "source": source_digest(data, given.source),
+        }
+    )
 
 
 def has_source(data: DataOptions, kind: str) -> bool:

@@ -83,6 +83,10 @@ class Renderer:
         self._encoder = PlainEncoder(tokenizer, self._template.controls)
         if self._template.prints_date:
             self.choices["date"] = "the chat template prints today's date, so token ids change from day to day"
+        if self._template.switches:
+            self.choices["thinking"] = (
+                "the chat template opens replies with a thought: enable_thinking=false takes it out"
+            )
         self.end_token_id = self._template.controls[self._template.end]
         self.reply_edges = (self._template.reply_prefix, self._template.reply_suffix)
         self.pad_token_id = self._choose_pad()
@@ -104,7 +108,9 @@ class Renderer:
         if bos and self._adds_bos() and self._template.layout([_ANYONE], True).text.startswith(bos):
             self.choices["bos"] = "template and tokenizer both put a bos in front: it is written once"
         if not self._template.trusts_marks:
-            what = "marks not all of what an assistant says" if self._template.has_markers else "has no generation marks"
+            what = (
+                "marks not all of what an assistant says" if self._template.has_markers else "has no generation marks"
+            )
             self.choices["mask"] = f"the chat template {what}: the mask follows from its generation prompts"
 
     def _choose_pad(self) -> int:
@@ -170,9 +176,16 @@ class Renderer:
     def pairs(self, rows: Sequence[Preference]) -> list[PairTokens | UserError]:
         """Many preferences at once; a row that cannot be rendered gives its error instead."""
 
+        known: dict[str, list[Piece]] = {}  # one reply often stands in many pairs
+
+        def reply(text: str) -> list[Piece]:
+            if text not in known:
+                known[text] = self._reply_pieces(text)
+            return known[text]
+
         def pieces(row: Preference) -> list[list[Piece]]:
             prompt = self._pieces(self._template.layout(row.prompt, True, row.tools))
-            return [prompt, self._reply_pieces(row.chosen), self._reply_pieces(row.rejected)]
+            return [prompt, reply(row.chosen), reply(row.rejected)]
 
         def tokens(row: Preference, parts: list[Encoded]) -> PairTokens:
             prompt, chosen, rejected = (part.ids for part in parts)

@@ -10,17 +10,20 @@ The environment is transformers' sandboxed one.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from data_prep.digests import no_template
 from data_prep.errors import UserError
+from data_prep.escapes import Escapes
+from data_prep.training_templates import training_twin
 from data_prep.types import Message
 
-_OPEN, _CLOSE = "\uf8f4", "\uf8f5"
-_MARKED = re.compile(_OPEN + r"(\d+)" + _CLOSE)
 _USER, _REPLY = "qzjxu", "qzjxa"
 _NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}}
 _CALL: dict[str, Any] = {"name": "qzjxc", "arguments": {"qzjxp": "qzjxv"}, "id": "qzjxi0000"}
@@ -41,39 +44,6 @@ Span = tuple[int, int]
 Tools = Sequence[Mapping[str, Any]]
 
 
-class Escapes:
-    """Replaces control strings inside contents by private-use sequences, and back."""
-
-    def __init__(self, controls: Iterable[str]) -> None:
-        self._strings = [*sorted(set(controls), key=lambda text: (-len(text), text)), _OPEN, _CLOSE]
-        self._index = {text: number for number, text in enumerate(self._strings)}
-        self._pattern = re.compile("|".join(re.escape(text) for text in self._strings))
-
-    def escape(self, content: str) -> str:
-        """`content` without any control string."""
-        return self._pattern.sub(lambda found: f"{_OPEN}{self._index[found[0]]}{_CLOSE}", content)
-
-    def escape_all(self, value: Any) -> Any:
-        """JSON-able `value` with every text in it escaped, keys too."""
-        if isinstance(value, str):
-            return self.escape(value)
-        if isinstance(value, Mapping):
-            return {self.escape(str(key)): self.escape_all(item) for key, item in value.items()}
-        return [self.escape_all(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-    def unescape(self, text: str) -> str:
-        """The original text; halves of a sequence that a template tore apart vanish."""
-        if _OPEN not in text and _CLOSE not in text:
-            return text
-        pieces = _MARKED.split(text)
-        for place, piece in enumerate(pieces):
-            if place % 2:
-                pieces[place] = self._strings[int(piece)]
-            else:
-                pieces[place] = piece.replace(_OPEN, "").replace(_CLOSE, "")
-        return "".join(pieces)
-
-
 @dataclass(frozen=True)
 class Layout:
     """Rendered (still escaped) text, and what each assistant turn says: its span of characters, or why it has none."""
@@ -91,6 +61,8 @@ class ChatTemplate:
     Attributes:
         controls: control string -> token id. All special tokens, and those added tokens not flagged special that
             the template writes outside the assistant's words (some models keep their role tokens that way).
+        parts: whether contents are given as lists of parts (templates of models that see).
+        switches: variables set for the template.
         reply_prefix, reply_suffix: what the template puts between the generation prompt and the content, and
             between the content and the end token.
         end: the control string that ends an assistant turn.
@@ -107,6 +79,7 @@ class ChatTemplate:
         if not source:
             raise no_template(str(getattr(tokenizer, "name_or_path", "") or "") or None)
         self.source: str = source
+        self._tokenizer = tokenizer
         self.has_markers = bool(GENERATION.search(source))
         self._names = dict(tokenizer.special_tokens_map)
         self._printed: set[str] = set()
@@ -117,7 +90,7 @@ class ChatTemplate:
         added = {str(token): (number, token) for number, token in tokenizer.added_tokens_decoder.items()}
         special = {text for text, (_, token) in added.items() if token.special} | set(tokenizer.all_special_tokens)
         self.escapes = Escapes(special)
-        single = self._probe([Message("user", _USER), Message("assistant", _REPLY)])
+        single = self._find_way()
         outside = single[0] + single[2] + self._system_text()
         special |= {text for text in added if text and text in outside}
         self.controls = {text: int(tokenizer.convert_tokens_to_ids(text)) for text in special if text}
@@ -126,10 +99,49 @@ class ChatTemplate:
         self.escapes = Escapes(self.controls)
         longest_first = sorted(self.controls, key=lambda text: (-len(text), text))
         self.pattern = re.compile("|".join(re.escape(text) for text in longest_first) or r"(?!)")
-        self._find_reply(single[1], single[2])
+        try:
+            self._find_reply(single[1], single[2])
+        except UserError as problem:
+            raise self._with_twin(problem) from None
         self.trusts_marks = self.has_markers and self._markers_follow_prompts()
 
     # ---------------------------------------------------------------- probing
+    def _find_way(self) -> tuple[str, str, str]:
+        """Parts of a rendered question and reply, in the first way in which the template can be trained with.
+
+        Contents are text, or lists of parts for templates that know nothing else; a template whose generation prompt
+        opens a thought that replies do not have is asked for replies without thoughts.
+
+        Raises:
+            UserError: no way does; what is wrong with the first.
+        """
+        problems = []
+        switches: list[dict[str, Any]] = [
+            {},
+            *([{"enable_thinking": False}] if "enable_thinking" in self.source else []),
+        ]
+        for self.parts, self.switches in ((parts, switch) for parts in (False, True) for switch in switches):
+            try:
+                return self._probe([Message("user", _USER), Message("assistant", _REPLY)])
+            except UserError as problem:
+                problems.append(problem)
+        raise self._with_twin(problems[0])
+
+    def _with_twin(self, problem: UserError) -> UserError:
+        """The problem, with the training form of this template as its hint where TRL is installed and has one."""
+        if self._twin:
+            problem.hint = f"TRL has a form of it for training: set model.template={self._twin}"
+        return problem
+
+    def _works(self, twin: Path) -> bool:
+        other = copy(self._tokenizer)
+        other.chat_template = twin.read_text(encoding="utf-8")
+        try:
+            ChatTemplate(other)
+        except UserError:
+            return False
+        return True
+
     def _probe(self, messages: list[Message]) -> tuple[str, str, str]:
         """(prompt, text between the prompt and the reply's content, text after that content)."""
         prompt, _ = self._render(messages[:-1], True)
@@ -139,14 +151,14 @@ class ChatTemplate:
                 "the chat template renders an assistant turn otherwise than its generation prompt begins it "
                 f"(got {_tail(prompt)!r} for add_generation_prompt)",
                 code="template_prompt",
-                hint="make add_generation_prompt print exactly what stands before an assistant's words",
+                hint="set model.template=PATH to one whose add_generation_prompt prints what stands before a reply",
             )
         reply = full[len(prompt) :]
         if reply.count(_REPLY) != 1:
             raise UserError(
                 f"the chat template prints an assistant's content {reply.count(_REPLY)} times (expected once)",
                 code="template_content",
-                hint="mend the folder's chat_template.jinja",
+                hint="set model.template to chatml, plain or a PATH",
             )
         before, after = reply.split(_REPLY)
         return prompt, before, after
@@ -176,7 +188,7 @@ class ChatTemplate:
             raise UserError(
                 f"the chat template ends an assistant turn without an end token (got {after!r} after the content)",
                 code="template_end",
-                hint="write eos_token, or another special token, right after the assistant's content",
+                hint="set model.template=PATH to one that writes eos_token, or another special token, right after it",
             )
         self.reply_prefix = before
         self.reply_suffix = after[: ends[-1].start()]
@@ -197,7 +209,9 @@ class ChatTemplate:
         """Messages as templates know them, with every text escaped."""
         chat = []
         for message in messages:
-            said: dict[str, Any] = {"role": message.role, "content": self.escapes.escape(message.content)}
+            text = self.escapes.escape(message.content)
+            content = [{"type": "text", "text": text}] if self.parts else text
+            said: dict[str, Any] = {"role": message.role, "content": content}
             if message.calls:
                 said["tool_calls"] = [self._call(call) for call in message.calls]
             if message.name is not None:
@@ -226,11 +240,14 @@ class ChatTemplate:
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=self.has_markers,
                 **self._names,
+                **self.switches,
             )
         except Exception as problem:
             roles = ", ".join(message.role for message in messages) or "none"
             raise UserError(
-                f"the chat template refuses this conversation: {problem} (roles: {roles})", code="template_refuses"
+                f"the chat template refuses this conversation: {problem} (roles: {roles})",
+                code="template_refuses",
+                hint=_AS_TEXT if tools or any(m.calls or m.role == "tool" for m in messages) else None,
             ) from problem
         texts, marks = rendered
         return texts[0], [(int(start), int(end)) for start, end in marks[0]] if marks else []
@@ -287,14 +304,24 @@ class ChatTemplate:
         for turn, start in zip(turns, starts, strict=True):
             if start is None:
                 prompt, _ = self._render(messages[:turn], True, tools)
-                if not text.startswith(prompt):
-                    what = "renders it otherwise inside the conversation than as a reply"
-                    spans.append(_turn_problem(turn, what))
-                    continue
-                start = len(prompt)
+                start = len(prompt) if text.startswith(prompt) else -1
             called = self._end_of_call(text, start, messages[: turn + 1], tools) if messages[turn].calls else None
-            spans.append(self._span(text, marks, turn, start, called))
+            if start < 0 or (called is None and not self._as_reply(text, start, messages[turn])):
+                spans.append(self._turn_problem(turn, "renders it otherwise inside the conversation than as a reply"))
+            else:
+                spans.append(self._span(text, marks, turn, start, called))
         return Layout(text, tuple(spans))
+
+    def _as_reply(self, text: str, start: int, said: Message) -> bool:
+        """Whether a turn opens as a reply of that content does (contents with thoughts may change the opening)."""
+        if text.startswith(self.reply_prefix, start):
+            return True
+        asked = Message("user", _USER)
+        prompt, full = self._render([asked], True)[0], self._render([asked, said], False)[0]
+        return full.startswith(prompt) and text.startswith(self._until_end(full[len(prompt) :]), start)
+
+    def _until_end(self, text: str) -> str:
+        return text[: text.rfind(self.end) + len(self.end)] if self.end in text else text
 
     def _end_of_call(self, text: str, start: int, until: Sequence[Message], tools: Tools) -> int:
         """Where a turn that calls tools ends: behind its last end token, or its last control token; 0 if it has none.
@@ -316,18 +343,24 @@ class ChatTemplate:
             found = list(islice(self.pattern.finditer(text, begin), self._ends))
             end = found[-1].end() if len(found) == self._ends and found[-1][0] == self.end else 0
         if end <= start:
-            return _turn_problem(turn, f"ends it without the end token {self.end}")
+            return self._turn_problem(turn, f"ends it without the end token {self.end}")
         if self.has_markers and not any(mark[0] < end and mark[1] >= start for mark in marks):
-            return _turn_problem(turn, "puts no generation mark around it")
+            return self._turn_problem(turn, "puts no generation mark around it")
         return start, end
 
+    def _turn_problem(self, turn: int, what: str) -> UserError:
+        path = str(self._twin) if self._twin else "PATH to one that treats all turns alike"
+        return UserError(
+            f"the assistant's message {turn + 1} cannot be trained on: the chat template {what}",
+            code="template_turn",
+            hint=f"set data.train_on=last, or train: false on it, or model.template={path}",
+        )
 
-def _turn_problem(turn: int, what: str) -> UserError:
-    return UserError(
-        f"the assistant's message {turn + 1} cannot be trained on: the chat template {what}",
-        code="template_turn",
-        hint="set train: false on it, or use a chat_template.jinja that treats all assistant turns alike",
-    )
+    @cached_property
+    def _twin(self) -> Path | None:
+        """The training form of this template that TRL has, where TRL is installed and that form can be trained with."""
+        twin = training_twin(self.source)
+        return twin if twin and self._works(twin) else None
 
 
 def _tail(text: str) -> str:
