@@ -48,8 +48,9 @@ VERBS = [
     Verb("run", "[OVERRIDES]", "run a pipeline; the same command again goes on", "align.cli_run:run", True),
     Verb("check", "[OVERRIDES]", "say what a run would do and what is wrong with it", "align.cli_check:check"),
     Verb("eval", "TARGET [OVERRIDES]", "evaluate a checkpoint or a run again", "align.cli_run:evaluate"),
-    Verb("ls", "[KIND]", "list adapters, stages, data, recipes, models or runs", "align.cli_show:ls"),
-    Verb("show", "[RECIPE] [OVERRIDES]", "print a resolved recipe without running it", "align.cli_show:show"),
+    Verb("ls", "[KIND]", "list adapters, stages, data, models, recipes, runs and other kinds", "align.cli_show:ls"),
+    Verb("show", "[RECIPE] [OVERRIDES]", "print a resolved recipe and where each value is from", "align.cli_show:show"),
+    Verb("cp", "RECIPE DIR", "copy a recipe to start one's own", "align.cli_copy:cp", flags=("--as=NAME",)),
     Verb("lineage", "TARGET", "print what a checkpoint stands on", "align.cli_show:lineage"),
     Verb(
         "merge",

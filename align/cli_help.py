@@ -25,6 +25,7 @@ FLAGS = {
     "--compare": "every policy of the chain answers, base first, each with its reward",
     "--web": "a page on 127.0.0.1 instead of the terminal (needs the extra: chat)",
     "--port PORT": "where the page is served [8417]",
+    "--as NAME": "the copy's name, where it is to have another than the recipe's",
     "--force": "go on past a refusal that only warns of loss; the result records it",
 }
 COMMON = ("--json", "--config-dir DIR")

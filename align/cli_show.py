@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import yaml
 from align.adapters.base import adapters
 from align.cli_help import options_of, summary
 from align.composition import group_choices, recipe_comment, recipes
-from align.config import compose
+from align.config import explain
 from align.overrides import parse, raw_value
 from align.stages.base import stages
+from align.trackers.base import trackers
 from align.typed import plain
 from data_prep.errors import UserError, nearest, unknown
+from data_prep.formats.base import FORMATS
+from reward.rules import rules
 
+ORIGIN_COLUMN = 48
 Answer = tuple[int, dict[str, Any]]
 
 
@@ -31,6 +36,9 @@ def ls(args: argparse.Namespace) -> Answer:
         "data": lambda args, overrides: _recipe_rows(args, ["data"]),
         "models": lambda args, overrides: _recipe_rows(args, ["model"]),
         "recipes": lambda args, overrides: _recipe_rows(args, ["experiment", "pipeline"]),
+        "trackers": lambda args, overrides: _named(trackers.items()),
+        "formats": lambda args, overrides: _named(FORMATS.items()),
+        "rules": lambda args, overrides: _named(rules.items()),
         "runs": lambda args, overrides: _runs(run_folder(overrides)),
     }
     if words and words[0] not in kinds:
@@ -80,6 +88,11 @@ def _registered(items: Sequence[tuple[str, Any]], without: set[str]) -> list[dic
     return [{"name": name, "summary": summary(cls), "options": plain(options_of(cls, without))} for name, cls in items]
 
 
+def _named(items: Sequence[tuple[str, Any]]) -> list[dict[str, Any]]:
+    """The entries of a registry whose options stand elsewhere."""
+    return [{"name": name, "summary": summary(choice)} for name, choice in items]
+
+
 def _recipe_rows(args: argparse.Namespace, groups: list[str]) -> list[dict[str, Any]]:
     """The choices of config groups with the first words of their files."""
     with recipes(args.config_dir):
@@ -112,9 +125,22 @@ def show(args: argparse.Namespace) -> Answer:
             say(args, saved.rstrip())
             return 0, {"recipe": yaml.safe_load(saved)}
         overrides = [f"experiment={words[0]}", *overrides]
-    config = compose(overrides, args.config_dir)
-    say(args, yaml.safe_dump(config.resolved, sort_keys=False, allow_unicode=True, width=110).rstrip())
-    return 0, {"name": config.name, "digest": config.digest, "recipe": config.resolved}
+    config, origins = explain(overrides, args.config_dir)
+    say(args, *_annotated(config.resolved, origins))
+    return 0, {"name": config.name, "digest": config.digest, "recipe": config.resolved, "origins": origins}
+
+
+def _annotated(node: dict[str, Any], origins: dict[str, str], above: str = "") -> Iterator[str]:
+    """A recipe as YAML, with the origin of each value as a comment."""
+    pad = "  " * (above.count(".") + 1 if above else 0)
+    for key, value in node.items():
+        path = f"{above}.{key}" if above else key
+        if isinstance(value, dict) and value:
+            yield f"{pad}{key}:"
+            yield from _annotated(value, origins, path)
+        else:
+            flat = yaml.safe_dump({key: value}, default_flow_style=True, allow_unicode=True, width=math.inf)
+            yield f"{f'{pad}{flat.strip()[1:-1]}':<{ORIGIN_COLUMN}}  # {origins[path]}"
 
 
 def _saved_recipe(target: str, overrides: Sequence[str]) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import importlib.util
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -25,6 +27,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
 from align.adapters.base import adapters
+from align.plainness import check_hydra
 from align.stages.base import stages
 from align.typed import convert, option_types, shown, unknown_key
 from data_prep.errors import UserError, unknown
@@ -42,7 +45,7 @@ def recipes(config_dir: str | None) -> Iterator[None]:
     """Hydra set up over the project's recipes and the user's folder; what was set up before comes back after.
 
     Raises:
-        UserError: `config_dir` is not a folder.
+        UserError: `config_dir` is not a folder, or has a group `hydra`.
     """
     adapters.load()
     stages.load()
@@ -51,6 +54,10 @@ def recipes(config_dir: str | None) -> Iterator[None]:
         folder = Path(config_dir).absolute()
         if not folder.is_dir():
             raise UserError(f"no such folder: {config_dir}", field="--config-dir", code="no_folder")
+        if (folder / "hydra").exists():
+            raise UserError(
+                "a folder of recipes cannot bring settings of Hydra", file=str(folder / "hydra"), code="bad_recipe"
+            )
         search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
@@ -70,13 +77,30 @@ def group_choices(group: str) -> list[str]:
 
 def recipe_comment(group: str, name: str) -> str:
     """The first comment of a recipe's file, package line aside; empty where it has no file (inside `recipes`)."""
+    found = recipe_file(f"{group}/{name}")
+    if found is None:
+        return ""
+    comments = [line.lstrip("# ").strip() for line in found.read_text("utf-8").splitlines() if line.startswith("#")]
+    return next((line for line in comments if not line.startswith("@package")), "")
+
+
+def recipe_file(name: str) -> Path | None:
+    """The file of a recipe (`config`, `data/persona`), the user's before the project's (inside `recipes`)."""
     for source in GlobalHydra.instance().config_loader().get_sources():
-        if source.scheme() not in ("file", "pkg") or not source.is_config(f"{group}/{name}"):
-            continue
-        found = _folder(source.scheme(), source.path) / group / f"{name}.yaml"
-        comments = [line.lstrip("# ").strip() for line in found.read_text("utf-8").splitlines() if line.startswith("#")]
-        return next((line for line in comments if not line.startswith("@package")), "")
-    return ""
+        if source.scheme() in ("file", "pkg") and source.is_config(name):
+            return _folder(source.scheme(), source.path) / f"{name}.yaml"
+    return None
+
+
+def defaults_of(config: str, overrides: Sequence[str]) -> list[tuple[str, str]]:
+    """(recipe, dotted place in the tree) of everything that a choice composes, in order (inside `recipes`)."""
+    with explained():
+        found = GlobalHydra.instance().config_loader().compute_defaults_list(config, list(overrides), RunMode.RUN)
+    return [
+        (str(item.config_path), str(item.package or "").removeprefix("_global_").lstrip("."))
+        for item in found.defaults
+        if item.config_path and not item.config_path.startswith("hydra/")
+    ]
 
 
 def _folder(scheme: str, path: str) -> Path:
@@ -120,6 +144,7 @@ def compose_choices(config: str, overrides: Sequence[str]) -> Composition:
     with explained():
         tree = hydra.compose_config(config, overrides=list(overrides), run_mode=RunMode.RUN)
     choices = {str(key): value for key, value in tree.hydra.runtime.choices.items()}
+    check_hydra(tree.hydra)
     with open_dict(tree):
         del tree["hydra"]
     return Composition(tree, choices)
@@ -174,8 +199,13 @@ def _explain(problem: Exception) -> UserError:
     """The user's version of an exception of Hydra or OmegaConf."""
     if isinstance(problem, MissingConfigException) and problem.missing_cfg_file:
         group, _, name = str(problem.missing_cfg_file).rpartition("/")
-        if problem.options:
-            return unknown(f"{group} recipe" if group else "recipe", name, problem.options)
+        options = problem.options or []
+        better = unknown(f"{group} recipe" if group else "recipe", name, options)
+        if group and not options:
+            groups = [each for each in _groups() if not each.startswith("hydra")]
+            better = unknown("group", group, groups)
+        better.field = group or None
+        return better
     cause = problem if isinstance(problem, OmegaConfBaseException) else problem.__cause__ or problem.__context__
     if isinstance(cause, OmegaConfBaseException):
         return _explain_node(cause)
@@ -184,10 +214,17 @@ def _explain(problem: Exception) -> UserError:
     return UserError(_first_line(problem), code="bad_recipe", hint=hint)
 
 
+def _groups() -> list[str]:
+    """The config groups that recipes can choose from."""
+    return [str(name) for name in GlobalHydra.instance().config_loader().get_group_options("", ObjectType.GROUP)]
+
+
 def _explain_node(problem: OmegaConfBaseException) -> UserError:
     """The user's version of an exception about one node of the configuration."""
     path = str(problem.full_key or problem.key or "")
     owner = problem.object_type
+    if variable := re.search(r"Environment variable '([^']+)' not found", str(problem)):
+        return UserError(f"the environment variable {variable[1]} is not set", field=path or None, code="bad_recipe")
     if isinstance(problem, InterpolationKeyError):
         return UserError(_first_line(problem), field=path or None, code="bad_recipe")
     if isinstance(problem, MissingMandatoryValue):

@@ -15,7 +15,9 @@ from hydra.core.override_parser.types import Override
 from align.adapters.base import adapters
 from align.composition import Composition, compose_choices, group_choices, preset, recipes, resolved
 from align.options import ModelOptions, OnPrecisionChange, RunOptions, TrackingOptions
+from align.origins import located, origins, told_origins
 from align.overrides import GROUPS, NAMES, Landscape, first_choice, is_group, parse, rewrite
+from align.plainness import check_plain
 from align.stages.base import TrainingStage, stages
 from align.trackers.base import check_trackers
 from align.typed import build, convert, option_types, plain, unknown_key
@@ -73,6 +75,12 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> RunConfi
         if override.is_sweep_override():
             raise UserError(f"'{override.input_line}' sweeps over several values", hint="add -m", code="sweep")
     with recipes(config_dir):
+        return _composed(given, [*overrides, *(["--config-dir", config_dir] if config_dir else [])])
+
+
+def _composed(given: Sequence[Override], words: list[str]) -> RunConfig:
+    """The run of parsed overrides (inside `recipes`); `words` are the command's."""
+    with located(given):
         composition, land = survey(given)
         composition.change(rewrite([item for item in given if not is_group(item)], land))
         tree = composition.content()
@@ -82,8 +90,15 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> RunConfi
         for name, node in tree["stages"].items():
             for group in NAMES:
                 node[group] = _own_options(tree, node, group, f"stages.{name}")
-        command = ["align", "run", *overrides, *(["--config-dir", config_dir] if config_dir else [])]
-        return _checked(resolved(tree), kinds, composition.choices, command)
+        check_plain(tree)
+        return _checked(resolved(tree), kinds, composition.choices, ["align", "run", *words])
+
+
+def explain(overrides: Sequence[str], config_dir: str | None = None) -> tuple[RunConfig, dict[str, str]]:
+    """The run, and where each of its values comes from: option -> file and line, command line, or default."""
+    config = compose(overrides, config_dir)
+    with recipes(config_dir):
+        return config, told_origins(config, origins(parse(overrides)))
 
 
 def survey(given: Sequence[Override]) -> tuple[Composition, Landscape]:

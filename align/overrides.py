@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +23,14 @@ from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
 from align.options import RunOptions
+from align.plainness import check_key, check_plain, check_word
 from align.typed import option_types, unknown_key
 from data_prep.errors import UserError, nearest, unknown
 
 GROUPS = ("model", "adapter", "data", "pipeline", "experiment")
 """Config groups with a place at the top of a recipe."""
+COMMAND_LINE = "command line"
+"""What stands for the file of a value that was typed."""
 NAMES = {"adapter": "method", "data": "name"}
 """The key by which a stage's own adapter or data names a preset."""
 
@@ -52,11 +56,35 @@ def parse(overrides: Sequence[str]) -> list[Override]:
         if "=" not in text and not text.startswith("~"):
             raise UserError(f"'{text}' is not an override", hint="overrides are KEY=VALUE", code="bad_override")
         try:
-            parsed.extend(parser.parse_overrides([text]))
+            words = parser.parse_overrides([text])
         except HydraException as problem:
             hint = "quote a value that holds spaces or any of ,:=~{}[]() as in \"key='value'\""
             raise UserError(f"override '{text}' cannot be read", hint=hint, code="bad_override") from problem
+        for override in words:
+            _check_plain(override)
+        parsed += words
     return parsed
+
+
+def _check_plain(override: Override) -> None:
+    """Refuse a word that would make Hydra build objects or read recipes from elsewhere."""
+    key = override.key_or_group
+    with on_command_line():
+        check_key(key)
+        check_plain({} if override.is_delete() or override.is_sweep_override() else override.value(), key)
+        check_word(str(override.input_line), key)
+        if key.startswith("hydra.searchpath"):
+            raise UserError("recipes come from one folder", field=key, hint="--config-dir DIR", code="bad_override")
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """Errors about overrides say that they were typed."""
+    try:
+        yield
+    except UserError as problem:
+        problem.file = problem.file or COMMAND_LINE
+        raise
 
 
 def is_group(override: Override) -> bool:
@@ -84,7 +112,8 @@ def rewrite(overrides: Iterable[Override], land: Landscape) -> list[str]:
     Raises:
         UserError: an unknown group choice, stage or top-level key, with the nearest valid name.
     """
-    return [_rewrite_one(override, land) for override in overrides]
+    with on_command_line():
+        return [_rewrite_one(override, land) for override in overrides]
 
 
 def _rewrite_one(override: Override, land: Landscape) -> str:
@@ -93,6 +122,9 @@ def _rewrite_one(override: Override, land: Landscape) -> str:
     parts = key.split(".")
     if key.startswith("hydra") and parts[0].split("/")[0] == "hydra":
         return text
+    group = key.split("/")[0] if override.package is None else key
+    if (override.package is not None or "/" in key) and group not in (*GROUPS, "stage"):
+        raise unknown("group", group, (*GROUPS, "stage"))
     if override.package is not None or "/" in key:
         return text
     if key in GROUPS:

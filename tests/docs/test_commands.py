@@ -12,15 +12,17 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from align.cli import VERBS, _parser
+from align.cli_copy import found_recipe
 from align.cli_show import run_folder, split_words
 from align.composition import recipes
 from align.config import compose, survey
+from align.origins import files_of
 from align.overrides import parse, rewrite
 from align.verb_options import read_options
 from tests.docs.pages import ROOT, blocks, commands, pages, shell_lines, spans
 
 VERB = {verb.name: verb for verb in VERBS}
-KINDS = {"adapters", "stages", "data", "recipes", "models", "runs"}
+KINDS = {"adapters", "stages", "data", "recipes", "models", "trackers", "formats", "rules", "runs"}
 TARGETED = {"eval", "lineage", "verify"}
 
 
@@ -69,6 +71,10 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         plain, overrides = split_words(args.words, 1)
         assert set(plain) <= KINDS
         run_folder(overrides)
+    elif name == "cp":
+        with recipes(args.config_dir):
+            assert args.words[0] == "RECIPE" or files_of("/".join(found_recipe(args.words[0])))
+        assert len(args.words) == 2
     elif name == "count":
         compose([word for word in args.words if not word.startswith("model.config=")], args.config_dir)
     elif VERB[name].options:
