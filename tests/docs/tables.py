@@ -20,7 +20,7 @@ from align.cli import VERBS
 from align.cli_help import options_of as option_rows
 from align.cli_help import summary
 from align.composition import group_choices, recipe_comment, recipes
-from align.options import ModelOptions, OnPrecisionChange, RunOptions
+from align.options import ModelOptions, OnPrecisionChange, RunOptions, TrackingOptions
 from align.stages.base import OnParent, Stage, TrainingStage, stages
 from data_prep.errors import UserError
 from data_prep.formats.base import FORMATS
@@ -197,6 +197,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "choices": choices,
     "run": lambda: options(RunOptions),
     "model": lambda: options(ModelOptions),
+    "tracking": lambda: options(TrackingOptions),
     "data": lambda: options(DataOptions),
     "source": lambda: options(SourceOptions),
     "gold": lambda: options(GoldOptions),
