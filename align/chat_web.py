@@ -197,13 +197,16 @@ def _template() -> Any:
     return jinja2.Environment(loader=loader, autoescape=True).get_template("chat.html.jinja")
 
 
-class _Server(uvicorn.Server):
-    """uvicorn, with the reply at hand stopped when the server is."""
+class Server(uvicorn.Server):
+    """uvicorn for one page; when it is to end, so does the reply at hand."""
 
-    leaving: threading.Event
+    def __init__(self, page: Page) -> None:
+        options: dict[str, Any] = {"log_level": "critical", "access_log": False, "lifespan": "off", "ws": "none"}
+        super().__init__(uvicorn.Config(page.app, timeout_graceful_shutdown=1, **options))
+        self._leaving = page.leaving
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        self.leaving.set()
+        self._leaving.set()
         super().handle_exit(sig, frame)
 
 
@@ -231,13 +234,8 @@ def listen(port: str | None) -> socket.socket:
 
 def serve(page: Page, found: socket.socket) -> int:
     """Serve the page until Ctrl-C; returns the exit code."""
-    config = uvicorn.Config(
-        page.app, log_level="critical", access_log=False, lifespan="off", ws="none", timeout_graceful_shutdown=1
-    )
-    server = _Server(config)
-    server.leaving = page.leaving
     try:
-        server.run(sockets=[found])
+        Server(page).run(sockets=[found])
     except KeyboardInterrupt:
         return INTERRUPTED
     return 0

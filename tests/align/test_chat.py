@@ -33,7 +33,6 @@ FAST = (
     "stages.ppo.max_ratio=1e9",
 )
 CHAINS = {
-    "lora": FAST,
     "full and vera": (*FAST, "stages.sft.adapter=full", "stages.reward_model.adapter=vera", "stages.ppo.adapter=lora"),
     "merged": (*FAST, "stages.ppo.adapter=vera", "stages.ppo.on_parent=merge"),
     "stacked": (*FAST, "stages.reward_model.adapter=vera", "stages.ppo.adapter=vera", "stages.ppo.on_parent=stack"),
@@ -73,7 +72,7 @@ def test_replies_and_rewards_are_those_of_the_evaluation(chain):
     norm = checkpoint(run, "reward_model").record["reward_norm"]
     rows = [json.loads(line) for line in (run / "evaluate" / "samples.jsonl").read_text().splitlines()]
     assert any(len({reply["text"] for reply in row["replies"].values()}) > 1 for row in rows)
-    for row in [row for row in rows if row["prompt"].startswith("say")][:3]:
+    for row in [row for row in rows if row["prompt"].startswith("say")][:2]:
         texts, said, _ = heard(found.answer(Conversation(), row["prompt"], found.names, GREEDY))
         assert list(row["replies"]) == found.names == ["base", "sft", "ppo"]
         for name, reply in row["replies"].items():
