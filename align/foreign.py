@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from align.adapters.base import Adapter, adapters
+from align.adapters.base import adapters
 from align.fingerprint import file_sha256
 from data_prep.errors import UserError
 
@@ -95,9 +95,10 @@ def unknown_of(record: dict[str, Any], folder: Path) -> str:
     """One line: what this adapter is, and what is not known about it."""
     said = ", ".join(f"{key}={value}" for key, value in record["options"].items() if value and key != "method")
     revision = "" if record["base"]["revision"] else "its revision, "
+    root = record["root"] or "a base it does not name"
     return (
-        f"{folder} is a plain peft adapter ({record['method']}: {said}) for {record['root'] or 'a base it does not name'}; "
-        f"unknown: {revision}the base's weights, the tokenizer, the chat template and the precision it was trained with"
+        f"{folder} is a plain peft adapter ({record['method']}: {said}) for {root}; unknown: {revision}"
+        "the base's weights, the tokenizer, the chat template and the precision it was trained with"
     )
 
 
@@ -137,8 +138,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _method(config: dict[str, Any], folder: Path) -> tuple[str, dict[str, Any]]:
     """Name and options of the registered method that a peft configuration describes."""
-    path, kind = str(folder / CONFIG), config.get("peft_type")
-    found: dict[Any, tuple[str, type[Adapter]]] = {
+    path, kind = str(folder / CONFIG), str(config.get("peft_type"))
+    found: dict[str, tuple[str, Any]] = {
         vars(cls)["peft_type"]: (name, cls)  # its own, not inherited: QLoRA is LoRA on another base
         for name, cls in adapters.items()
         if "peft_type" in vars(cls)
@@ -159,9 +160,9 @@ def _defaults(kind: str) -> dict[str, Any]:
     """What peft takes for keys that a configuration does not have."""
     import dataclasses
 
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType
 
-    fields = dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[kind])
+    fields = dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING[PeftType(kind)])
     return {item.name: item.default for item in fields if item.default is not dataclasses.MISSING}
 
 

@@ -115,9 +115,7 @@ class Bases:
         identity = BaseIdentity(f"merge:{parent.digest[:16]}", None, fingerprint)
 
         def fold() -> SharedBase:
-            model = below.private()
-            for terms in self.terms(parent, trained_at):
-                merge(model, terms)
+            model = self.folded(parent, trained_at)
             if load is Load.bf16:
                 nn.Module.to(model, torch.bfloat16)
             merged = SharedBase.freeze(model, identity, load)
@@ -125,6 +123,17 @@ class Bases:
             return merged
 
         return self._get(identity, load, fold)
+
+    def folded(self, checkpoint: Checkpoint, load: Load) -> PreTrainedModel:
+        """A checkpoint's function as plain float32 weights, in a private copy of its base loaded at `load`."""
+        adapter = adapter_of(checkpoint)
+        model = self.over(checkpoint, load).private()
+        if adapter.traits.owns_weights:
+            return model
+        exact = adapter.traits.low_rank
+        for terms in self.terms(checkpoint, load) if exact else self.terms_under(checkpoint, load):
+            merge(model, terms)
+        return model if exact else adapter.merge(adapter.load(model, checkpoint.folder, trainable=False))
 
     def terms(self, checkpoint: Checkpoint, load: Load) -> list[LowRankTerms]:
         """The low-rank terms that make up a checkpoint on top of its base, lowest first."""

@@ -48,7 +48,7 @@ class Architecture:
     config: dict[str, Any] = field(default_factory=dict)
     """What its configuration has besides `PLAIN`."""
     features: str = ""
-    """What of the real family the tiny one has, and its tests go through."""
+    """What of the real family the tiny one has, and its tests go through; why it is refused, if it is."""
     chain: bool = False
     """Whether SFT, reward model and PPO are run on it, beyond forward passes and rollouts."""
     refused: str | None = None
@@ -56,7 +56,7 @@ class Architecture:
 
 
 PACKED = "packed logits differ"
-ATTENTION = "attention cannot be replaced"
+REPLACED = "attention cannot be replaced"
 ARCHITECTURES = {
     "llama": Architecture(
         "Llama 2 and 3, SmolLM2, TinyLlama",
@@ -68,7 +68,7 @@ ARCHITECTURES = {
         "Qwen3", {"tie_word_embeddings": True}, "grouped heads, query and key norms, tied embeddings", True
     ),
     "mistral": Architecture("Mistral 7B", WINDOW, "grouped heads, sliding window", True),
-    "gemma": Architecture("Gemma", {}, "scaled embeddings, one key head", True),
+    "gemma": Architecture("Gemma", {"num_key_value_heads": 1}, "scaled embeddings, one key head", True),
     "gemma2": Architecture(
         "Gemma 2",
         {"query_pre_attn_scalar": 8, "attn_logit_softcapping": 1.0, "final_logit_softcapping": 2.0, **WINDOW},
@@ -76,12 +76,20 @@ ARCHITECTURES = {
         True,
     ),
     "gemma3_text": Architecture(
-        "Gemma 3 (text)", {"query_pre_attn_scalar": 8, **WINDOW}, "query and key norms, sliding windows, two ropes", True
+        "Gemma 3 (text)",
+        {"query_pre_attn_scalar": 8, **WINDOW},
+        "query and key norms, sliding windows, two ropes",
+        True,
     ),
     "phi3": Architecture("Phi-3, Phi-4", {}, "fused qkv_proj and gate_up_proj", True),
     "gpt2": Architecture("GPT-2", GPT, "fused c_attn, transposed weights (Conv1D), learned positions", True),
     "gpt_neox": Architecture("Pythia, GPT-NeoX", {}, "fused query_key_value, partial rope, parallel blocks", True),
-    "opt": Architecture("OPT", {"ffn_dim": 64, "word_embed_proj_dim": 32}, "learned positions, dropout in blocks", True),
+    "opt": Architecture(
+        "OPT",
+        {"ffn_dim": 64, "word_embed_proj_dim": 16},
+        "learned positions, projected embeddings, dropout in blocks",
+        True,
+    ),
     "mixtral": Architecture("Mixtral", EXPERTS, "two experts", True),
     "qwen3_moe": Architecture(
         "Qwen3 30B-A3B",
@@ -99,24 +107,35 @@ ARCHITECTURES = {
     "cohere": Architecture("Command R", {}, "scaled logits, parallel blocks"),
     "cohere2": Architecture("Command R7B", WINDOW, "sliding windows, scaled logits"),
     "granite": Architecture(
-        "Granite 3", {"logits_scaling": 4.0, "attention_multiplier": 0.3}, "four multipliers, scaled logits"
+        "Granite 3",
+        {"logits_scaling": 4.0, "attention_multiplier": 0.3},
+        "scaled logits, a scale of its own for scores",
     ),
     "starcoder2": Architecture("StarCoder2", WINDOW, "sliding window, biases"),
     "exaone4": Architecture("EXAONE 4", WINDOW, "sliding windows, norms after blocks"),
     "biogpt": Architecture("BioGPT", {}, "learned positions"),
-    "stablelm": Architecture("StableLM 2", refused=PACKED),
+    "stablelm": Architecture("StableLM 2", {}, "its layers keep the row layout from attention", refused=PACKED),
     "xglm": Architecture(
-        "XGLM", {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64}, refused=PACKED
+        "XGLM",
+        {"d_model": 32, "num_layers": 2, "attention_heads": 4, "ffn_dim": 64},
+        "its layers keep the row layout from attention",
+        refused=PACKED,
     ),
-    "codegen": Architecture("CodeGen", {**GPT, "rotary_dim": 4}, refused=PACKED),
-    "bloom": Architecture("BLOOM", {"n_layer": 2, "n_head": 4}, refused=PACKED),
-    "mpt": Architecture("MPT", {"d_model": 32, "n_heads": 4, "n_layers": 2}, refused="packed rows do not pass"),
-    "mamba": Architecture("Mamba", {"state_size": 4}, refused=PACKED),
-    "gptj": Architecture("GPT-J", {**GPT, "rotary_dim": 4}, refused=ATTENTION),
+    "codegen": Architecture("CodeGen", {**GPT, "rotary_dim": 4}, "attention of its own", refused=PACKED),
+    "bloom": Architecture("BLOOM", {"n_layer": 2, "n_head": 4}, "attention of its own (ALiBi)", refused=PACKED),
+    "mpt": Architecture(
+        "MPT",
+        {"d_model": 32, "n_heads": 4, "n_layers": 2},
+        "attention of its own (ALiBi), which needs a mask",
+        refused="packed rows do not pass",
+    ),
+    "mamba": Architecture("Mamba", {"state_size": 4}, "no attention: a state runs on from row to row", refused=PACKED),
+    "gptj": Architecture("GPT-J", {**GPT, "rotary_dim": 4}, "attention of its own", refused=REPLACED),
     "gpt_neo": Architecture(
         "GPT-Neo",
         {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 6},
-        refused=ATTENTION,
+        "attention of its own",
+        refused=REPLACED,
     ),
 }
 PRESETS = {

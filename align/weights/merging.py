@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from align.low_rank import merge as fold
-from align.options import Load
 from align.weights.drift import Drift, measure, of_model, of_role
 from align.weights.opened import Opened
 from align.weights.options import MergeOptions, place
@@ -30,7 +28,7 @@ def merge(target: str, options: MergeOptions, force: bool = False) -> dict[str, 
     Raises:
         UserError: the method cannot be merged, the folder exists, or the drift exceeds its bound.
     """
-    if options.load is Load.nf4:
+    if options.load.four_bit:
         raise UserError(
             "merging into 4-bit weights would round them again and lose what was trained",
             field="load",
@@ -68,14 +66,7 @@ def require_mergeable(opened: Opened) -> None:
 
 def merged_model(opened: Opened) -> PreTrainedModel:
     """The checkpoint's function as plain float32 weights, in a private copy of its base."""
-    checkpoint, bases = opened.checkpoint, opened.bases
-    if opened.adapter.traits.owns_weights:
-        return bases.over(checkpoint, opened.load).private()
-    private = bases.under(checkpoint, opened.load).private()
-    for terms in bases.terms_under(checkpoint, opened.load):
-        fold(private, terms)
-    merged: PreTrainedModel = opened.adapter.merge(opened.adapter.load(private, checkpoint.folder, trainable=False))
-    return merged
+    return opened.bases.folded(opened.checkpoint, opened.load)
 
 
 def compare_model(opened: Opened, folder: Path) -> Drift:

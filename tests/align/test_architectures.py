@@ -77,7 +77,7 @@ def test_adapters_attach_and_count(name):
     from align.fingerprint import read_model_config
 
     for method in ("lora", "vera"):
-        role = fresh(method, Load.fp32, bases(folder(name)))
+        role = fresh(method, Load.fp32, bases(folder(name)), rank=4)
         counts = role.adapter.count(read_model_config(folder(name)))
         assert counts.trainable == sum(p.numel() for p in role.parameters() if p.requires_grad)
         moved = logits(role, sentences(2)) - torch.cat([wanted(name, ids) for ids in sentences(2)])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import IA3Config, LoraConfig, PeftModel, VeraConfig, get_peft_model
+from peft import HRAConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from align.adapters.base import adapters
@@ -156,10 +156,9 @@ def test_other_plain_methods(tmp_path, capfd):
     known = save_plain(tmp_path / "vera", VeraConfig(r=8, save_projection=False, **ALL_LINEAR))
     role = bases().realise(Checkpoint.open(known).require(base()), "policy", Load.fp32)
     torch.testing.assert_close(logits(role), peft_logits(known), rtol=0, atol=1e-6)
-    ia3 = IA3Config(task_type="CAUSAL_LM", target_modules=["k_proj", "down_proj"], feedforward_modules=["down_proj"])
-    other = save_plain(tmp_path / "ia3", ia3)
+    other = save_plain(tmp_path / "hra", HRAConfig(r=2, **ALL_LINEAR))
     code, err = run(capfd, *sft(tmp_path, f"stages.sft.init={other}"))
-    assert "peft_type" in refused(code, err) or "IA3" in {getattr(c, "peft_type", "") for _, c in adapters.items()}
+    assert "unknown peft_type (got HRA" in refused(code, err)
 
 
 def test_a_plain_adapter_is_no_reward_model_and_no_record(capfd, tmp_path):

@@ -14,17 +14,21 @@ from pathlib import Path
 from typing import Any
 
 from align.adapters.base import adapters
+from align.adapters.shapes import _key, _meta_model, linear_layers
+from align.adapters.targets import short_names
 from align.chain import footing, options_of
 from align.checkpoint import Checkpoint
 from align.cli import VERBS
 from align.cli_help import options_of as option_rows
 from align.cli_help import summary
 from align.composition import group_choices, recipe_comment, recipes
+from align.config import compose
 from align.options import ModelOptions, OnPrecisionChange, RunOptions, TrackingOptions
 from align.stages.base import OnParent, Stage, TrainingStage, stages
 from data_prep.errors import UserError
 from data_prep.formats.base import FORMATS
 from data_prep.options import DataOptions, GoldOptions, SourceOptions
+from tests.architectures import ARCHITECTURES, PRESETS, config_of
 from tests.docs.pages import Page, pages
 
 _PART = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -179,6 +183,37 @@ def choices(group: str) -> str:
         )
 
 
+def presets() -> str:
+    """The model presets, from the recipes."""
+    rows = []
+    for name, architecture in PRESETS.items():
+        model = compose([f"model={name}", "data=smalltalk"]).model
+        load = model.load.value if model.load else "fp32"
+        cells = (f"model={name}", model.path, architecture, load, model.template, f"{model.lr_scale:g}")
+        rows.append(tuple(code(cell) for cell in cells))
+    return table(("recipe", "hub id", "architecture", "precision", "chat template", "factor on the rate"), rows)
+
+
+def architectures() -> str:
+    """What works on each architecture of the tests' list, and what LoRA adapts on it."""
+    rows = []
+    for name, entry in ARCHITECTURES.items():
+        if entry.refused is None:
+            model = _meta_model(_key(config_of(name)))
+            layers = ", ".join(code(leaf) for leaf in short_names(linear_layers(model)))
+            experts = short_names(path for path, p in model.named_parameters() if p.ndim == 3)
+            layers += f" (not the experts' {', '.join(map(code, experts))})" if experts else ""
+            tried = "whole chain" if entry.chain else "forward, rollouts, counts"
+            rows.append((code(name), entry.people, tried, layers, entry.features))
+    return table(("architecture", "models", "tried", "`all-linear` adapts", "features tried"), rows)
+
+
+def refused_architectures() -> str:
+    """Architectures that are refused, and why."""
+    rows = [(code(name), entry.people, entry.features) for name, entry in ARCHITECTURES.items() if entry.refused]
+    return table(("architecture", "models", "why"), rows)
+
+
 def verbs() -> str:
     """The verbs of the command line."""
     return table(
@@ -195,6 +230,9 @@ PARTS: dict[str, Callable[..., str]] = {
     "format": format_options,
     "verbs": verbs,
     "choices": choices,
+    "presets": presets,
+    "architectures": architectures,
+    "refused_architectures": refused_architectures,
     "run": lambda: options(RunOptions),
     "model": lambda: options(ModelOptions),
     "tracking": lambda: options(TrackingOptions),
