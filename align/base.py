@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SHARED = "align_shared"
 """Attribute of a tree: frozen tensors that it shares with the base's other trees."""
 
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _NOISE = ("dropout", "layerdrop", "pdrop", "jitter")
 """Parts of the names under which modules keep the strength of random changes in training mode."""
 
@@ -57,10 +58,9 @@ class SharedBase:
     @classmethod
     def open(cls, folder: Path, identity: BaseIdentity, load: Load, device: torch.device) -> SharedBase:
         """Load a model folder at precision `load`; only safetensors, never code from the folder."""
-        options: dict[str, Any] = {"dtype": torch.bfloat16 if load is Load.bf16 else torch.float32}
-        if load is Load.nf4:
-            options["quantization_config"] = _four_bit(device)
-            options["dtype"] = _compute_dtype(device)
+        options: dict[str, Any] = {"dtype": _DTYPES[load.computes_in(device.type)]}
+        if load.four_bit:
+            options["quantization_config"] = _four_bit(device, load)
             options["device_map"] = {"": device}
         try:
             model = AutoModelForCausalLM.from_pretrained(
@@ -75,7 +75,7 @@ class SharedBase:
                 f"architecture {kind} is not supported ({reason})", code="unsupported_architecture", file=str(folder)
             ) from error
         model.name_or_path = model.config.name_or_path = identity.id  # what adapter files name as their base
-        if load is not Load.nf4:
+        if not load.four_bit:
             torch.nn.Module.to(model, device)
         base = cls.freeze(model, identity, load)
         base.shared["folder"] = folder
@@ -94,7 +94,7 @@ class SharedBase:
             for name, value in vars(module).items():
                 if isinstance(value, float) and any(word in name for word in _NOISE):
                     vars(module)[name] = 0.0
-        if load is Load.nf4:
+        if load.four_bit:
             _pin_four_bit(model)
         return cls(model, identity, load)
 
@@ -116,7 +116,7 @@ class SharedBase:
 
     def private(self) -> PreTrainedModel:
         """A full copy of the weights in float32 (dequantised if need be), free to be trained or merged into."""
-        bare = self.tree() if self.load is not Load.nf4 else _dequantised(self.tree())
+        bare = self.tree() if not self.load.four_bit else _dequantised(self.tree())
         copied: PreTrainedModel = copy.deepcopy(bare)
         for tensor in (*copied.parameters(), *copied.buffers()):
             if tensor.is_floating_point():
@@ -144,18 +144,14 @@ def _state_tensors(state: Any) -> list[torch.Tensor]:
     return own + _state_tensors(getattr(state, "state2", None))
 
 
-def _compute_dtype(device: torch.device) -> torch.dtype:
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
-
-
-def _four_bit(device: torch.device) -> Any:
+def _four_bit(device: torch.device, load: Load = Load.nf4) -> Any:
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=_compute_dtype(device),
+        bnb_4bit_quant_type=load.value[:3],
+        bnb_4bit_use_double_quant=load.double,
+        bnb_4bit_compute_dtype=_DTYPES[load.computes_in(device.type)],
     )
 
 

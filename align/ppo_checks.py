@@ -54,9 +54,7 @@ def record_first_minibatch(
 
 def is_exact(work: Work) -> bool:
     """Whether products are taken in float32, where batches of another shape give equal numbers."""
-    in_float32 = work.footing.load.value == "fp32" or (
-        work.footing.load.value == "nf4" and work.accelerator.device.type == "cpu"
-    )
+    in_float32 = work.footing.load.computes_in(work.accelerator.device.type) == "fp32"
     return in_float32 and work.spec.stage.autocast.value == "off"
 
 

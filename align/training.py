@@ -43,6 +43,9 @@ class StepHook(Protocol):
     def after_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Called after step `step`, counted from 1; gradients are still there."""
 
+    def state(self) -> dict[str, Tensor]:
+        """Tensors beside the trained ones that steps change, as they are held."""
+
 
 class Objective(nn.Module):
     """A module whose forward turns a micro-batch into a summed loss and summed numbers.
@@ -170,6 +173,17 @@ class Updater:
             hook.after_step(self.optimizer, self.step_number)
         result["lr"] = self._peaks[0] * factor
         return result
+
+    def held(self) -> dict[str, Tensor]:
+        """Every tensor that steps change, by name, as it is held."""
+        found = {name: p.detach() for name, p in self.objective.named_parameters() if p.requires_grad}
+        for number, hook in enumerate(self._hooks):
+            found |= {f"hook {number}: {name}": value for name, value in hook.state().items()}
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of every tensor that steps change."""
+        return {name: value.clone() for name, value in self.held().items()}
 
     def rate_factor(self) -> float:
         """Share of the groups' learning rates that the coming step takes."""
@@ -300,7 +314,7 @@ def fit(
                 final = updater.evaluate(held_out_batches, counts=bool(share))
                 log(updater.step_number, "eval", final)
                 if options.patience:
-                    best.offer(final["loss"], updater.step_number, lambda: _state(objective))
+                    best.offer(final["loss"], updater.step_number, updater.weights)
             if done or (options.patience and best.misses >= options.patience):
                 return _finish(updater, best, final, lambda: updater.evaluate(held_out_batches, counts=bool(share)))
         epoch += 1
@@ -313,14 +327,9 @@ def _finish(
     if best.state is None:
         return final
     with torch.no_grad():
-        for name, parameter in updater.objective.named_parameters():
-            if name in best.state:
-                parameter.copy_(best.state[name])
+        for name, held in updater.held().items():
+            held.copy_(best.state[name])
     return {**evaluate(), "best_step": float(best.step)}
-
-
-def _state(objective: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().clone() for name, p in objective.named_parameters() if p.requires_grad}
 
 
 def _share(rows: Sequence[RowT], process: Accelerator) -> list[RowT]:

@@ -40,6 +40,8 @@ class Traits:
     """It can stand on a base kept in bfloat16."""
     gradient_checkpointing: bool = True
     """Its gradients are equal when activations are recomputed in backward."""
+    peft_checkpointing: bool = True
+    """Stock peft trains it with gradient checkpointing too."""
     portable: bool = True
     """Stock peft loads what it saves and computes the same."""
     owns_weights: bool = False
@@ -48,6 +50,8 @@ class Traits:
     """Before training the model computes what it computed without the method."""
     reads_weights: bool = False
     """It computes from the weights it stands on, so terms stacked beside them would be left out."""
+    may_train_nothing: bool = False
+    """Its options may leave nothing of the tree to train, where a stage has a head to train alone."""
     soft_prompt: bool = False
     """It takes places of the context: virtual tokens before every row, whose positions start after them."""
     latency: str = "none once merged"
@@ -113,6 +117,9 @@ class Adapter:
     def parameter_groups(self, tree: torch.nn.Module, lr: float) -> list[dict[str, Any]]:
         """Optimiser groups of the trainable parameters below `tree`; `lr` is the stage's learning rate."""
         return [{"params": [p for p in tree.parameters() if p.requires_grad], "lr": lr}]
+
+    def begin(self, tree: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Called once before the first of a stage's optimiser steps, with their number."""
 
     def after_step(self, tree: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         """Called after every optimiser step, for methods that move weights outside autograd."""

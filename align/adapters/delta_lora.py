@@ -92,6 +92,14 @@ class DeltaLora(Lora):
                 delta.pause(carrier)
         return carrier
 
+    def begin(self, tree: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        if self.start_step >= steps:
+            raise UserError(
+                f"the weights would never begin to follow: {steps} steps in this stage (got {self.start_step})",
+                field="adapter.start_step",
+                code="bad_value",
+            )
+
     def after_step(self, tree: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
         from align.adapters.layers import delta
 

@@ -9,7 +9,7 @@ Cost: 2 P trained parameters per layer and key-value width; P more keys in every
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -38,7 +38,7 @@ class Prefix(SoftPrompt):
     method: str = "prefix"
     reparametrisation: int = option(0, "hidden width of the network that makes the prefix in training (0: none)")
 
-    traits: ClassVar[Traits] = SOFT_TRAITS
+    traits: ClassVar[Traits] = replace(SOFT_TRAITS, peft_checkpointing=False)
     lr_factor: ClassVar[float] = 30.0
 
     def check(self, model_config: dict[str, Any]) -> list[UserError]:

@@ -21,7 +21,7 @@ def config_of(model_config: dict[str, Any]) -> Any:
 
 def base_parameters(model_config: dict[str, Any]) -> int:
     """Number of parameters of the causal language model a `config.json` describes; tied weights count once."""
-    return sum(parameter.numel() for parameter in _meta_model(_key(model_config)).parameters())
+    return sum(parameter.numel() for parameter in meta_model(model_config).parameters())
 
 
 def linear_layers(model: Any) -> dict[str, Any]:
@@ -39,8 +39,13 @@ def linear_shapes(model_config: dict[str, Any], targets: Any, layers: Any = "all
     Raises:
         UserError: they select none.
     """
-    linear = linear_layers(_meta_model(_key(model_config)))
+    linear = linear_layers(meta_model(model_config))
     return {name: _shape(linear[name]) for name in chosen(list(linear), targets, layers)}
+
+
+def meta_model(model_config: dict[str, Any]) -> PreTrainedModel:
+    """The causal language model that a `config.json` describes, on the meta device; shared, so not to be changed."""
+    return _meta_model(_key(model_config))
 
 
 def _shape(module: Any) -> tuple[int, int]:

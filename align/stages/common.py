@@ -71,6 +71,11 @@ class AdapterHook:
         assert self.role.adapter is not None
         self.role.adapter.after_step(self.role.carrier, optimizer, step)
 
+    def state(self) -> dict[str, torch.Tensor]:
+        """Tensors beside the trained ones that steps change."""
+        assert self.role.adapter is not None
+        return self.role.adapter.state(self.role.carrier)
+
 
 def hooks_of(role: Role) -> list[AdapterHook]:
     """What the loop calls for a role."""

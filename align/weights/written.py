@@ -17,7 +17,7 @@ from align.weights.drift import Drift
 from align.weights.opened import Opened
 from data_prep.errors import UserError
 
-BOUNDS = {Load.fp32: 1e-5, Load.bf16: 2e-2, Load.nf4: 1e-5}
+BOUNDS = {load: 2e-2 if load is Load.bf16 else 1e-5 for load in Load}
 """Largest KL in nats per token that counts as the same model; bf16 rounds every weight to 8 bits."""
 RECORD = "align_export.json"
 """Where a written folder says what it was made from."""

@@ -32,6 +32,7 @@ def trained(role: Role, steps: int, optimizer_of=lambda groups: torch.optim.Adam
     objective = LanguageModeling(role)
     optimizer = optimizer_of(role.adapter.parameter_groups(role.carrier, 2e-3))
     batch, losses = objective.collate(ROWS), []
+    role.adapter.begin(role.carrier, optimizer, steps)
     for step in range(steps):
         optimizer.zero_grad(set_to_none=True)
         loss, _ = objective(batch)
@@ -101,7 +102,7 @@ def test_continuing_goes_on_without_a_new_pause(tmp_path):
     role.adapter.save(role.carrier, tmp_path)
     again = Role("again", role.adapter.load(bases().root(Load.fp32).tree(), tmp_path, trainable=True), role.adapter)
     before = {n: t.clone() for n, t in role.adapter.state(again.carrier).items()}
-    trained(again, 2)
+    trained(again, 4)
     assert all(torch.equal(t, before[n]) for n, t in role.adapter.state(again.carrier).items())
 
 
@@ -152,3 +153,24 @@ def test_why_bf16_is_refused():
         lost = lost + step.bfloat16()
     moved = (lost.float() - weight.bfloat16().float()).flatten()
     assert F.cosine_similarity(moved, step.flatten() * 20, dim=0) < 0.7
+
+
+def test_the_best_weights_are_put_back_with_what_is_beside_them():
+    """Early stopping returns to a step before the pause ended: what is subtracted must be that of then."""
+    from align.stages.common import AdapterHook
+    from align.training import Updater
+    from tests.tiny_training import options, process
+
+    role = made(lambda_=0.7, start_step=3)
+    objective = LanguageModeling(role)
+    groups = role.adapter.parameter_groups(role.carrier, 5e-3)
+    updater = Updater(objective, groups, options(warmup=0.0), 6, process(), [AdapterHook(role)])
+    seen = {}
+    for step in range(6):
+        updater.step([objective.collate(ROWS)])
+        seen[step + 1] = (logits(role), updater.weights())
+    assert not torch.equal(seen[2][0], seen[6][0])
+    with torch.no_grad():
+        for name, held in updater.held().items():
+            held.copy_(seen[2][1][name])
+    assert torch.equal(logits(role), seen[2][0])

@@ -16,7 +16,7 @@ from align.options import Load, OnPrecisionChange
 from align.stages.base import OnParent
 from align.work import outputs
 from data_prep.errors import TrainingStopped, UserError
-from tests.tiny_chain import HOME, bases, checkpoint, fresh, logits, made, read, sentences
+from tests.tiny_chain import HOME, PRECISIONS, bases, checkpoint, fresh, logits, made, read, sentences
 
 METHODS = adapters.names()
 PAIRS = list(product(METHODS, METHODS))
@@ -80,7 +80,7 @@ def test_parent_is_kept_or_refused(parent, child, mode):
 @EACH_PAIR
 def test_a_change_of_precision_keeps_the_parent_or_is_refused(parent, child, mode):
     below = tuned(parent)
-    for load in Load:
+    for load in PRECISIONS:
         if load.value == below.load:
             continue
         assert standing(below, child, mode, load=load) is None or adapters.get(child)().quantization()

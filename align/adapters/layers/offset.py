@@ -27,7 +27,7 @@ from align.low_rank import LowRankTerm, LowRankTerms, stack
 PREFIX = "base_model.model."
 
 
-def lora_layers(carrier: PeftModel) -> dict[str, Any]:
+def lora_layers(carrier: Any) -> dict[str, Any]:
     """Full name inside the tree -> peft's LoRA layer."""
     return {n: m for n, m in carrier.get_base_model().named_modules() if isinstance(m, LoraLayer)}
 
@@ -74,6 +74,8 @@ def own_terms(carrier: PeftModel) -> LowRankTerms:
     terms: LowRankTerms = {}
     for name, layer in lora_layers(carrier).items():
         down, up = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+        if hasattr(layer, "lora_E"):
+            up = up * layer.lora_E.detach()
         if (pair := offset_of(layer)) is not None:
             down, up = torch.cat([down, pair[0]]), torch.cat([up, -pair[1]], dim=1)
         terms[name] = LowRankTerm(down, up, layer.scaling["default"] * gain_of(layer))
@@ -109,13 +111,17 @@ def save_with_offset(carrier: PeftModel, folder: Path) -> None:
     save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
+def plain_shapes(carrier: PeftModel) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors that peft saves of a carrier."""
+    own = get_peft_model_state_dict(carrier, save_embedding_layers=False)
+    return {name: tuple(value.shape) for name, value in own.items()}
+
+
 @torch.no_grad()
 def read_with_offset(carrier: PeftModel, file: Path) -> None:
     """Fill layers and their subtracted pairs from a file that `save_with_offset` wrote."""
-    own = get_peft_model_state_dict(carrier, save_embedding_layers=False)
     shapes: dict[str, tuple[int, ...]] = {}
-    for name, value in own.items():
-        rows, columns = value.shape
+    for name, (rows, columns) in plain_shapes(carrier).items():
         shapes[name] = (2 * rows, columns) if ".lora_A." in name else (rows, 2 * columns)
     saved = read_exactly(file, shapes)
     for name, layer in lora_layers(carrier).items():

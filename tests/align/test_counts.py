@@ -1,0 +1,141 @@
+"""Published parameter counts, by closed form from a configuration: no weight is made.
+
+Those of papers that name millions are given as the numbers that their formulas make; where a paper's own number does not
+follow from its formula, the formula's is here. Heads are never counted.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from align.adapters.base import adapters
+from align.adapters.bottleneck import Placement
+from align.adapters.shapes import base_parameters
+
+QV = ["q_proj", "v_proj"]
+LLAMA_3B = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 3072,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 24,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "tie_word_embeddings": True,
+}
+LLAMA_7B = {
+    "model_type": "llama",
+    "vocab_size": 32000,
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+ROBERTA = {"model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "type_vocab_size": 1}
+ROBERTA_BASE = {
+    **ROBERTA,
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}
+ROBERTA_LARGE = {
+    **ROBERTA,
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+}
+GPT2_M = {"model_type": "gpt2", "n_embd": 1024, "n_layer": 24, "n_head": 16}
+GPT2_L = {"model_type": "gpt2", "n_embd": 1280, "n_layer": 36, "n_head": 20}
+GPT3 = {"model_type": "opt", "hidden_size": 12288, "num_hidden_layers": 96, "num_attention_heads": 96, "ffn_dim": 49152}
+GPT3 |= {"vocab_size": 50257, "word_embed_proj_dim": 12288, "max_position_embeddings": 2048}
+WORDS = ["query", "value"]
+
+# GPT-3's numbers are those of "LoRA" (arXiv 2106.09685, table 4), the rest those of peft's method comparison and of
+# table 1 to 6 of VeRA, LoRA-FA and LoRA. Not reproduced, as their papers' own formulas do not give them: GPT-2 with
+# LoRA r 4 (0.35M and 0.77M), GPT-3 with VeRA r 16 and 256 (2.8M and 8.7M), GPT-3 PreLayer 8+8 (20.2M).
+
+PUBLISHED: list[tuple[dict[str, Any], str, dict[str, Any], int]] = [
+    (LLAMA_3B, "full", {}, 3_212_749_824),
+    (LLAMA_3B, "lora", {"rank": 32, "target_modules": QV}, 9_175_040),
+    (LLAMA_3B, "lora", {"rank": 64, "target_modules": QV}, 18_350_080),
+    (LLAMA_3B, "lora", {"rank": 10, "target_modules": ["gate_proj", "up_proj", "down_proj"]}, 9_461_760),
+    (LLAMA_3B, "lora", {"rank": 64, "target_modules": QV, "rslora": True}, 18_350_080),
+    (LLAMA_3B, "lora_fa", {"rank": 32, "target_modules": QV}, 3_670_016),
+    (LLAMA_3B, "lora", {"rank": 32, "target_modules": QV, "dora": True}, 9_289_728),
+    (LLAMA_3B, "vera", {"rank": 256, "target_modules": QV}, 129_024),
+    (LLAMA_3B, "prefix", {"num_virtual_tokens": 50}, 2_867_200),
+    (LLAMA_3B, "prefix", {"num_virtual_tokens": 200}, 11_468_800),
+    (LLAMA_3B, "prompt", {"num_virtual_tokens": 200}, 614_400),
+    (LLAMA_3B, "feature_extraction", {"last_blocks": 0, "norms": True}, 175_104),
+    (ROBERTA_BASE, "lora", {"rank": 8, "target_modules": WORDS}, 294_912),
+    (ROBERTA_BASE, "vera", {"rank": 1024, "target_modules": WORDS}, 43_008),
+    (ROBERTA_LARGE, "lora", {"rank": 8, "target_modules": WORDS}, 786_432),
+    (ROBERTA_LARGE, "vera", {"rank": 256, "target_modules": WORDS}, 61_440),
+    (ROBERTA_LARGE, "bottleneck", {"bottleneck_size": 64}, 3_171_840),
+    (ROBERTA_LARGE, "bottleneck", {"bottleneck_size": 16}, 811_392),
+    (ROBERTA_LARGE, "bottleneck", {"bottleneck_size": 64, "placement": Placement.houlsby}, 6_343_680),
+    (ROBERTA_LARGE, "bottleneck", {"bottleneck_size": 8, "placement": Placement.houlsby}, 835_968),
+    (ROBERTA_BASE, "vera", {"rank": 1, "target_modules": WORDS}, 18_456),
+    (ROBERTA_BASE, "vera", {"rank": 16, "target_modules": WORDS}, 18_816),
+    (ROBERTA_BASE, "vera", {"rank": 256, "target_modules": WORDS}, 24_576),
+    (ROBERTA_BASE, "lora", {"rank": 1, "target_modules": WORDS}, 36_864),
+    (ROBERTA_BASE, "lora", {"rank": 16, "target_modules": WORDS}, 589_824),
+    (ROBERTA_BASE, "lora", {"rank": 256, "target_modules": WORDS}, 9_437_184),
+    (LLAMA_7B, "full", {}, 6_738_415_616),
+    (LLAMA_7B, "lora", {"rank": 64}, 159_907_840),
+    (LLAMA_7B, "qlora", {"rank": 64}, 159_907_840),
+    (LLAMA_7B, "lora_plus", {"rank": 64}, 159_907_840),
+    (LLAMA_7B, "delta_lora", {"rank": 64}, 159_907_840),
+    (LLAMA_7B, "lora_fa", {"rank": 64}, 87_031_808),
+    (LLAMA_7B, "vera", {"rank": 1024}, 1_589_248),
+    (LLAMA_7B, "vera", {"rank": 256}, 1_417_216),
+    (GPT2_M, "full", {}, 354_823_168),
+    (GPT2_L, "full", {}, 774_030_080),
+    (GPT2_M, "vera", {"rank": 1024, "target_modules": ["c_attn"]}, 98_304),
+    (GPT2_L, "vera", {"rank": 1024, "target_modules": ["c_attn"]}, 175_104),
+    (GPT2_M, "bottleneck", {"bottleneck_size": 6, "own_norm": True}, 368_784),
+    (GPT2_M, "bottleneck", {"bottleneck_size": 224, "own_norm": True}, 11_089_152),
+    (GPT2_M, "prefix", {"num_virtual_tokens": 5}, 245_760),
+    (GPT3, "lora", {"rank": 1, "target_modules": QV}, 4_718_592),
+    (GPT3, "lora", {"rank": 8, "target_modules": QV}, 37_748_736),
+    (GPT3, "vera", {"rank": 1, "target_modules": QV}, 2_359_488),
+    (GPT3, "vera", {"rank": 256, "target_modules": QV}, 2_408_448),
+    (GPT3, "prompt", {"num_virtual_tokens": 256 + 8}, 3_244_032),
+    (GPT3, "bottleneck", {"bottleneck_size": 1, "placement": Placement.houlsby}, 7_078_080),
+    (GPT3, "bottleneck", {"bottleneck_size": 8, "placement": Placement.houlsby}, 40_109_568),
+    (GPT3, "prefix", {"num_virtual_tokens": 8}, 18_874_368),
+]
+
+
+@pytest.mark.parametrize(
+    ("config", "method", "options", "published"),
+    PUBLISHED,
+    ids=[f"{c['model_type']}{c.get('num_hidden_layers', c.get('n_layer'))}-{m}-{n}" for c, m, _, n in PUBLISHED],
+)
+def test_published_counts(config, method, options, published):
+    adapter = adapters.get(method)(**options)
+    counts = adapter.count(config)
+    assert counts.trainable == published
+    own = 0 if adapter.traits.owns_weights else counts.trainable + counts.frozen
+    assert counts.total == base_parameters(config) + own
+
+
+def test_vera_brings_the_projections_that_the_paper_counts_apart():
+    """22.5 million floats for Llama-2-7B at rank 1024."""
+    assert adapters.get("vera")(rank=1024).count(LLAMA_7B).frozen == 1024 * (11008 + 11008)
+
+
+@pytest.mark.parametrize("method", adapters.names())
+def test_no_weight_is_made(method):
+    """7 billion parameters would not fit into a test."""
+    counts = adapters.get(method)().count(LLAMA_7B)
+    assert 0 < counts.trainable <= counts.total
