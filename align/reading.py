@@ -55,7 +55,8 @@ class Reading:
                 field=f"stages.{self.spec.name}.max_new_tokens",
                 hint=f"lower stages.{self.spec.name}.max_new_tokens",
             )
-        return LengthOptions(longest - reply, stage.on_long, stage.max_lost)
+        rules = (stage.on_long, stage.max_lost, stage.on_long_answer, stage.keep_prompt)
+        return LengthOptions(longest - reply, *rules)
 
     def rows(self, kind: str) -> Prepared[Any]:
         """The rows of one kind of data (conversations, preferences, prompts, text) as the stage reads them.
@@ -79,10 +80,13 @@ class Reading:
         if self.context is not None and self.spec.stage.max_length >= self.context:
             return (
                 f"the model's context of {self.context} is the limit: shorten or split the rows, "
-                f"or set {where}.max_lost to lose them"
+                f"or set {where}.on_long=truncate, or {where}.max_lost to lose them"
             )
         limit = f", at most {self.context} (the model's context)" if self.context else ""
-        return f"raise {where}.max_length (now {self.spec.stage.max_length}{limit}), or {where}.max_lost to lose them"
+        return (
+            f"raise {where}.max_length (now {self.spec.stage.max_length}{limit}), set {where}.on_long=truncate, "
+            f"or {where}.max_lost to lose them"
+        )
 
     def _check_vocabulary(self, prepared: Prepared[Any]) -> None:
         """Every token id has a row in the model's embedding."""

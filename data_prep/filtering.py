@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data_prep.errors import UserError
-from data_prep.options import LengthOptions, OnBadRow, OnLong
+from data_prep.options import LengthOptions, OnBadRow
+from data_prep.shortening import TooLong
 
 SHOWN = 20
 
@@ -32,14 +33,15 @@ class Tally:
         self.bad_rows += 1
         self.problems.append(problem)
         if len(self.problems) > 100 * SHOWN:
-            self.problems = self._first()
+            self.problems = self.first_problems()
 
     def broken(self, problem: UserError) -> None:
         """Count a file whose rest cannot be read."""
         self.bad(problem)
         self.fatal = True
 
-    def _first(self) -> list[UserError]:
+    def first_problems(self) -> list[UserError]:
+        """The first of the problems, by file and row."""
         return sorted(self.problems, key=lambda problem: (problem.file or "", problem.row or 0))[:SHOWN]
 
     def check_whole(self) -> None:
@@ -59,7 +61,7 @@ class Tally:
         """
         if not self.problems or on_bad_row is OnBadRow.drop:
             return
-        problems = self._first()
+        problems = self.first_problems()
         first, more = problems[0], self.bad_rows - 1
         extra = f", and {more} more bad row{'s' if more > 1 else ''}" if more else ""
         refused = UserError(
@@ -75,29 +77,31 @@ class Tally:
         raise refused
 
 
-def check_long(long: Sequence[tuple[str, int]], rows: int, length: LengthOptions) -> None:
+def check_long(long: Sequence[TooLong], rows: int, length: LengthOptions) -> None:
     """Stop if rows longer than `max_length` are not allowed, or if too many would be lost.
 
     Args:
-        long: (id, tokens) of the rows that are too long.
+        long: the rows that are too long and were not cut.
         rows: how many rows there are, the long ones included.
         length: the rules.
 
     Raises:
         UserError: names the count, the longest and the first rows.
     """
-    if not long:
+    strict = [row for row in long if row.rule == "error"]
+    share = len(long) / max(1, rows)
+    if not strict and share <= length.max_lost:
         return
-    share = len(long) / rows
-    if length.on_long is not OnLong.error and share <= length.max_lost:
-        return
-    named = ", ".join(f"{row} ({tokens} tokens)" for row, tokens in long[:3])
-    longest = max(tokens for _, tokens in long)
-    limit = "" if length.on_long is OnLong.error else f", over max_lost={length.max_lost:g}"
+    named = strict or long
+    listed = ", ".join(f"{row.id} ({row.tokens} tokens)" for row in named[:3])
+    limit = "" if strict else f", over max_lost={length.max_lost:g}"
+    answers = sum(row.answer for row in named)
+    blamed = f", {answers} for their answers" if answers else ""
     raise UserError(
-        f"{len(long)} of {rows} rows ({100 * share:.1f}%{limit}) are longer than max_length={length.max_length} "
-        f"tokens: {named}{', ...' if len(long) > 3 else ''}; the longest has {longest}",
+        f"{len(named)} of {rows} rows ({100 * len(named) / rows:.1f}%{limit}) are longer than "
+        f"max_length={length.max_length} tokens{blamed}: {listed}{', ...' if len(named) > 3 else ''}; "
+        f"the longest has {max(row.tokens for row in named)}",
         code="too_long",
-        hint="raise max_length as far as the model's context allows, or max_lost to lose them",
-        details=[f"{row}: {tokens} tokens" for row, tokens in long[:SHOWN]],
+        hint="raise max_length as far as the model's context allows, set on_long=truncate, or max_lost to lose them",
+        details=[f"{row.id}: {row.tokens} tokens" for row in named[:SHOWN]],
     )

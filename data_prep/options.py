@@ -14,10 +14,36 @@ class OnBadRow(Enum):
 
 
 class OnLong(Enum):
-    """What to do with a row longer than `max_length` tokens."""
+    """What to do with a row longer than `max_length` tokens; truncate cuts its prompt."""
 
     error = "error"
     drop = "drop"
+    truncate = "truncate"
+
+
+class OnLongAnswer(Enum):
+    """What to do with a row whose answer is to blame for its length; only `open` leaves an answer without its end."""
+
+    error = "error"
+    drop = "drop"
+    truncate = "truncate"
+    open = "open"
+
+
+class Keep(Enum):
+    """Which part of a cut prompt stays."""
+
+    end = "end"
+    start = "start"
+
+
+ON_LONG_HELP = "rows over max_length: drop (counted), error, or truncate (cuts the prompt, never the answer)"
+ON_LONG_ANSWER_HELP = (
+    "rows that are too long for their answer: error|drop|truncate (its end token stays)|open (cut without an end); "
+    "default: as on_long, drop where that is truncate"
+)
+KEEP_HELP = "end|start: which part of a cut prompt stays"
+MAX_LOST_HELP = "stop when more than this share of the rows is dropped as too long"
 
 
 class TrainOn(Enum):
@@ -83,8 +109,17 @@ class DataOptions:
 
 @dataclass
 class LengthOptions:
-    """How long a rendered row may be, and how many rows may be lost to it."""
+    """How long a rendered row may be, what becomes of longer ones, and how many rows may be lost."""
 
     max_length: int = field(default=1024, metadata={"help": "most tokens in a row"})
-    on_long: OnLong = field(default=OnLong.drop, metadata={"help": "error or drop (and count) longer rows"})
-    max_lost: float = field(default=0.05, metadata={"help": "share of rows that may be lost before the run stops"})
+    on_long: OnLong = field(default=OnLong.drop, metadata={"help": ON_LONG_HELP})
+    max_lost: float = field(default=0.05, metadata={"help": MAX_LOST_HELP})
+    on_long_answer: Optional[OnLongAnswer] = field(default=None, metadata={"help": ON_LONG_ANSWER_HELP})
+    keep_prompt: Keep = field(default=Keep.end, metadata={"help": KEEP_HELP})
+
+    @property
+    def answer_rule(self) -> OnLongAnswer:
+        """The rule for answers: as set, else error where rows are an error, and drop."""
+        if self.on_long_answer is not None:
+            return self.on_long_answer
+        return OnLongAnswer.error if self.on_long is OnLong.error else OnLongAnswer.drop

@@ -11,11 +11,12 @@ from typing import Any, Generic, TypeVar
 
 from data_prep.digests import sha256_json, template_digest, tokenizer_digest
 from data_prep.errors import UserError, at_row
-from data_prep.filtering import Tally, check_long
+from data_prep.filtering import SHOWN, Tally, check_long
 from data_prep.formats.base import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
 from data_prep.options import DataOptions, LengthOptions, TrainOn
 from data_prep.reading import VERSION, Given, data_digest, read_records, source_for, source_rows
 from data_prep.rendering import Renderer
+from data_prep.shortening import Shortener, TooLong, length_of, messages_of
 from data_prep.splitting import Candidate, choose_sides, in_order, prompt_key
 from data_prep.types import (
     Conversation,
@@ -68,6 +69,8 @@ class _Rendered(Generic[T]):
     tally: Tally
     rule: str = ""
     kept: list[tuple[T, str]] = field(default_factory=list)
+    long: list[TooLong] = field(default_factory=list)
+    cut: dict[str, None] = field(default_factory=dict)
 
 
 def prepare_conversations(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Tokens]:
@@ -81,13 +84,13 @@ def prepare_conversations(data: DataOptions, renderer: Renderer, length: LengthO
     rows: list[Conversation] = [_with_system(row, data.system) for row in records]
     if data.train_on is TrainOn.last:
         rows = [_last_turn_alone(row) for row in rows]
-    result = _render(given, rows, tally, lambda row: row.messages, renderer.conversations)
+    result = _render(given, rows, tally, Shortener(renderer, length), renderer.conversations)
     for tokens, _ in result.kept:
         if not any(tokens.mask[1:]):
             nothing = UserError("nothing to train on (no supervised token)", code="no_reply")
             result.tally.bad(at_row(tokens.id, nothing))
     result.kept = [(tokens, side) for tokens, side in result.kept if any(tokens.mask[1:])]
-    return _finish(given, result, renderer, length, about, lambda row: len(row.ids))
+    return _finish(given, result, renderer, length, about)
 
 
 def prepare_preferences(
@@ -102,11 +105,12 @@ def prepare_preferences(
     records, tally, about = read_records(given, PREFERENCE, seed)
     rows: list[Preference] = [_with_system(row, data.system) for row in records]
     noisy = {row.id for row in rows if row.meta.get("flip")}
-    result = _render(given, rows, tally, lambda row: row.prompt, renderer.pairs)
+    result = _render(given, rows, tally, Shortener(renderer, length), renderer.pairs)
     kept, flipped = [], 0
     for pair, side in result.kept:
         if pair.chosen == pair.rejected:
-            same = UserError("chosen and rejected are the same after rendering", code="identical_pair")
+            how = "truncation" if pair.id in result.cut else "rendering"
+            same = UserError(f"chosen and rejected are the same after {how}", code="identical_pair")
             result.tally.bad(at_row(pair.id, same))
             continue
         if side == "train" and pair.id in noisy:
@@ -117,7 +121,7 @@ def prepare_preferences(
     result.kept = kept
     if noisy:
         about["notes"]["training labels flipped on purpose (noise)"] = flipped
-    return _finish(given, result, renderer, length, about, _pair_length)
+    return _finish(given, result, renderer, length, about)
 
 
 def prepare_unpaired(
@@ -131,8 +135,8 @@ def prepare_unpaired(
     given = source_for(data, UNPAIRED)
     records, tally, about = read_records(given, UNPAIRED, seed)
     rows: list[Labelled] = [_with_system(row, data.system) for row in records]
-    result = _render(given, rows, tally, lambda row: row.prompt, renderer.labelled)
-    return _finish(given, result, renderer, length, about, lambda row: len(row.prompt) + len(row.reply))
+    result = _render(given, rows, tally, Shortener(renderer, length), renderer.labelled)
+    return _finish(given, result, renderer, length, about)
 
 
 def prepare_prompts(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[PromptTokens]:
@@ -155,8 +159,8 @@ def prepare_prompts(data: DataOptions, renderer: Renderer, length: LengthOptions
             continue
         seen.add(key)
         rows.append(row)
-    result = _render(given, rows, tally, lambda row: row.messages, renderer.prompts)
-    return _finish(given, result, renderer, length, about, lambda row: len(row.ids))
+    result = _render(given, rows, tally, Shortener(renderer, length), renderer.prompts)
+    return _finish(given, result, renderer, length, about)
 
 
 def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Tokens]:
@@ -188,7 +192,7 @@ def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, s
             tally.seen += 1
         tally.seen -= 1
     about["notes"]["documents cut into pieces"] = cut
-    return _finish(given, result, renderer, length, about, lambda row: len(row.ids))
+    return _finish(given, result, renderer, length, about)
 
 
 # --------------------------------------------------------------------------------------------------------- insides
@@ -212,25 +216,29 @@ def _render(
     given: Given,
     rows: Sequence[R],
     tally: Tally,
-    messages: Callable[[R], Sequence[Message]],
+    shortener: Shortener,
     render: Callable[[Sequence[R]], list[T | UserError]],
 ) -> _Rendered[T]:
-    """Choose sides and render; rows that the template refuses are bad rows."""
-    candidates = [Candidate(prompt_key(messages(row)), row.meta.get("split")) for row in rows]
+    """Choose sides, render, and shorten what is too long; rows that the template refuses are bad rows."""
+    candidates = [Candidate(prompt_key(messages_of(row)), row.meta.get("split")) for row in rows]
     sides, rule = choose_sides(candidates, given.source)
     result: _Rendered[T] = _Rendered(tally, rule)
     staying = [(rows[place], sides[place]) for place in in_order(candidates, sides) if sides[place] != "overlap"]
     tally.dropped["question_in_eval"] += len(rows) - len(staying)
-    for (_, side), tokens in zip(staying, render([row for row, _ in staying]), strict=True):
+    for (row, side), tokens in zip(staying, render([row for row, _ in staying]), strict=True):
         if isinstance(tokens, UserError):
             tally.bad(tokens)
-        else:
-            result.kept.append((tokens, side))
+            continue
+        if length_of(tokens) > shortener.max_length:
+            shorter = shortener.shorten(row, tokens)
+            if isinstance(shorter, TooLong):
+                tally.dropped["too_long"] += 1
+                result.long.append(shorter)
+                continue
+            tokens = shorter
+            result.cut[row.id] = None
+        result.kept.append((tokens, side))
     return result
-
-
-def _pair_length(pair: PairTokens) -> int:
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
 
 
 def _finish(
@@ -239,16 +247,11 @@ def _finish(
     renderer: Renderer,
     length: LengthOptions,
     about: dict[str, Any],
-    tokens_of: Callable[[T], int],
 ) -> Prepared[T]:
-    """Drop over-long rows, check what is left, write the card."""
-    tally = result.tally
+    """Check what is lost and what is left, write the card."""
+    tally, kept = result.tally, result.kept
     tally.check_bad_rows(given.source.on_bad_row)
-    long = [(row.id, tokens_of(row)) for row, _ in result.kept if tokens_of(row) > length.max_length]
-    check_long(long, len(result.kept), length)
-    if long:
-        tally.dropped["too_long"] += len(long)
-    kept = [(row, side) for row, side in result.kept if tokens_of(row) <= length.max_length]
+    check_long(result.long, len(kept) + len(result.long), length)
     train: list[T] = [row for row, side in kept if side == "train"]
     held: list[T] = [row for row, side in kept if side == "eval"]
     dropped = {reason: count for reason, count in sorted(tally.dropped.items()) if count}
@@ -256,18 +259,24 @@ def _finish(
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or f"all {len(held)} evaluate"
         raise UserError(f"no training row is left of {tally.seen} ({reasons})", code="no_rows", file=given.label)
     assert tally.seen == len(kept) + sum(dropped.values()), (tally.seen, len(kept), dropped)
-    rows = {"in": tally.seen, "kept": len(kept), "dropped": dropped, "truncated": 0}
+    rows = {
+        "in": tally.seen,
+        "kept": len(kept),
+        "dropped": dropped,
+        "truncated": sum(row.id in result.cut for row, _ in kept),
+    }
     card = {
         "source": given.label,
         "license": given.data.license,
         **about,
         "rows": rows,
         "splits": {"train": len(train), "eval": len(held), "rule": result.rule},
-        **_token_numbers(train + held, tokens_of),
+        **_token_numbers(train + held),
         "choices": dict(renderer.choices),
         "template_digest": renderer.template_digest,
         "tokenizer_digest": renderer.tokenizer_digest,
         "max_length": length.max_length,
+        **_lost_rows(result),
     }
     digest = sha256_json([VERSION, renderer.template_digest, renderer.tokenizer_digest, *map(_content, (train, held))])
     return Prepared(train, held, {**card, "digest": digest}, digest)
@@ -278,9 +287,22 @@ def _content(rows: Sequence[Any]) -> list[Any]:
     return [[value for name, value in row.__dict__.items() if name not in ("id", "meta")] for row in rows]
 
 
-def _token_numbers(rows: Sequence[Any], tokens_of: Callable[[Any], int]) -> dict[str, Any]:
+def _lost_rows(result: _Rendered[Any]) -> dict[str, Any]:
+    """The first rows that are bad, too long or cut, by name; the counts of all stand in `rows`."""
+    long = [f"{row.id}: {row.tokens} tokens{' (the answer)' if row.answer else ''}" for row in result.long[:SHOWN]]
+    named = {
+        "bad_rows": [str(problem) for problem in result.tally.first_problems()],
+        "long_rows": long,
+        "truncated_rows": list(result.cut)[:SHOWN],
+    }
+    answers = sum(row.answer for row in result.long)
+    more = {"long_for_their_answer": answers} if answers else {}
+    return {**{name: rows for name, rows in named.items() if rows}, **more}
+
+
+def _token_numbers(rows: Sequence[Any]) -> dict[str, Any]:
     """`tokens` and `supervised_share` of the card; a pair's supervised tokens are those of both replies."""
-    counts = [tokens_of(row) for row in rows]
+    counts = [length_of(row) for row in rows]
     total = supervised = 0
     for row in rows:
         if isinstance(row, Tokens):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from align.fields import option
 from data_prep.errors import UserError
-from data_prep.options import OnLong
+from data_prep.options import KEEP_HELP, MAX_LOST_HELP, ON_LONG_ANSWER_HELP, ON_LONG_HELP, Keep, OnLong, OnLongAnswer
 from data_prep.registry import Registry
 
 if TYPE_CHECKING:
@@ -151,8 +151,10 @@ class TrainingStage(Stage):
     eval_every: int = option(0, "optimiser steps between evaluations (0: four times per run)")
     patience: int = option(0, "stop after this many evaluations without improvement (0: never)")
     max_length: int = option(1024, "longest row in tokens", low=2)
-    on_long: OnLong = option(OnLong.drop, "rows over max_length: drop (counted) or error")
-    max_lost: float = option(0.05, "stop when more than this share of the rows is dropped", high=1)
+    on_long: OnLong = option(OnLong.drop, ON_LONG_HELP)
+    on_long_answer: OnLongAnswer | None = option(None, ON_LONG_ANSWER_HELP)
+    keep_prompt: Keep = option(Keep.end, KEEP_HELP)
+    max_lost: float = option(0.05, MAX_LOST_HELP, high=1)
 
     def peak_lr(self, adapter: Adapter, lr_scale: float) -> float:
         """Peak learning rate with this adapter on a model of this scale: as set, else the stage's default for both."""
@@ -191,4 +193,13 @@ class TrainingStage(Stage):
                 field=f"{where}.lr",
                 code="unusual_value",
                 hint="leave it out to take the usual one",
+            )
+        if self.gradient_checkpointing and not adapter.traits.peft_checkpointing:
+            name = getattr(adapter, "method", type(adapter).__name__)
+            yield UserError(
+                f"{name} with gradient checkpointing is exact here, but stock peft refuses it: "
+                "the training can be continued nowhere else",
+                field=f"{where}.gradient_checkpointing",
+                code="not_portable",
+                hint=f"set {where}.gradient_checkpointing=false and a smaller {where}.micro_batch_size",
             )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from align.fields import option
 from align.stages.base import Stage, stage
 from data_prep.errors import UserError
-from data_prep.options import OnLong
+from data_prep.options import KEEP_HELP, MAX_LOST_HELP, ON_LONG_ANSWER_HELP, ON_LONG_HELP, Keep, OnLong, OnLongAnswer
 
 if TYPE_CHECKING:
     from align.checkpoint import Checkpoint
@@ -53,8 +53,10 @@ class Evaluate(Stage):
     batch_size: int = option(128, "prompts answered at a time", low=1)
     temperature: float = option(0.0, "sampling temperature (0: greedy)")
     max_length: int = option(1024, "longest row in tokens", low=2)
-    on_long: OnLong = option(OnLong.drop, "rows over max_length: drop (counted) or error")
-    max_lost: float = option(0.05, "stop when more than this share of the rows is dropped", high=1)
+    on_long: OnLong = option(OnLong.drop, ON_LONG_HELP)
+    on_long_answer: OnLongAnswer | None = option(None, ON_LONG_ANSWER_HELP)
+    keep_prompt: Keep = option(Keep.end, KEEP_HELP)
+    max_lost: float = option(0.05, MAX_LOST_HELP, high=1)
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
         """A gold rule that cannot be built."""

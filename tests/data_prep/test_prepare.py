@@ -182,7 +182,10 @@ def test_long_rows_are_dropped_and_counted(renderer: Renderer, tmp_path: Path) -
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     card = checked(prepare_conversations(options(path), renderer, LONG, 0))
     assert card["rows"]["dropped"] == {"too_long": 1} and card["rows"]["truncated"] == 0
-    with pytest.raises(UserError, match=r"1 of 50 rows .* max_length=64 tokens: .*:21 \(\d+ tokens\); the longest has"):
+    with pytest.raises(
+        UserError,
+        match=r"1 of 50 rows .* max_length=64 tokens, 1 for their answers: .*:21 \(\d+ tokens\); the longest has",
+    ):
         prepare_conversations(options(path), renderer, LengthOptions(64, OnLong.error), 0)
 
 
