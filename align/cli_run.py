@@ -45,9 +45,15 @@ def closing(config: RunConfig, folder: Path) -> str:
 
 def _following(config: RunConfig, folder: Path) -> list[tuple[str, str]]:
     """(purpose, command) of what can be done after a run."""
+    from align.run_files import read_json
+
     align, place = _program(), "" if config.out == "runs" else f" out={config.out}"
     following = [("the whole story", str(folder / "report.html"))]
-    trained = [spec.name for spec in config.stages if (folder / spec.name / "checkpoint.json").is_file()]
+    left = {entry["name"]: folder / entry["dir"] for entry in read_json(folder / "run.json", []).get("stages") or []}
+    trained = [name for name, at in left.items() if (at / "checkpoint.json").is_file()]
+    for at in left.values():
+        if override := read_json(at / "result.json", []).get("override"):
+            following.append(("use it", f"{align} run {override}"))
     if trained:
         following.append(("what it stands on", f"{align} lineage {config.name}/{trained[-1]}{place}"))
         following.append(("is it intact", f"{align} verify {config.name}{place}"))

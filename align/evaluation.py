@@ -14,6 +14,7 @@ from align.checkpoint import resolve_checkpoint
 from align.config import RunConfig, compose
 from align.options import ModelOptions
 from align.pipeline import run
+from align.shared_stages import run_of
 from align.typed import build
 from data_prep.options import DataOptions
 
@@ -29,21 +30,21 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
     judge = checkpoint.parent("reward")
     if judge is not None:
         words.append(f"stages.evaluate.reward={judge.folder.resolve()}")
-    config = _as_recorded(compose([*words, *overrides]), checkpoint.folder, overrides)
+    config = _as_recorded(compose([*words, *overrides]), checkpoint.folder, checkpoint.stage, overrides)
     entry = run(config)["stages"][-1]
     folder = Path(config.out) / config.name
     result: dict[str, Any] = json.loads((folder / entry["dir"] / "result.json").read_text(encoding="utf-8"))
     return {**result, "run": str(folder)}
 
 
-def _as_recorded(config: RunConfig, folder: Path, overrides: list[str]) -> RunConfig:
+def _as_recorded(config: RunConfig, folder: Path, stage: str, overrides: list[str]) -> RunConfig:
     """The evaluation with the model and data that the checkpoint's run recorded, unless they are overridden."""
-    recipe = folder.parent / "recipe.yaml"
+    recipe = run_of(folder) / "recipe.yaml"
     if not recipe.is_file():
         return config
     recorded = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     stages = recorded["stages"]
-    data = stages.get("evaluate", stages.get(folder.name, {})).get("data")
+    data = stages.get("evaluate", stages.get(stage, {})).get("data")
     given = {word.split("=", 1)[0].lstrip("+") for word in overrides}
     spec, resolved = config.stages[-1], deepcopy(config.resolved)
     if not any(word.split(".")[0] == "model" for word in given):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+from align.plots import Axis, Dot, Series, plot
 from align.run_files import Json, StageFiles, given, series
 from align.svg import curve, smoothed
 from align.words import number
@@ -54,6 +56,8 @@ def curves(stage: StageFiles, folded: bool = True) -> Json | None:
     rest = [key for key in keys if key not in first and (key not in secondary or key == "loss")]
     unit = "update" if rewarded else "step"
     shown = list(_drawn(stage, first, unit))
+    if over_rates := _over_rates(stage):
+        shown.insert(0, over_rates)
     more = list(_drawn(stage, rest[:MOST_FOLDED], unit)) if folded else []
     if not shown and not more:
         return None
@@ -84,6 +88,27 @@ def _drawn(stage: StageFiles, keys: Iterable[str], unit: str) -> Iterable[Json]:
             "drawing": drawing,
             "remark": "; ".join(remarks),
         }
+
+
+def _over_rates(stage: StageFiles) -> Json | None:
+    """The losses of a learning-rate range test over the rates, where the stage was one."""
+    columns: list[Any] = [stage.result.get(key) for key in ("lrs", "smoothed", "losses")]
+    if not all(isinstance(column, list) and column and all(map(given, column)) for column in columns):
+        return None
+    rates, means, losses = columns
+    lines = [Series("", [Dot(*pair) for pair in zip(rates, held, strict=False)]) for held in (means, losses)]
+    suggestion = stage.result.get("suggestion")
+    mark = suggestion if given(suggestion) else None
+    drawing = plot(lines, Axis("learning rate", log=True), Axis("loss"), "Loss over the learning rate", mark)
+    return {
+        "title": "Loss over the learning rate",
+        "unit": "nats",
+        "final": stage.result.get("lowest_lr"),
+        "of": "lowest at",
+        "drawing": drawing,
+        "broad": True,
+        "remark": "blue: mean of neighbouring steps; orange: every step" + ("; dashed: the suggestion" if mark else ""),
+    }
 
 
 def evaluations(stage: StageFiles) -> Json:

@@ -1,7 +1,13 @@
 """`align run -m`: every combination of the values given with commas, by Hydra's own sweepers and launchers.
 
-Jobs land in OUT/NAME/jobs/<i>/ as ordinary runs; OUT/NAME/sweep.json says how each ended. A job that fails does not
-stop the others. All combinations are composed before the first job starts, so that a typing error costs nothing.
+Jobs land in OUT/NAME/jobs/<i>/ as ordinary runs. All combinations are composed before the first job starts, so that a
+typing error costs nothing, and so that it is known which stages jobs have in common: each of these is trained once, in
+OUT/NAME/shared/. A job that fails does not stop the others, and the same command again goes on where it stopped.
+
+    sweep.py          what the jobs are; handing them to Hydra
+    sweep_job.py      one job, in whatever process a launcher starts it
+    sweep_record.py   sweep.json and the tables, from what the jobs left on disk
+    sweep_report.py   report.html
 """
 
 from __future__ import annotations
@@ -9,61 +15,163 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 
-from align.composition import recipes, recipes_place
+from align.composition import group_choices, recipes, recipes_place
 from align.config import RunConfig, compose, survey
-from align.overrides import NAMES, parse, rewrite
+from align.overrides import parse, rewrite
 from align.preflight import check_sources
-from data_prep.errors import TrainingStopped, UserError
+from align.run_folder import locked
+from align.sweep_job import job, quoted, typed_form
+from align.sweep_record import begin, bring_up_to_date, finish
+from data_prep.digests import sha256_json
+from data_prep.errors import UserError
 
 PLACE = ("out", "name")
 QUIET = ["hydra.output_subdir=null", "hydra/job_logging=none", "hydra/hydra_logging=none", "hydra.job.chdir=false"]
 
 
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is going to run."""
+
+    first: RunConfig
+    jobs: list[list[str]]
+    """The overrides of each job, by number; empty where a sweeper of Hydra's decides as it goes."""
+    shared: list[dict[str, Any]]
+    """Stages that several jobs have in common: stage, key, used_by."""
+
+
 def sweep(overrides: Sequence[str], config_dir: str | None) -> tuple[int, dict[str, Any]]:
-    """Run all jobs and return (exit code, content of sweep.json). The code is that of the first job that failed.
+    """Run all jobs that are not finished; returns (exit code of the first job that failed, content of sweep.json).
 
     Raises:
-        UserError: a mistake in any combination, before the first job starts.
+        UserError: a mistake in any combination, before the first job starts; or another process is at work here.
+        KeyboardInterrupt: interrupted; sweep.json says how far it got.
     """
     given = parse(overrides)
-    for override in given:
-        if override.key_or_group in PLACE and override.is_sweep_override():
-            raise UserError("cannot be swept: all jobs share one folder", field=override.key_or_group, code="sweep")
+    _check(given)
     with recipes(config_dir):
-        words = rewrite(given, survey(given)[1])
-    first = _composed_first(words, config_dir)
-    swept = [word for word in words if word.lstrip("+").partition("=")[0] not in PLACE]
-    given_name = any(item.key_or_group == "name" for item in given)
-    folder = Path(first.out) / (first.name if given_name else f"{first.pipeline}-{_digest(swept)}")
+        _check_plugins(given)
+        words = rewrite(given, survey([item for item in given if not _is_hydra(item)])[1])
+    plan = plan_of(words, config_dir)
+    swept = [word for word in words if not _is_place(word)]
+    named = any(item.key_or_group == "name" for item in given)
+    own = [word for word in swept if not word.lstrip("+").startswith(("hydra", "tracking."))]
+    folder = (
+        Path(plan.first.out).expanduser() / (plan.first.name if named else f"{plan.first.pipeline}-{_digest(own)}")
+    ).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    _launch(swept, folder, config_dir)
-    return _record(folder)
+    command = ["align", "run", "-m", *overrides, *(["--config-dir", config_dir] if config_dir else [])]
+    with locked(folder):
+        begin(folder, plan.jobs, plan.shared, command, config_dir)
+        print(f"sweep {folder}: {_counted(plan)}", file=sys.stderr)
+        interrupted = True
+        try:
+            _launch([*swept, *_parallel(given, len(plan.jobs))], folder, config_dir)
+            interrupted = False
+        finally:
+            (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's; sweep.json says the same
+            finish(folder, interrupted)
+        return bring_up_to_date(folder)
 
 
-def _composed_first(words: list[str], config_dir: str | None) -> RunConfig:
-    """Compose every combination that can be listed; the first is returned."""
+def _check(given: Sequence[Override]) -> None:
+    """Refuse a sweep over the folder, without values, or with a launcher that is not installed."""
+    chooses = any(item.key_or_group == "hydra/sweeper" for item in given)
+    for item in given:
+        if item.is_sweep_override() and not item.is_discrete_sweep() and not chooses:
+            raise UserError(
+                f"'{item.input_line}' has no list of values",
+                field=item.key_or_group,
+                hint="give them with commas",
+                code="sweep",
+            )
+        if item.key_or_group in PLACE and item.is_sweep_override():
+            raise UserError("cannot be swept: all jobs share one folder", field=item.key_or_group, code="sweep")
+        if item.is_discrete_sweep() and not list(item.sweep_string_iterator()):
+            raise UserError(
+                f"'{item.input_line}' names no value, so there is no job", field=item.key_or_group, code="sweep"
+            )
+
+
+def _check_plugins(given: Sequence[Override]) -> None:
+    """Hydra has the launcher and the sweeper that are asked for (inside `recipes`)."""
+    for item in given:
+        group, name = item.key_or_group, str(item.input_line).partition("=")[2]
+        if group in ("hydra/launcher", "hydra/sweeper") and name not in group_choices(group):
+            there = ", ".join(sorted(set(group_choices(group)) - {"basic"})) or "none"
+            raise UserError(
+                f"not installed: '{name}' (besides basic there is: {there})",
+                field=group,
+                hint="pip install 'align-toolkit[sweep]' brings joblib, others are packages named hydra-NAME",
+                code="no_launcher",
+            )
+
+
+def plan_of(words: list[str], config_dir: str | None) -> Plan:
+    """Compose every combination that can be listed, and find what the jobs have in common.
+
+    Args:
+        words: overrides in Hydra's form.
+    """
     own = [word for word in words if not word.lstrip("+").startswith("hydra")]
     listed = OverridesParser.create().parse_overrides(own)
     if any(item.is_sweep_override() and not item.is_discrete_sweep() for item in listed):
-        return compose(
-            [word for word, item in zip(own, listed, strict=True) if not item.is_sweep_override()], config_dir
-        )
-    jobs = [list(job) for batch in BasicSweeper.split_arguments(listed, None) for job in batch]
-    configs = [compose(job, config_dir) for job in jobs]
+        fixed = [word for word, item in zip(own, listed, strict=True) if not item.is_sweep_override()]
+        return Plan(compose(fixed, config_dir), [], [])
+    jobs = [list(words) for batch in BasicSweeper.split_arguments(listed, None) for words in batch]
+    configs = [compose(words, config_dir) for words in jobs]
     for config in configs:
         check_sources(config)
-    return configs[0]
+    told = [[typed_form(word) for word in words if not _is_place(word)] for words in jobs]
+    return Plan(configs[0], told, in_common(configs))
+
+
+def in_common(configs: Sequence[RunConfig]) -> list[dict[str, Any]]:
+    """Stages that two or more jobs would train from equal inputs, in the order of the pipeline."""
+    users: dict[tuple[str, str], list[int]] = {}
+    for number, config in enumerate(configs):
+        for stage, key in stage_keys(config).items():
+            users.setdefault((stage, key), []).append(number)
+    return [
+        {"stage": stage, "key": key, "used_by": numbers} for (stage, key), numbers in users.items() if len(numbers) > 1
+    ]
+
+
+def stage_keys(config: RunConfig) -> dict[str, str]:
+    """Stage -> hash of everything in the configuration that decides its result, its parents' hashes included.
+
+    A stage that names no parent may stand on any stage before it, so it is taken to depend on all of them. Equal keys
+    mean equal inputs; whether they really are is decided by content (`align/pipeline.py`) before anything is reused.
+    """
+    keys: dict[str, str] = {}
+    for spec in config.stages:
+        node = config.resolved["stages"][spec.name]
+        options = {name: value for name, value in node.items() if name not in ("init", "reward")}
+        asked = [node.get("init"), node.get("reward") if spec.stage.needs_reward else "none"]
+        parents = [dict(keys) if wanted is None else keys.get(wanted, wanted) for wanted in asked]
+        top = [config.seed, config.on_precision_change.name, config.resolved["model"]]
+        keys[spec.name] = sha256_json([spec.name, options, parents, top])
+    return keys
+
+
+def _counted(plan: Plan) -> str:
+    """How much there is to do, in words."""
+    stages = [shared["stage"] for shared in plan.shared]
+    once = ", ".join(f"{stages.count(name)} {name}" for name in dict.fromkeys(stages))
+    jobs = f"{len(plan.jobs)} job{'s' if len(plan.jobs) != 1 else ''}" if plan.jobs else "jobs as the sweeper decides"
+    return f"{jobs}; shared and trained once: {once}" if once else jobs
 
 
 def _digest(words: list[str]) -> str:
@@ -71,85 +179,35 @@ def _digest(words: list[str]) -> str:
     return hashlib.sha256(json.dumps(sorted(words)).encode()).hexdigest()[:8]
 
 
+def _is_place(word: str) -> bool:
+    """Whether an override says where the sweep goes, which is not for its jobs."""
+    return word.lstrip("+").partition("=")[0] in PLACE
+
+
+def _is_hydra(item: Override) -> bool:
+    """Whether an override is about Hydra itself: its launcher, its sweeper."""
+    return item.key_or_group.replace("/", ".").split(".")[0] == "hydra"
+
+
+def _parallel(given: Sequence[Override], jobs: int) -> list[str]:
+    """joblib starts one process per core, each with its share of the cores: no more processes than there are jobs."""
+    asked = {item.key_or_group: str(item.value()) for item in given if not item.is_sweep_override()}
+    if asked.get("hydra/launcher") != "joblib" or "hydra.launcher.n_jobs" in asked or not jobs:
+        return []
+    return [f"hydra.launcher.n_jobs={max(1, min(jobs, len(os.sched_getaffinity(0))))}"]
+
+
 def _launch(words: list[str], folder: Path, config_dir: str | None) -> None:
     """Hand the sweep to `hydra.main`, as if these words had been typed."""
-    for stale in (folder / "jobs").glob("*.json"):
-        stale.unlink()
-    argv = ["align", "--multirun", *words, *QUIET, f"hydra.sweep.dir={_quoted(str(folder.absolute()))}"]
+    argv = ["align", "--multirun", *words, *QUIET, f"hydra.sweep.dir={quoted(str(folder))}"]
     argv += ["hydra.sweep.subdir=jobs/${hydra.job.num}", *(["--config-dir", config_dir] if config_dir else [])]
     before = sys.argv
     sys.argv = argv
     try:
-        entry = hydra.main(version_base="1.3", config_path=recipes_place(), config_name="config")
-        entry(_job(str(folder.absolute()), config_dir))()
+        hydra.main(version_base="1.3", config_path=recipes_place(), config_name="config")(job)()
     except SystemExit as ended:
         if ended.code:
-            raise UserError("the sweep could not be started (see above)", code="sweep") from ended
+            raise UserError("Hydra ended the sweep (see above); the same command goes on", code="sweep") from ended
     finally:
         sys.argv = before
         logging.disable(logging.NOTSET)
-
-
-def _job(folder: str, config_dir: str | None) -> Callable[[Any], None]:
-    """What each job does: compose its own overrides and run, and write down how it ended."""
-
-    def job(tree: Any) -> None:
-        settings = HydraConfig.get()
-        run_job(int(settings.job.num), list(settings.overrides.task), folder, config_dir)
-
-    return job
-
-
-def run_job(number: int, words: list[str], folder: str, config_dir: str | None) -> None:
-    """Run one job of a sweep in `folder`/jobs/`number` and write `folder`/jobs/`number`.json."""
-    shown = [typed_form(word) for word in words]
-    print(f"job {number}: {' '.join(shown)}", file=sys.stderr)
-    ended: dict[str, Any] = {"number": number, "overrides": shown, "dir": f"jobs/{number}", "status": "failed"}
-    try:
-        from align import pipeline
-
-        place = [f"out={_quoted(f'{folder}/jobs')}", f"name={number}"]
-        record = pipeline.run(compose([*shown, *place], config_dir))
-        ended.update(status=record["status"], exit_code=0)
-    except (UserError, TrainingStopped) as problem:
-        print(f"align: job {number}: {problem}", file=sys.stderr)
-        ended.update(exit_code=problem.exit_code, error=problem.as_dict())
-    except Exception as problem:
-        traceback.print_exc()
-        message = f"{type(problem).__name__}: {problem}"
-        ended.update(exit_code=1, error=UserError(message, code="internal").as_dict())
-    path = Path(folder) / "jobs" / f"{number}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(ended, indent=1), encoding="utf-8")
-
-
-def typed_form(word: str) -> str:
-    """A rewritten override as a person would type it."""
-    for group, key in NAMES.items():
-        word = word.replace(f".{group}.{key}=", f".{group}=")
-    return word.removeprefix("++")
-
-
-def _quoted(path: str) -> str:
-    """A path as a value that Hydra takes as it is."""
-    return "'" + path.replace("'", "\\'") + "'"
-
-
-def _record(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Write sweep.json from what the jobs left, and print one line for each."""
-    paths = sorted((folder / "jobs").glob("*.json"), key=lambda path: int(path.stem))
-    jobs = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
-    failed = [job for job in jobs if job["exit_code"]]
-    record = {
-        "format_version": 1,
-        "name": folder.name,
-        "dir": str(folder),
-        "status": "failed" if failed or not jobs else "done",
-        "jobs": jobs,
-    }
-    (folder / "sweep.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    common = set.intersection(*(set(job["overrides"]) for job in jobs)) if jobs else set()
-    for job in jobs:
-        varied = [word for word in job["overrides"] if word not in common]
-        print(f"{job['status']:<8} {folder / job['dir']}  {' '.join(varied)}")
-    return int(failed[0]["exit_code"]) if failed else 0 if jobs else 1, record

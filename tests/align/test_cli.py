@@ -29,7 +29,7 @@ def ran(monkeypatch, tmp_path):
     """Replace the pipeline by one that only writes down what it was asked to do; runs go below `tmp_path`."""
     configs = []
 
-    def fake(config, *, json=False):
+    def fake(config, shared=None):
         configs.append(config)
         print("a library prints to standard output")
         os.write(1, b"and so does compiled code\n")
@@ -106,7 +106,7 @@ def test_json_is_the_only_thing_on_standard_output(capfd, ran):
     ids=lambda value: type(value).__name__,
 )
 def test_exit_codes(capfd, ran, monkeypatch, raised, code):
-    def fail(config, *, json=False):
+    def fail(config, shared=None):
         raise raised
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -118,7 +118,7 @@ def test_exit_codes(capfd, ran, monkeypatch, raised, code):
 
 
 def test_a_bug_keeps_its_traceback(capfd, ran, monkeypatch):
-    def fail(config, *, json=False):
+    def fail(config, shared=None):
         raise RuntimeError("broken")
 
     monkeypatch.setattr(pipeline, "run", fail)
@@ -200,13 +200,13 @@ def test_sweep_runs_every_combination(capfd, ran, tmp_path):
         ("lora", 0.02), ("lora", 0.05), ("vera", 0.02), ("vera", 0.05)
     ]  # fmt: skip
     assert [(config.out, config.name) for config in ran][3] == (str(tmp_path / "runs/grid/jobs"), "3")
-    assert ran[3].command[2:7] == [*record["jobs"][3]["overrides"], f"out='{tmp_path}/runs/grid/jobs'"]
+    assert ran[3].command[3:8] == [*record["jobs"][3]["overrides"], f"out='{tmp_path}/runs/grid/jobs'"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs"]
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["grid"]
 
 
 def test_sweep_goes_on_after_a_failed_job(capfd, ran, monkeypatch):
-    def fail(config, *, json=False):
+    def fail(config, shared=None):
         if config.seed == 1:
             raise TrainingStopped("loss is NaN")
         return {"status": "done"}
@@ -246,7 +246,7 @@ def test_same_sweep_same_folder(capfd, ran, tmp_path):
 
 
 def test_a_run_ends_with_a_verdict_and_what_to_do_next(capfd, ran, monkeypatch, tmp_path):
-    def finish(config, *, json=False):
+    def finish(config, shared=None):
         (tmp_path / "runs" / "mine").mkdir(parents=True)
         record = {"status": "done", "name": "mine", "pipeline": "sft", "seed": 0, "stages": []}
         (tmp_path / "runs" / "mine" / "run.json").write_text(dumps(record), encoding="utf-8")
