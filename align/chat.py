@@ -268,9 +268,10 @@ class Panel:
             ids = self.renderer.prompt(messages)
             if len(ids) + kept <= context:
                 return ids, skipped
+        system = " with the system prompt" if talk.system else ""
         raise UserError(
-            f"message too long: {len(ids)} tokens{' with the system prompt' if talk.system else ''} "
-            f"(got a context of {context}, of which {kept} are kept for the reply)",
+            f"message too long (got {len(ids)} tokens{system}; expected at most {context - kept}: "
+            f"{kept} of the context of {context} are kept for the reply)",
             code="too_long",
             hint="it was not added; shorten it",
         )

@@ -7,19 +7,22 @@ import io
 import json
 import os
 import pty
+import re
 import select
 import signal
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
 
-from align.chat import Conversation, Ended, Forgot, Growing, Heard, Panel
+from align.chat import Conversation, Ended, Forgot, Growing, Heard, Panel, Said, Turn
 from align.chat_options import ChatOptions, find_policy
-from align.chat_terminal import Session, Wrap, converse, printable, side_by_side
+from align.chat_terminal import COMMANDS, Session, Wrap, converse, printable, side_by_side
 from align.cli import main
+from align.cli_help import options_of
 from data_prep.errors import UserError
 from data_prep.rendering import Renderer
 from tests.tiny import TEMPLATE, tiny_tokenizer
@@ -93,14 +96,20 @@ def test_a_seed_repeats_a_reply_alone_or_compared(panel):
     assert together["ppo"] == alone["ppo"] != other["ppo"]
 
 
-def test_a_policy_sees_its_own_replies_and_the_others_see_the_main_one(panel):
-    talk = Conversation("be brief")
-    list(panel.answer(talk, "say owl", ["ppo"], GREEDY))
-    list(panel.answer(talk, "more", panel.names, GREEDY))
-    first, second = (turn.replies for turn in talk.turns)
-    seen = [message.content for message in talk.messages("base", "ppo")]
-    assert seen == ["be brief", "say owl", first["ppo"].text, "more", second["base"].text]
-    assert [m.role for m in talk.messages("ppo", "ppo")] == ["system", "user", "assistant", "user", "assistant"]
+def test_a_policy_sees_its_own_replies_and_the_others_see_the_main_one():
+    def replies(**texts):
+        return {name: Said(text, True, 1, None) for name, text in texts.items()}
+
+    turns = [
+        Turn("one", replies(ppo="p1")),
+        Turn("two", replies(base="b2", ppo="p2")),
+        Turn("three", replies(sft="s3")),
+    ]
+    talk = Conversation("be brief", turns)
+    seen = {name: [message.content for message in talk.messages(name, "ppo")][2::2] for name in ("base", "sft", "ppo")}
+    assert seen == {"base": ["p1", "b2", "s3"], "sft": ["p1", "p2", "s3"], "ppo": ["p1", "p2", "s3"]}
+    roles = [message.role for message in talk.messages("ppo", "ppo", skipped=1)]
+    assert roles == ["system", "user", "assistant", "user", "assistant"]
 
 
 def test_a_chain_without_a_reward_model_gives_no_rewards(tmp_path):
@@ -183,7 +192,7 @@ def test_control_tokens_that_are_typed_stay_text(panel):
 def test_a_message_longer_than_the_context_is_not_added(panel):
     talk = Conversation()
     list(panel.answer(talk, "say owl", ["ppo"], GREEDY))
-    with pytest.raises(UserError, match=r"message too long: \d+ tokens .* context of 256, of which 6 are kept"):
+    with pytest.raises(UserError, match=r"too long \(got \d+ tokens; expected at most 250: 6 of .* 256"):
         list(panel.answer(talk, LONG, ["ppo"], GREEDY))
     assert len(talk.turns) == 1
     with pytest.raises(UserError, match="with the system prompt"):
@@ -404,6 +413,7 @@ import sys, time, align.chat as chat
 more = chat._Voice.next
 chat._Voice.next = lambda self, stop: (time.sleep(0.05), more(self, stop))[1]
 from align.cli import main
+from align.cli_help import options_of
 sys.exit(main(sys.argv[1:]))
 """
 
@@ -446,3 +456,12 @@ def test_interrupts_are_put_back_after_a_reply(panel, monkeypatch):
     before = signal.getsignal(signal.SIGINT)
     typed(panel, monkeypatch, ["say owl", EOFError])
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_the_documentation_names_every_option_with_its_default_and_every_command():
+    text = (Path(__file__).parents[2] / "docs" / "chat.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\S[^`]*)` \| ([^|]+?) \|", text, re.MULTILINE))
+    named = {name: shown.strip("`") for name, shown in rows.items() if not name.startswith("/")}
+    shown = {True: "true", None: "none"}
+    assert named == {row["name"]: shown.get(row["default"], str(row["default"])) for row in options_of(ChatOptions)}
+    assert [name for name in rows if name.startswith("/")] == list(COMMANDS)
