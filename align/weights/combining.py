@@ -1,0 +1,172 @@
+"""`align combine`: adapters of several tasks as one LoRA, with the held-out loss of each task before and after.
+
+    linear       the weighted sum of the changes; exact, the ranks add
+    svd          the same sum, cut to `rank`
+    ties         "TIES-Merging", arXiv 2306.01708: keep the largest entries, elect signs, average those that agree
+    dare_linear  "Language Models are Super Mario", arXiv 2311.03099: drop entries at random, rescale the rest, add
+    dare_ties    DARE's dropping with TIES' election of signs
+
+The last three are peft's, applied here to the dense change of each layer (peft applies them to the factors, whose
+product is not the combined change), and the result is factored again. Cost: one dense matrix per layer and adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from peft.utils import merge_utils
+from torch import Tensor
+
+from align.low_rank import LowRankTerm, LowRankTerms, stack
+from align.objectives import LanguageModeling
+from align.roles import Role
+from align.typed import build
+from align.weights.drift import measure, of_model, of_role
+from align.weights.lora_form import write_lora
+from align.weights.opened import Opened
+from align.weights.options import CombineOptions, How, place
+from align.weights.terms import Kept, combined, factored, truncated
+from align.weights.written import publish_adapter
+from data_prep.errors import UserError
+from data_prep.options import DataOptions, LengthOptions, OnLong
+from data_prep.prepare import prepare_conversations
+from data_prep.types import Tokens
+
+_CHUNK = 32
+
+
+def combine(targets: Sequence[str], options: CombineOptions) -> dict[str, Any]:
+    """Write the combination of several checkpoints on one base as a plain LoRA adapter.
+
+    Args:
+        targets: two or more checkpoints: paths, RUN or RUN/STAGE.
+        options: how, weights, density, rank, rows to measure on.
+
+    Returns:
+        out, how, weights, rank, and `losses`: task -> mean held-out loss per supervised token (nats) of the base, of
+        the task's own adapter and of the combination.
+
+    Raises:
+        UserError: fewer than two targets, different bases, a method without a low-rank form, or misfitting options.
+    """
+    opened = [Opened.target(target, options.out) for target in targets]
+    weights = _weights(options, len(opened))
+    _require_one_base(opened)
+    first = opened[0]
+    folder = place(options.to, first.checkpoint.folder, options.how.value)
+    layers = [one.terms("combine") for one in opened]
+    torch.manual_seed(options.seed)
+    terms = _COMBINED[options.how](layers, weights, options)
+    tree = first.bases.root(first.load).tree()
+    stack(tree, terms)
+    joint = Role("combined", tree, None).freeze()
+
+    def write(staging: Path) -> dict[str, Any]:
+        write_lora(staging, terms, str(first.base_folder), first.role.tree)
+        return {
+            "form": "lora",
+            "of": " + ".join(one.checkpoint.label for one in opened),
+            "digests": [one.checkpoint.digest for one in opened],
+            "base": first.checkpoint.record["root"],
+            "how": options.how.value,
+            "weights": weights,
+            "rank": max(term.down_RI.shape[0] for term in terms.values()),
+            "losses": {one.checkpoint.label: _losses(one, joint, options.rows) for one in opened},
+            "drift": measure(of_role(joint), of_model(first.on_base(staging)), first.rows()).as_dict(),
+        }
+
+    return publish_adapter(folder, first.tokenizer, write)
+
+
+def _weights(options: CombineOptions, count: int) -> list[float]:
+    if count < 2:
+        raise UserError("combine needs two or more TARGETs", code="no_target")
+    given = list(options.weights) or [1.0 / count] * count
+    if len(given) != count:
+        raise UserError(f"one weight for each TARGET (got {len(given)}; expected {count})", field="weights")
+    if options.how in (How.ties, How.dare_ties, How.dare_linear, How.svd) and options.rank is None:
+        raise UserError(f"how={options.how.value} needs a rank to cut to", field="rank", hint="rank=16")
+    return given
+
+
+def _require_one_base(opened: Sequence[Opened]) -> None:
+    first = opened[0].bases.identity.fingerprint
+    for one in opened[1:]:
+        if one.bases.identity.fingerprint != first:
+            raise UserError(
+                f"{one.checkpoint.label} stands on another base than {opened[0].checkpoint.label}", code="wrong_base"
+            )
+
+
+def _linear(layers: Sequence[LowRankTerms], weights: Sequence[float], options: CombineOptions) -> LowRankTerms:
+    scaled = [
+        {name: LowRankTerm(term.down_RI, term.up_OR, term.scale * weight) for name, term in terms.items()}
+        for terms, weight in zip(layers, weights, strict=True)
+    ]
+    return combined(scaled)
+
+
+def _svd(layers: Sequence[LowRankTerms], weights: Sequence[float], options: CombineOptions) -> LowRankTerms:
+    kept = Kept(rank=options.rank)
+    return {name: truncated(term, kept)[0] for name, term in _linear(layers, weights, options).items()}
+
+
+def _dense(combination: Callable[[list[Tensor], Tensor, float], Tensor]) -> Any:
+    """A combination of dense changes, layer by layer, factored again."""
+
+    def apply(layers: Sequence[LowRankTerms], weights: Sequence[float], options: CombineOptions) -> LowRankTerms:
+        kept = Kept(rank=options.rank)
+        found: LowRankTerms = {}
+        for name in {name: None for terms in layers for name in terms}:
+            having = [
+                (terms[name].delta(), weight) for terms, weight in zip(layers, weights, strict=True) if name in terms
+            ]
+            deltas, shares = [delta for delta, _ in having], torch.tensor([weight for _, weight in having])
+            found[name] = factored(combination(deltas, shares.to(deltas[0].device), options.density), kept)[0]
+        return found
+
+    return apply
+
+
+_COMBINED: dict[How, Any] = {
+    How.linear: _linear,
+    How.svd: _svd,
+    How.ties: _dense(merge_utils.ties),
+    How.dare_linear: _dense(merge_utils.dare_linear),
+    How.dare_ties: _dense(merge_utils.dare_ties),
+}
+
+
+def _losses(task: Opened, joint: Role, most: int) -> dict[str, float]:
+    """Held-out loss on a task's own conversations: base, its adapter, the combination."""
+    rows = _held_out(task, most)
+    base = Role("base", task.bases.root(task.load).tree(), None).freeze()
+    return {name: _loss(role, rows) for name, role in (("base", base), ("own", task.role), ("combined", joint))}
+
+
+def _held_out(opened: Opened, most: int) -> list[Tokens]:
+    """Evaluation rows of the conversations that the checkpoint's stage was trained on."""
+    path = opened.checkpoint.folder / "recipe.yaml"
+    if not path.is_file():
+        raise UserError("no recipe.yaml beside the checkpoint, so its task's data is unknown", file=str(path))
+    recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
+    length = LengthOptions(min(recipe.get("max_length", opened.context), opened.context), OnLong.drop, 1.0)
+    data = build(DataOptions, recipe["data"], "data")
+    prepared = prepare_conversations(data, opened.renderer, length, opened.checkpoint.record.get("seed", 0))
+    return (prepared.eval or prepared.train)[:most]
+
+
+@torch.no_grad()
+def _loss(role: Role, rows: Sequence[Tokens]) -> float:
+    """Mean loss per supervised token, nats."""
+    objective = LanguageModeling(role).eval()
+    total = weight = 0.0
+    for start in range(0, len(rows), _CHUNK):
+        batch = objective.collate(rows[start : start + _CHUNK]).to(role.tree.device)
+        total += float(objective(batch)[0])
+        weight += batch.weight
+    return total / weight
