@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from align import cli
 from align import tracks as tracks_module
 from align.config import compose
 from align.preflight import check_sources
@@ -368,3 +369,18 @@ def test_a_run_that_is_refused_tells_no_tracker(recorder, tmp_path):
     with pytest.raises(UserError):
         execute(compose(sft(tmp_path, "tracking.to=[recorder]", "stages.sft.init=nowhere/sft")))
     assert not (tmp_path / "n").exists()
+
+
+def test_every_job_of_a_sweep_is_a_run_of_its_own_in_the_sweep_s_group(recorder, tmp_path, capfd):
+    words = ["run", "-m", *pipeline_words("sft", "adapter=lora,vera"), f"out={tmp_path}"]
+    assert cli.main(words) == 0
+    (folder,) = tmp_path.iterdir()
+    assert cli.main([*words, "tracking.to=[recorder]"]) == 0
+    assert [folder] == list(tmp_path.iterdir()), "what is tracked changes no sweep's name"
+    told = [calls(folder / "jobs" / number) for number in "01"]
+    assert [job[0][:2] for job in told] == [["start", f"{folder.name}-0"], ["start", f"{folder.name}-1"]]
+    assert told[0][0][2] != told[1][0][2], "ids of their own"
+    for number, job in zip("01", told, strict=True):
+        rows = (folder / "jobs" / number / "sft" / "metrics.jsonl").read_text().splitlines()
+        assert [call[0] for call in job] == ["start", *["log"] * len(rows), "stage", "finish"]
+    capfd.readouterr()
