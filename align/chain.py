@@ -6,7 +6,7 @@ Every rule takes a `Standing`: a finished checkpoint, or a stage of the same pip
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
 from typing import Any, Protocol, TypeVar
@@ -133,6 +133,24 @@ def check_reward(spec: StageSpec, reward: Standing | None, load: Load, on_change
             code="precision_change",
             hint="train both at one precision, or set on_precision_change=recalibrate",
         )
+
+
+def check_agreement(adapter: Adapter, others: Iterable[Standing | None]) -> None:
+    """What adapters on one base must share is the same in all of them.
+
+    Raises:
+        UserError: another value, with the one to take.
+    """
+    own = adapter.agreement()
+    for other in (standing for standing in others if standing is not None):
+        for name, value in adapter_of(other).agreement().items():
+            if own.get(name, value) != value:
+                raise UserError(
+                    f"adapters on one base share it (got {own[name]}; {other.label} has {value})",
+                    field=f"adapter.{name}",
+                    code="no_agreement",
+                    hint=f"set adapter.{name}={value}",
+                )
 
 
 @dataclass(frozen=True)

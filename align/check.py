@@ -7,13 +7,13 @@ Nothing is trained and no weight is loaded. Every rule is the run's own: sources
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.chain import Planned
 from align.config import RunConfig, StageSpec
+from align.findings import Findings
 from align.fingerprint import check_weight_files, context_length, read_model_config
 from align.preflight import Ground, source_problems, walk
 from align.reading import Reading, context_of
@@ -24,68 +24,6 @@ from data_prep.reading import has_source
 if TYPE_CHECKING:
     from align.check_data import Shelf
     from data_prep.prepare import Renderer
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong (`error`: the run would be refused) or hardly meant (`warning`)."""
-
-    error: UserError
-    stage: str | None
-    severity: str = "error"
-
-    def __str__(self) -> str:
-        """One line, the stage in front where the error does not name it."""
-        line = str(self.error)
-        return line if self.stage is None or line.startswith("stages.") else f"{self.stage}: {line}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The problem as `--json` shows it."""
-        return {**self.error.as_dict(), "stage": self.stage, "severity": self.severity}
-
-
-@dataclass
-class Findings:
-    """Everything that was found, as `--json` prints it."""
-
-    problems: list[Problem] = field(default_factory=list)
-    model: dict[str, Any] = field(default_factory=dict)
-    stages: list[dict[str, Any]] = field(default_factory=list)
-    data: dict[str, dict[str, Any]] = field(default_factory=dict)
-    preview: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def ok(self) -> bool:
-        """Whether `align run` would start."""
-        return not any(problem.severity == "error" for problem in self.problems)
-
-    def add(self, stage: str | None, errors: Iterable[UserError], severity: str = "error") -> None:
-        """Take problems in; one that is known already is left out."""
-        for error in errors:
-            if not any(str(known) == str(Problem(error, stage)) for known in self.problems):
-                self.problems.append(Problem(error, stage, severity))
-
-    def rows(self) -> dict[str, Any]:
-        """Rows in, kept, dropped by reason and truncated, over all data."""
-        total: dict[str, Any] = {"in": 0, "kept": 0, "dropped": {}, "truncated": 0}
-        for entry in self.data.values():
-            for key in ("in", "kept", "truncated"):
-                total[key] += entry["rows"][key]
-            for reason, count in entry["rows"]["dropped"].items():
-                total["dropped"][reason] = total["dropped"].get(reason, 0) + count
-        return total
-
-    def as_dict(self) -> dict[str, Any]:
-        """The answer of `align check --json`."""
-        return {
-            "ok": self.ok,
-            "problems": [problem.as_dict() for problem in self.problems],
-            "rows": self.rows(),
-            "preview": self.preview,
-            "model": self.model,
-            "stages": self.stages,
-            "data": self.data,
-        }
 
 
 def check(config: RunConfig, say: Callable[[str], None] = lambda doing: None) -> Findings:

@@ -12,7 +12,7 @@ from data_prep.options import DataOptions, OnBadRow, OnLong
 from data_prep.types import PairTokens, Tokens
 
 if TYPE_CHECKING:
-    from align.check import Findings
+    from align.findings import Findings
     from data_prep.prepare import Prepared
 
 SHOWN_ROWS = 2
@@ -98,7 +98,7 @@ def read_on(reading: Reading, kind: str) -> tuple[Prepared[Any] | None, list[Use
 
 def _without_long(reading: Reading) -> Reading:
     """The same reading, with over-long rows dropped however many they are."""
-    stage = replace(reading.spec.stage, on_long=OnLong.drop, max_lost=1.0)
+    stage = replace(reading.spec.stage, on_long=OnLong.drop, on_long_answer=None, max_lost=1.0)
     return replace(reading, spec=replace(reading.spec, stage=stage))
 
 
@@ -111,9 +111,10 @@ def _without_bad(reading: Reading) -> Reading:
 
 def _too_long(reading: Reading, kind: str) -> list[UserError]:
     """Which rows are dropped for their length, said as the run would say it with on_long=error."""
-    strict = replace(reading.spec, stage=replace(reading.spec.stage, on_long=OnLong.error))
+    spec = _without_bad(reading).spec
+    stage = replace(spec.stage, on_long=OnLong.error, on_long_answer=None)
     try:
-        replace(_without_bad(reading), spec=replace(strict, data=_without_bad(reading).spec.data)).rows(kind)
+        replace(reading, spec=replace(spec, stage=stage)).rows(kind)
     except UserError as problem:
         return [problem]
     return []
@@ -150,9 +151,9 @@ def preview(row: Any, kind: str, reading: Reading) -> list[dict[str, Any]]:
             for side, reply in (("chosen", row.chosen), ("rejected", row.rejected))
         ]
     elif isinstance(row, Tokens):
-        parts = [("row", row.ids, [False, *row.mask[1:]])]
+        parts = [("whole", row.ids, [False, *row.mask[1:]])]
     else:
-        parts = [("prompt", ids, [False] * len(ids)) for ids in ids_of(row)]
+        parts = [("whole", ids, [False] * len(ids)) for ids in ids_of(row)]
     tokenizer = reading.renderer.tokenizer
     head = {"kind": kind, "stage": reading.spec.name, "id": row.id}
     return [

@@ -5,18 +5,17 @@ from __future__ import annotations
 import textwrap
 import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from align.check import Findings
+from align.findings import WORDS, Findings
 
 LABEL = 11
 LONGEST = 400
 """Tokens of a row that are printed; the middle of longer rows is left out."""
-_SEVERITY = {"error": ("problem", "bold red"), "warning": ("warning", "yellow")}
+_STYLES = {"error": "bold red", "warning": "yellow"}
 
 
 def print_findings(found: Findings, console: Console) -> None:
@@ -27,20 +26,15 @@ def print_findings(found: Findings, console: Console) -> None:
             _fact(console, label, value)
     if found.preview:
         _rows(found.preview, console)
-    print_problems(found, console)
+    _problems(found, console)
 
 
-def print_problems(found: Findings, console: Console) -> None:
+def _problems(found: Findings, console: Console) -> None:
     """One line for each problem, whatever the width, and one line of verdict."""
     for problem in found.problems:
-        word, style = _SEVERITY[problem.severity]
-        line = Text(f"{word}  ", style=style).append(_safe(visible(str(problem)), console), style="not bold default")
-        console.print(line, soft_wrap=True)
-    errors = sum(problem.severity == "error" for problem in found.problems)
-    warnings = len(found.problems) - errors
-    words = f"{errors} problem{'' if errors == 1 else 's'}" if errors else "no problems"
-    words += f", {warnings} warning{'' if warnings == 1 else 's'}" if warnings else ""
-    console.print(Text(words, style="bold red" if errors else "bold green"), soft_wrap=True)
+        head = Text(f"{WORDS[problem.severity]}  ", style=_STYLES[problem.severity])
+        console.print(head.append(_safe(visible(str(problem)), console), style="not bold default"), soft_wrap=True)
+    console.print(Text(found.verdict(), style="bold green" if found.ok else "bold red"), soft_wrap=True)
 
 
 def _sections(found: Findings) -> Iterator[tuple[str, list[tuple[str, str]]]]:
@@ -64,10 +58,11 @@ def _stage_facts(stage: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if stage["reward"]:
         yield "reward", stage["reward"]
     if "adapter" in stage:
-        share = f": {stage['trainable']:,} of {stage['total']:,} parameters ({100 * stage['share']:.3g}%)"
-        yield "trains", stage["adapter"] + (share if "share" in stage else "")
-        value = f", critic {stage['value_lr']:.3g}" if "value_lr" in stage else ""
-        yield "lr", f"{stage['lr']:.3g}{value}"
+        share = ""
+        if "share" in stage:
+            share = f": {stage['trainable']:,} of {stage['total']:,} parameters ({100 * stage['share']:.3g}%)"
+        yield "trains", stage["adapter"] + share
+        yield "lr", f"{stage['lr']:.3g}"
     if "updates" in stage:
         each = f"{stage['rows_per_update']:,} prompts"
         yield "updates", f"{stage['updates']:,}, each of {each} ({stage['rows']:,} there are)"
@@ -84,6 +79,8 @@ def _data_facts(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
     dropped = [f"{count:,} {reason}" for reason, count in rows["dropped"].items()]
     yield "rows", f"{rows['in']:,} in, {rows['kept']:,} kept, {rows['truncated']:,} truncated"
     yield "dropped", ", ".join(dropped) or "none"
+    if entry.get("truncated_rows"):
+        yield "cut short", ", ".join(entry["truncated_rows"])
     yield "splits", f"{splits['train']:,} train, {splits['eval']:,} eval ({splits['rule']})"
     yield "tokens", f"{tokens['mean']:g} a row, longest {tokens['longest']:,} (limit {entry['max_length']:,})"
     ends = entry["end_supervised_share"]
@@ -109,7 +106,8 @@ def _rows(rows: Iterable[dict[str, Any]], console: Console) -> None:
     console.print(Text(f"first rows, as the model sees them ({legend})", style="bold"))
     for row in rows:
         count = len(row["ids"])
-        head = f"  {row['kind']} {row['part']} {row['id']}: {count:,} tokens, {sum(row['mask']):,} in the loss"
+        name = row["kind"] if row["part"] == "whole" else f"{row['kind']}, {row['part']}"
+        head = f"  {name}, {row['id']}: {count:,} tokens, {sum(row['mask']):,} in the loss"
         for line in textwrap.wrap(_safe(visible(head), console), max(console.width - 1, 20), subsequent_indent="    "):
             console.print(Text(line, style="dim"), soft_wrap=True)
         for text in _wrapped(_tokens(row, console, plain), max(console.width - 3, 20)):

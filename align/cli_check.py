@@ -9,25 +9,25 @@ from contextlib import contextmanager
 from typing import Any
 
 from align.config import RunConfig, compose
+from align.findings import WORDS, Findings
 from data_prep.errors import UserError
 
 
 def check(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Print findings and problems; exit code 2 when `align run` would be refused."""
     config, mistakes = composed(args.words, args.config_dir)
-    from align.check import Findings
-    from align.check import check as look
-
     if config is None:
         found = Findings()
         found.add(None, mistakes)
         if not args.json:
-            _print(found, problems_alone=True)
+            print(*(f"{WORDS['error']}  {problem}" for problem in found.problems), found.verdict(), sep="\n")
         return 2, {**found.as_dict(), "error": mistakes[0].as_dict()}
+    from align.check import check as look
+
     with _progress() as say:
         found = look(config, say)
     if not args.json:
-        _print(found, problems_alone=False)
+        _print(found)
     return (0 if found.ok else 2), found.as_dict()
 
 
@@ -47,13 +47,12 @@ def composed(words: list[str], config_dir: str | None) -> tuple[RunConfig | None
             return (None, mistakes) if mistakes else (config, [])
 
 
-def _print(found: Any, problems_alone: bool) -> None:
+def _print(found: Findings) -> None:
     from rich.console import Console
 
-    from align.check_print import print_findings, print_problems
+    from align.check_print import print_findings
 
-    console = Console(highlight=False, emoji=False, markup=False)
-    (print_problems if problems_alone else print_findings)(found, console)
+    print_findings(found, Console(highlight=False, emoji=False, markup=False))
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from align.chain import (
     Planned,
     StandingT,
     adapter_name,
+    check_agreement,
     check_reward,
     find_input,
     footing,
@@ -24,6 +25,7 @@ from align.chain import (
 )
 from align.checkpoint import Checkpoint
 from align.config import RunConfig, StageSpec
+from align.fingerprint import read_model_config
 from align.trackers.base import check_packages
 from data_prep.errors import UserError
 from data_prep.options import SourceOptions
@@ -164,6 +166,8 @@ def stand(
             problems.append(problem)
         load = load_of(init, spec.adapter, config.model.load)
         problems += caught(lambda: check_reward(spec, reward, load, config.on_precision_change))
+        if stage.makes is not None:
+            problems += caught(lambda: check_agreement(spec.adapter, (init, reward)))
     problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
     return Ground(spec, init, reward, standing, problems)
 
@@ -195,3 +199,6 @@ def require_grounds(config: RunConfig, base_folder: Path | None) -> None:
     """
     for ground in walk(config, base_folder):
         ground.require()
+        if ground.spec.stage.makes is not None and base_folder is not None:
+            for problem in ground.spec.adapter.check(read_model_config(base_folder)):
+                raise problem

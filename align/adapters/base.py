@@ -50,8 +50,6 @@ class Traits:
     """Before training the model computes what it computed without the method."""
     reads_weights: bool = False
     """It computes from the weights it stands on, so terms stacked beside them would be left out."""
-    may_train_nothing: bool = False
-    """Its options may leave nothing of the tree to train, where a stage has a head to train alone."""
     soft_prompt: bool = False
     """It takes places of the context: virtual tokens before every row, whose positions start after them."""
     latency: str = "none once merged"
@@ -102,6 +100,10 @@ class Adapter:
     def check(self, model_config: dict[str, Any]) -> list[UserError]:
         """What is wrong with the method's options on the model of a `config.json`, found before any weight loads."""
         return []
+
+    def agreement(self) -> dict[str, Any]:
+        """Option -> value, where all adapters on one base must have the same."""
+        return {}
 
     def quantization(self) -> str | None:
         """Precision the base must be loaded at (`nf4`), or None when the method does not care."""

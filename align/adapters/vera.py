@@ -55,6 +55,9 @@ class Vera(PeftAdapter):
             return [problem]
         return []
 
+    def agreement(self) -> dict[str, Any]:
+        return {"projection_seed": self.projection_seed}
+
     def peft_config(self) -> VeraConfig:
         from peft import TaskType, VeraConfig
 

@@ -13,10 +13,11 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
-from align.check import Findings, check
+from align.check import check
 from align.check_print import print_findings
 from align.cli import main
 from align.config import compose
+from align.findings import Findings
 from tests.tiny import TEMPLATE, save_tiny_llama, tiny_tokenizer, write_jsonl
 from tests.tiny_chain import base, finished, own_data, pipeline_words, sft, talk
 
@@ -207,6 +208,7 @@ def test_a_tokenizer_of_another_model(tmp_path):
             "stages.ppo.adapter.rnak=8",
             "stages.ppo.adapter.rnak: unknown option (did you mean 'stages.ppo.adapter.rank'?)",
         ),
+        ("stages.sft.data.conversations.fromat=pairs", "stages.sft.data.conversations.fromat: unknown option"),
         ("data.conversations.options.foo=1", "sft: unknown option of the generator smalltalk 'foo'"),
         (
             "data.conversations.options.styls=1",
@@ -216,7 +218,8 @@ def test_a_tokenizer_of_another_model(tmp_path):
     ],
 )
 def test_mistakes_in_the_configuration(word, said, capfd):
-    code, out, _ = command(capfd, word)
+    small = [f"data.{kind}.limit=300" for kind in ("conversations", "preferences", "prompts")]
+    code, out, _ = command(capfd, word, *small, "stages.ppo.batch_size=32")
     shown = [line for line in out.splitlines() if line.startswith("problem")]
     assert code == 2 and len(shown) == 1 and said in shown[0] and out.splitlines()[-1] == "1 problem"
 
@@ -306,3 +309,13 @@ def test_a_terminal_that_knows_ascii_alone(tmp_path):
     print_findings(findings, Console(file=stream, width=60, highlight=False, markup=False))
     stream.flush()
     assert b"<|user|>|" in stream.buffer.getvalue()  # type: ignore[attr-defined]
+
+
+def test_answers_that_are_cut_open_are_said(tmp_path):
+    rows = talk(40)
+    rows[7]["messages"][1]["content"] = "the end " * 60
+    words = ["stages.sft.max_length=64", "stages.sft.on_long_answer=open"]
+    findings = found(*sft(tmp_path, *own_data(tmp_path / "t.jsonl", rows), *words))
+    assert "end of turn is supervised in 97.5% of the rows" in only(findings, "warning")
+    assert findings.rows()["truncated"] == 1
+    assert "t.jsonl:8" in " ".join(shown(findings, width=140).split("cut short")[1].split("splits")[0].split())

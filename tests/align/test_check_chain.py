@@ -12,9 +12,10 @@ import pytest
 
 from align.adapters.base import Traits, adapters
 from align.adapters.lora import Lora
-from align.check import Findings, check
+from align.check import check
 from align.composition import group_choices, recipes
 from align.config import compose
+from align.findings import Findings
 from tests.tiny import write_jsonl
 from tests.tiny_chain import WORDS, base, copied, execute, finished, pipeline_words, refused, run
 
@@ -152,6 +153,7 @@ def test_layers_that_a_model_does_not_have():
 WARNED = [
     ("stages.sft.lr=0.5", "stages.sft.lr: 0.5 is 2.5e+03 times the usual learning rate"),
     ("stages.sft.lr=1e-9", "stages.sft.lr: 1e-09 is 1/2e+05 of the usual learning rate"),
+    ("stages.sft.gradient_checkpointing=true adapter=prefix", "stages.sft.gradient_checkpointing: prefix with"),
     ("stages.ppo.kl_coef=5", "stages.ppo.kl_coef: 5 makes the KL penalty outweigh"),
     ("stages.ppo.kl_coef=0", "stages.ppo.kl_coef: 0 lets the policy leave its parent"),
     ("stages.ppo.clip=0.9", "stages.ppo.clip: 0.9 is an unusual ratio clip"),
@@ -164,7 +166,7 @@ WARNED = [
 
 @pytest.mark.parametrize(("word", "said"), WARNED, ids=[row[0] for row in WARNED])
 def test_what_is_hardly_meant_is_warned_of_and_runs(word, said):
-    findings = found(*pipeline_words("rlhf", word))
+    findings = found(*pipeline_words("rlhf" if "ppo" in word else "sft", *word.split()))
     assert findings.ok and lines(findings) == []
     shown = lines(findings, "warning")
     assert len(shown) == 1 and shown[0].startswith(said)

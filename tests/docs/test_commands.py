@@ -60,8 +60,8 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
     args = _parser(VERB[name]).parse_intermixed_args(words)
     if args.help:
         return
-    if name == "run":
-        for overrides in jobs(args.words, args.config_dir) if args.multirun else [args.words]:
+    if name in ("run", "check"):
+        for overrides in jobs(args.words, args.config_dir) if getattr(args, "multirun", False) else [args.words]:
             compose(overrides, args.config_dir)
     elif name == "show":
         plain, overrides = split_words(args.words, 1)
