@@ -164,7 +164,7 @@ def _look_up(row: Row, path: str) -> Any:
         elif isinstance(value, list) and step.isdigit() and int(step) < len(value):
             value = value[int(step)]
         else:
-            raise row.problem(path, f"is missing (got {kind_of(value)} without {step!r})")
+            raise row.problem(path, f"is missing (got {kind_of(value)} without {step!r}; expected {path})")
     return value
 
 

@@ -82,7 +82,9 @@ def read_jsonl(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
         if not line.strip():
             continue
         if first and line.lstrip()[:1] == b"[":
-            raise UserError("holds an array (expected one JSON object per line)", hint="call it .json", file=path)
+            raise UserError(
+                "holds an array (got '['; expected one JSON object per line)", hint="call it .json", file=path
+            )
         first = False
         try:
             text = line.decode("utf-8")
@@ -120,7 +122,11 @@ def read_json(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
         yield from _elements(path, text, start)
     elif start < len(text):
         value = _fatal_unless(path, 1, text, start)[0]
-        raise UserError(f"holds {kind_of(value)} (expected an array of objects)", code="bad_json", file=path)
+        raise UserError(
+            f"holds {kind_of(value)} (got {short(str(value))}; expected an array of objects)",
+            code="bad_json",
+            file=path,
+        )
 
 
 def _end_of_space(text: str, place: int) -> int:
@@ -165,8 +171,9 @@ def _row_or_wrong(path: str, number: int, value: Any, wrong: str | None) -> RowO
     if wrong is None:
         return _as_row(path, number, value)
     code = "encoding" if wrong.startswith("invalid UTF-8") else "bad_json"
-    message = f"invalid JSON: {wrong} (expected an object of UTF-8 text)"
-    return UserError(message.replace("invalid JSON: invalid", "invalid"), code=code, file=path, row=number)
+    shown = short(json.dumps(value)) if code == "bad_json" else "other bytes"
+    what = wrong if code == "encoding" else f"invalid JSON: {wrong}"
+    return UserError(f"{what} (got {shown}; expected an object of UTF-8 text)", code=code, file=path, row=number)
 
 
 def _elements(path: str, text: str, start: int) -> Iterator[RowOrProblem]:
@@ -222,7 +229,12 @@ def _table(path: str, file: IO[bytes], **dialect: Any) -> Iterator[RowOrProblem]
             record = next(records, None)
         except csv.Error as problem:
             number += 1
-            yield UserError(f"broken quoting: {problem}", code="bad_row", file=path, row=number)
+            yield UserError(
+                f"broken quoting: {problem} (got an odd quote; expected quotes around whole fields, doubled inside)",
+                code="bad_row",
+                file=path,
+                row=number,
+            )
             continue
         if record is None:
             break
@@ -256,13 +268,20 @@ def _header(path: str, records: Iterator[list[str]], delimiter: str) -> list[str
     try:
         header = next((record for record in records if any(name.strip() for name in record)), [])
     except csv.Error as problem:
-        raise UserError(f"broken quoting in the header: {problem}", code="bad_header", file=path) from problem
+        raise UserError(
+            f"broken quoting in the header: {problem} (got an odd quote; expected names)", code="bad_header", file=path
+        ) from problem
     for name in header:
         if bad := _BROKEN.search(name):
             raise _bad_byte(path, None, bad[0], "header")
     twice = [name for name in header if header.count(name) > 1]
     if twice:
-        raise UserError(f"the header names the column '{twice[0]}' twice", code="bad_header", file=path, field=twice[0])
+        raise UserError(
+            f"the header names the column '{twice[0]}' twice (got {', '.join(header)}; expected different names)",
+            code="bad_header",
+            file=path,
+            field=twice[0],
+        )
     other = [sign for sign in _DELIMITERS if len(header) == 1 and sign != delimiter and sign in header[0]]
     if other:
         raise UserError(
@@ -309,7 +328,12 @@ def read_parquet(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
         names = table.schema_arrow.names
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
-            raise UserError(f"names the column '{twice}' twice", code="bad_header", file=path, field=twice)
+            raise UserError(
+                f"names the column '{twice}' twice (got {', '.join(names)}; expected different names)",
+                code="bad_header",
+                file=path,
+                field=twice,
+            )
         for batch in table.iter_batches(batch_size=_BATCH):
             for row in _records(path, number, batch):
                 number += 1

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
-from data_prep.formats.fields import optional_text, split_of, text_field, text_of
-from data_prep.rows import Row
+from data_prep.formats.fields import listed, optional_text, split_of, text_field, text_of
+from data_prep.rows import Row, short
 from data_prep.types import Conversation, Message
 
 SYSTEM = ("system", "system_prompt")
@@ -38,10 +38,12 @@ class Alpaca(Format):
         messages = []
         if system := optional_text(row, *SYSTEM):
             messages.append(Message("system", system))
-        history = row.data.get("history") or []
+        history = listed(row, "history", row.data.get("history") or [])
         for number, turn in enumerate(history if isinstance(history, list) else [history]):
             if not isinstance(turn, list) or len(turn) != 2:
-                raise row.problem(f"history[{number}]", "wrong type (expected [question, answer])")
+                raise row.problem(
+                    f"history[{number}]", f"wrong type (got {short(str(turn))}; expected [question, answer])"
+                )
             messages.append(Message("user", text_of(row, f"history[{number}][0]", turn[0])))
             messages.append(Message("assistant", text_of(row, f"history[{number}][1]", turn[1])))
         messages.append(Message("user", asked(row, self.about)))

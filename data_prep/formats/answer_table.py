@@ -161,7 +161,7 @@ class AnswerTable(Format):
         column = self.options.get("topic") or next((name for name in TOPICS if name in row.data), None)
         if column is None or row.data.get(column) is None:
             if need or column is not None:
-                raise row.problem(column or "topic", "is missing (expected the row's topic)")
+                raise row.problem(column or "topic", "is missing (got null; expected the row's topic)")
             return ""
         return str(row.data[column])
 

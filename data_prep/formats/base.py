@@ -9,7 +9,7 @@ from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from data_prep.errors import UserError, nearest, unknown
 from data_prep.registry import Registry
-from data_prep.rows import Row, Skip
+from data_prep.rows import Row, Skip, short
 from data_prep.types import Conversation, Document, Labelled, Message, Preference, Prompt
 
 CONVERSATION, PREFERENCE, PROMPT, DOCUMENT = "conversation", "preference", "prompt", "document"
@@ -146,7 +146,7 @@ def each(parse: Callable[[Row], Several[Record]], rows: Iterable[Row]) -> Found[
                 raise
             yield problem
         except RecursionError:
-            yield row.problem(None, "is nested too deeply")
+            yield row.problem(None, "is nested too deeply (got more levels than can be read; expected a flat row)")
         else:
             if isinstance(found, list):
                 yield from found
@@ -159,7 +159,7 @@ def _prompt_of(row: Row, record: Any) -> Any:
         return Prompt(record.prompt, record.id, record.meta, record.tools) if hasattr(record, "prompt") else record
     last = max(place for place, message in enumerate(record.messages) if message.role == "assistant")
     if not last:
-        raise row.problem(None, "there is nothing before the assistant's turn to use as a prompt")
+        raise row.problem(None, "nothing to reply to (got nothing before the assistant's turn; expected a user turn)")
     return Prompt(record.messages[:last], record.id, record.meta, record.tools)
 
 
@@ -172,7 +172,11 @@ def pair(
         UserError: both sides say the same.
     """
     if chosen.strip() == rejected.strip():
-        raise row.problem("rejected", "the same as chosen (expected two different replies)", code="identical_pair")
+        raise row.problem(
+            "rejected",
+            f"the same as chosen (got {short(chosen)!r} twice; expected two different replies)",
+            code="identical_pair",
+        )
     return Preference(prompt, chosen, rejected, row.id + suffix, **more)
 
 

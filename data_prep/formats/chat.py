@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from data_prep.errors import nearest
-from data_prep.formats.fields import json_of, number_of, object_of, text_of
+from data_prep.formats.fields import json_of, listed, number_of, object_of, text_of
 from data_prep.rows import Row, kind_of, short
 from data_prep.types import Message
 
@@ -52,12 +52,11 @@ def parse_messages(
     Raises:
         UserError: not such a list; an unknown role comes with the nearest known one.
     """
-    if isinstance(value, str) and value.lstrip()[:1] == "[":  # a list in a CSV field
-        value = json_of(row, field, value)
+    value = listed(row, field, value)
     if not isinstance(value, list):
         raise row.problem(field, f"wrong type (got {kind_of(value)}; expected a list of messages)")
     if not value:
-        raise row.problem(field, "empty (got no messages)", code="empty")
+        raise row.problem(field, "empty (got no messages; expected some)", code="empty")
     messages: list[Message] = []
     for number, entry in enumerate(value):
         place = f"{field}[{number}]"
@@ -83,10 +82,10 @@ def parse_message(
     role = entry.get(role_key)
     if not isinstance(role, str) or role not in known:
         near = nearest(str(role), known)
-        guess = f"did you mean '{near}'? " if near else ""
+        guess = f"; did you mean '{near}'?" if near else ""
         raise row.problem(
             f"{place}.{role_key}",
-            f"unknown role (got {short(repr(role))}; {guess}expected {', '.join(known)})",
+            f"unknown role (got {short(repr(role))}; expected {', '.join(known)}{guess})",
             code="unknown_role",
         )
     ours, value, where = known[role], entry.get(text_key), f"{place}.{text_key}"
@@ -155,7 +154,7 @@ def _calls_in_text(row: Row, field: str, text: str) -> tuple[dict[str, Any], ...
     value = json_of(row, field, text)
     listed = value if isinstance(value, list) else [value]
     if not listed:
-        raise row.problem(field, "empty (got no call)", code="empty")
+        raise row.problem(field, "empty (got no call; expected one or more)", code="empty")
     return tuple(_call(row, field, item) for item in listed)
 
 

@@ -102,12 +102,17 @@ def list_field(row: Row, *names: str) -> tuple[str, list[Any]]:
         UserError: it is missing, no list, or empty.
     """
     field = find_key(row, names)
-    value = row.data[field]
+    value = listed(row, field, row.data[field])
     if not isinstance(value, list):
         raise row.problem(field, f"wrong type (got {kind_of(value)}; expected a list)")
     if not value:
         raise row.problem(field, "empty (got an empty list; expected something in it)", code="empty")
     return field, value
+
+
+def listed(row: Row, field: str, value: Any) -> Any:
+    """`value`, or the list that it spells in JSON (tables have no other way to hold one)."""
+    return json_of(row, field, value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
 
 
 def object_of(row: Row, field: str, value: Any) -> dict[str, Any]:

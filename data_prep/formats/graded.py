@@ -101,7 +101,9 @@ class Graded(Format):
         for left, right in _SIDES:
             if left in row.data and right in row.data:
                 return left, right
-        raise row.problem("output_1", f"is missing (got the columns {', '.join(map(str, row.data))})")
+        raise row.problem(
+            "output_1", f"is missing (got the columns {', '.join(map(str, row.data))}; expected two replies)"
+        )
 
     def _lead(self, row: Row, left: str, right: str) -> float:
         """How much better the first reply is, from -1 (the second by all) to 1; WebGPT's scores keep their scale."""

@@ -11,9 +11,9 @@ from typing import Any
 
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, pair
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, number_field, split_of, text_of
+from data_prep.formats.fields import find_key, listed, number_field, split_of, text_of
 from data_prep.formats.turns import shared_prompt
-from data_prep.rows import Row
+from data_prep.rows import Row, short
 from data_prep.types import Message, Preference
 
 _TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
@@ -35,17 +35,15 @@ class HelpfulHarmless(ChatFormat):
 
     def _side(self, row: Row, field: str) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
         value = row.data[find_key(row, (field,))]
-        if isinstance(value, list):
+        if isinstance(listed(row, field, value), list):
             return self.messages_of(row, field)
         pieces = _TURN.split(text_of(row, field, value))
         if len(pieces) < 3 or pieces[0].strip():
-            raise row.problem(
-                field,
-                "is not a dialogue (expected turns that start with 'Human:' and 'Assistant:', or a prompt column)",
-            )
+            expected = "turns that start with 'Human:' and 'Assistant:', or a prompt column"
+            raise row.problem(field, f"is not a dialogue (got {short(pieces[0])!r}; expected {expected})")
         roles = {"Human": "user", "Assistant": "assistant"}
         turns = [(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
         for number, (role, said) in enumerate(turns):
             if not said:
-                raise row.problem(field, f"turn {number + 1} ({role}) is empty (expected text)", code="empty")
+                raise row.problem(field, f"turn {number + 1} ({role}) is empty (got ''; expected text)", code="empty")
         return tuple(Message(role, said) for role, said in turns), ()

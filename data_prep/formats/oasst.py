@@ -15,7 +15,7 @@ from data_prep.errors import UserError, nearest
 from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, Found, pair
 from data_prep.formats.fields import number_of, object_of, split_of, text_of
 from data_prep.formats.ranked import pairs_of
-from data_prep.rows import Row, Skip, short
+from data_prep.rows import Row, Skip, kind_of, short
 from data_prep.types import Conversation, Message, Preference, Prompt
 
 _ROLES = {"prompter": "user", "assistant": "assistant", "system": "system"}
@@ -169,10 +169,14 @@ class Oasst(Format):
                 lost.append(node)
             elif above is None:
                 lost.append(node)
-                yield node.row.problem("parent_id", f"names no message of these rows (got {short(str(parent))})")
+                yield node.row.problem(
+                    "parent_id", f"names no message of these rows (got {short(str(parent))}; expected a message_id)"
+                )
             elif above.role == node.role:
                 lost.append(node)
-                yield node.row.problem("role", f"a {node.role} answers a {node.role} (expected the other role)")
+                yield node.row.problem(
+                    "role", f"answers its like (got {node.role} below {node.role}; expected the other role)"
+                )
             else:
                 above.replies.append(node)
         yield from self._from_roots(roots, lost, nodes)
@@ -185,10 +189,10 @@ class Oasst(Format):
         reached = {id(node) for node in _below([*roots, *lost])}
         for node in nodes.values():
             if id(node) not in reached:
-                yield node.row.problem("parent_id", "leads back to the message itself (expected a tree)")
+                yield node.row.problem("parent_id", "leads back to the message itself (got a ring; expected a tree)")
         for root in roots:
             if root.role == "assistant":
-                yield root.row.problem("role", "a tree begins with an assistant's message (expected a prompter's)")
+                yield root.row.problem("role", "begins a tree (got assistant; expected prompter)")
             else:
                 yield self._kept(root.row.data, root)
 
@@ -215,9 +219,9 @@ def _node(row: Row, place: str, entry: dict[str, Any]) -> Node:
     role = entry.get("role")
     if not isinstance(role, str) or role not in _ROLES:
         near = nearest(str(role), _ROLES)
-        guess = f"did you mean '{near}'? " if near else ""
+        guess = f"; did you mean '{near}'?" if near else ""
         raise row.problem(
-            f"{dot}role", f"unknown role (got {short(repr(role))}; {guess}expected {', '.join(_ROLES)})", "unknown_role"
+            f"{dot}role", f"unknown role (got {short(repr(role))}; expected {', '.join(_ROLES)}{guess})", "unknown_role"
         )
     rank = entry.get("rank")
     number = None if rank is None or rank == "" or rank != rank else number_of(row, f"{dot}rank", rank)
@@ -229,13 +233,13 @@ def _nested(row: Row) -> Node:
     tree = object_of(row, "prompt", row.data["prompt"])
     root = _node(row, "prompt", tree)
     if root.role == "assistant":
-        raise row.problem("prompt.role", "a tree begins with an assistant's message (expected a prompter's)")
+        raise row.problem("prompt.role", "begins a tree (got assistant; expected prompter)")
     waiting = [("prompt", tree, root)]
     while waiting:
         place, entry, node = waiting.pop()
         replies = entry.get("replies") or []
         if not isinstance(replies, list):
-            raise row.problem(f"{place}.replies", "wrong type (expected a list of messages)")
+            raise row.problem(f"{place}.replies", f"wrong type (got {kind_of(replies)}; expected a list of messages)")
         for number, value in enumerate(replies):
             where = f"{place}.replies[{number}]"
             inner = object_of(row, where, value)
@@ -243,7 +247,9 @@ def _nested(row: Row) -> Node:
                 continue
             child = _node(row, where, inner)
             if child.role == node.role:
-                raise row.problem(f"{where}.role", f"a {child.role} answers a {node.role} (expected the other role)")
+                raise row.problem(
+                    f"{where}.role", f"answers its like (got {child.role} below {node.role}; expected the other role)"
+                )
             node.replies.append(child)
             waiting.append((where, inner, child))
     return root

@@ -37,7 +37,9 @@ class Pairs(ChatFormat):
         (prompt, chosen), (other, rejected) = (self._reply(row, field, asked) for field in self.sides)
         if prompt != other:
             raise row.problem(
-                self.sides[1], f"answers another prompt than {self.sides[0]} (expected the same)", "other_prompt"
+                self.sides[1],
+                f"answers another prompt than {self.sides[0]} (got another; expected the same)",
+                "other_prompt",
             )
         more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": split_of(row), "tools": tools}
         return pair(row, prompt, chosen, rejected, **more)
@@ -68,6 +70,8 @@ class Pairs(ChatFormat):
         rest = [message for message in before if message.role != "system"]
         if rest and rest != [message for message in asked if message.role != "system"]:
             raise row.problem(
-                field, "repeats another prompt than the column prompt (expected the same messages)", "other_prompt"
+                field,
+                "repeats another prompt (got messages that are not those of the column prompt; expected the same)",
+                "other_prompt",
             )
         return (before if rest else asked), reply

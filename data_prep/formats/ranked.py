@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from data_prep.formats.alpaca import SYSTEM, asked
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Several, pair
 from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
-from data_prep.formats.fields import find_key, list_field, number_of, optional_text, split_of, text_of
+from data_prep.formats.fields import find_key, list_field, listed, number_of, optional_text, split_of, text_of
 from data_prep.formats.turns import need_question
 from data_prep.rows import Row, Skip
 from data_prep.types import Message, Preference, Prompt
@@ -48,7 +48,7 @@ class Ranked(ChatFormat):
     """A prompt and replies from best to worst."""
 
     kinds = (PREFERENCE, PROMPT)
-    spellings = tuple((asked, listed) for asked in _PROMPTS for listed in _LISTS)
+    spellings = tuple((left, right) for left in _PROMPTS for right in _LISTS)
     extras = ("input", *_RANKS, *_SCORES, *SYSTEM)
     option_help: ClassVar[Mapping[str, str]] = {
         **CHAT_OPTIONS,
@@ -84,11 +84,11 @@ class Ranked(ChatFormat):
         return Prompt(messages, row.id, split_of(row))
 
     def _graded(self, row: Row) -> list[Graded]:
-        field, listed = list_field(row, *_LISTS)
-        if len(listed) < 2:
-            raise row.problem(field, "has one reply (expected two or more to compare)")
+        field, replies = list_field(row, *_LISTS)
+        if len(replies) < 2:
+            raise row.problem(field, "has one reply (got 1; expected two or more to compare)")
         texts, grades = [], []
-        for number, value in enumerate(listed):
+        for number, value in enumerate(replies):
             place = f"{field}[{number}]"
             inner = Row(row.file, row.row, value) if isinstance(value, dict) else None
             key = find_key(inner, _TEXTS) if inner else None
@@ -97,7 +97,10 @@ class Ranked(ChatFormat):
         if all(grade is None for grade in grades):
             return self._beside(row, field, texts)
         if None in grades:
-            raise row.problem(f"{field}[{grades.index(None)}]", "has no rank or score (the other replies have one)")
+            raise row.problem(
+                f"{field}[{grades.index(None)}]",
+                "has no rank or score (got none; expected one, as the other replies have)",
+            )
         return [(order, text, score) for text, (order, score) in zip(texts, grades, strict=True)]  # type: ignore[misc]
 
     def _grade(self, row: Row, place: str, entry: dict[str, Any]) -> tuple[float, float | None] | None:
@@ -111,7 +114,7 @@ class Ranked(ChatFormat):
     def _beside(self, row: Row, field: str, texts: list[str]) -> list[Graded]:
         """Grades from a list beside the replies, or from their order."""
         for key in (*_RANKS, *_SCORES):
-            values = row.data.get(key)
+            values = listed(row, key, row.data.get(key))
             if values is None:
                 continue
             if not isinstance(values, list) or len(values) != len(texts):

@@ -30,9 +30,8 @@ class SelfInstruct(Format):
         for number, value in enumerate(instances):
             place = f"{field}[{number}]"
             one = object_of(row, place, value)
-            inner = Row(
-                row.file, row.row, {"instruction": row.data["instruction"], "input": None, "output": None, **one}
-            )
+            whole = {key: row.data[key] for key in ("instruction",) if key in row.data}
+            inner = Row(row.file, row.row, {**whole, "output": None, **one})
             messages = (Message("user", asked(inner)), Message("assistant", text_field(inner, "output")))
             identity = row.id if len(instances) == 1 else f"{row.id}#{number + 1}"
             talks.append(Conversation(messages, identity, split_of(row)))

@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, pair
 from data_prep.formats.chat import parse_message, tools_as_text
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, number_field, split_of, text_of
+from data_prep.formats.fields import find_key, number_field, object_of, split_of, text_of
 from data_prep.formats.sharegpt import SHAREGPT_ROLES
 from data_prep.formats.turns import need_question, reply_of
 from data_prep.rows import Row
@@ -41,6 +41,8 @@ class ShareGptRanking(ChatFormat):
 
     def _reply(self, row: Row, field: str) -> str:
         value: Any = row.data[find_key(row, (field,))]
+        if isinstance(value, str) and value.lstrip()[:1] == "{":
+            value = object_of(row, field, value)
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
         if not isinstance(value, dict):

@@ -16,7 +16,9 @@ def need_reply(row: Row, field: str, messages: tuple[Message, ...]) -> None:
         raise row.problem(field, "nothing to train on (got no assistant turn; expected one)", code="no_reply")
     if not any(message.role == "assistant" and message.trained for message in messages):
         raise row.problem(
-            field, "nothing to train on (expected an assistant turn without train: false)", code="no_reply"
+            field,
+            "nothing to train on (got none but train: false; expected an assistant turn without train: false)",
+            code="no_reply",
         )
 
 
@@ -40,9 +42,11 @@ def reply_of(row: Row, field: str, messages: tuple[Message, ...]) -> str:
     """
     if not messages or messages[-1].role != "assistant":
         last = messages[-1].role if messages else "no"
-        raise row.problem(field, f"ends in a {last} turn (expected an assistant turn)", code="no_reply")
+        raise row.problem(field, f"ends in a {last} turn (got {last}; expected an assistant turn)", code="no_reply")
     if messages[-1].calls:
-        raise row.problem(field, "ends in a tool call (expected a reply in words; options.tools=text writes it out)")
+        raise row.problem(
+            field, "ends in a tool call (got no words; expected a reply; options.tools=text writes calls out)"
+        )
     return messages[-1].content
 
 
@@ -57,8 +61,10 @@ def shared_prompt(
     replies = [reply_of(row, field, side) for field, side in (("chosen", chosen), ("rejected", rejected))]
     if chosen[:-1] != rejected[:-1]:
         raise row.problem(
-            "rejected", "differs from chosen before the last reply (expected the same prompt)", code="other_prompt"
+            "rejected",
+            "differs from chosen before the last reply (got another prompt; expected the same)",
+            code="other_prompt",
         )
     if len(chosen) == 1:
-        raise row.problem("chosen", "has no prompt before the reply")
+        raise row.problem("chosen", "has no prompt before the reply (got the reply alone; expected a user turn)")
     return need_question(row, "chosen", chosen[:-1]), replies[0], replies[1]
