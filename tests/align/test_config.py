@@ -170,7 +170,7 @@ def test_every_recipe_composes(group):
         (["stages.sft.epochs=null"], "stages.sft.epochs: needs a value (got null)"),
         (["stages.sft.max_steps=1.5"], "stages.sft.max_steps: expected a whole number (got 1.5)"),
         (["seed=abc"], "seed: expected a whole number (got 'abc')"),
-        (["model.load=nf5"], "model.load: unknown choice 'nf5' (did you mean 'nf4'? choices: fp32, bf16, nf4)"),
+        (["model.load=nf5"], "model.load: unknown choice 'nf5' (did you mean 'nf4'? choices: fp32, bf16, nf4"),
         (["stages.ppo.on_parent=stac"], "stages.ppo.on_parent: unknown choice 'stac' (did you mean 'stack'?"),
         (["on_precision_change=x"], "on_precision_change: unknown choice 'x' (choices: refuse, recalibrate)"),
         (["model=hf"], "model.path: needs a value; add model.path=VALUE"),
