@@ -66,6 +66,7 @@ def run_job(number: int, words: list[str], folder: Path) -> dict[str, Any]:
     ended: dict[str, Any] = {"number": number, "overrides": words, "dir": f"jobs/{number}", "status": "running"}
     if _ended(path) != ("done", words):
         write_json(path, ended)
+        bring_up_to_date(folder)
     started = time.monotonic()
     try:
         ended.update(_run(number, words, folder))
