@@ -23,7 +23,7 @@ class _OneLineError(Exception):
         code: short machine-readable name.
         hint: what to do about it.
         file, row, field: where; rows count from 1.
-        details: further problems of the same kind (one line each), never printed in the one line.
+        details: the first problems of the same kind, one line each, where there are several; printed below the line.
 
     Attributes:
         others: further problems of the same kind, as errors.
@@ -68,6 +68,7 @@ class _OneLineError(Exception):
             "file": self.file,
             "row": self.row,
             "field": self.field,
+            **({"details": self.details} if self.details else {}),
         }
 
 
