@@ -104,15 +104,18 @@ def _recipe_rows(args: argparse.Namespace, groups: list[str]) -> list[dict[str, 
 
 
 def _runs(out: str) -> list[dict[str, Any]]:
-    """The run folders below `out`, the oldest first."""
+    """The folders of runs and sweeps below `out`, the oldest first."""
     rows = []
-    for path in sorted(Path(out).glob("*/run.json"), key=lambda path: path.stat().st_mtime):
+    found = [path for kind in ("run", "sweep") for path in Path(out).glob(f"*/{kind}.json")]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
+            if "jobs" in record:
+                record["stages"] = [{"name": f"job {job['number']}", "status": job["status"]} for job in record["jobs"]]
             finished = [f"{stage['name']} {stage['status']}" for stage in record["stages"]]
             rows.append({"name": path.parent.name, "summary": f"{record['status']}: {', '.join(finished)}"})
         except (OSError, ValueError, KeyError, TypeError) as problem:
-            rows.append({"name": path.parent.name, "summary": f"unreadable run.json ({type(problem).__name__})"})
+            rows.append({"name": path.parent.name, "summary": f"unreadable {path.name} ({type(problem).__name__})"})
     return rows
 
 

@@ -292,6 +292,13 @@ def test_a_narrow_terminal_gets_a_block_for_each_job():
     assert len(list(csv.reader(as_csv(record).splitlines()))) == 3
 
 
+def test_ls_knows_sweeps(capfd):
+    grid()
+    capfd.readouterr()
+    assert cli.main(["ls", "runs", f"out={HOME / 'sweeps'}"]) == 0
+    assert "grid  done: job 0 done, job 1 done, job 2 done, job 3 done" in capfd.readouterr().out
+
+
 def test_keys_are_as_short_as_they_can_be():
     keys = ["stages.ppo.lr", "stages.sft.lr", "stages.ppo.kl_coef", "adapter"]
     assert list(short(keys).values()) == ["ppo.lr", "sft.lr", "kl_coef", "adapter"]
