@@ -40,8 +40,6 @@ class Traits:
     """It can stand on a base kept in bfloat16."""
     gradient_checkpointing: bool = True
     """Its gradients are equal when activations are recomputed in backward."""
-    peft_checkpointing: bool = True
-    """Stock peft trains it with gradient checkpointing too."""
     portable: bool = True
     """Stock peft loads what it saves and computes the same."""
     owns_weights: bool = False

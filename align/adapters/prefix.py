@@ -3,7 +3,8 @@
 "Prefix-Tuning: Optimizing Continuous Prompts for Generation", arXiv 2101.00190, eq. 3: h_i = P_theta[i] for the
 virtual tokens, trained directly or as MLP(P'_theta[i]) (section 4.3, `reparametrisation`). Differs from the paper and
 from peft in the default start, the keys and values of tokens drawn from the vocabulary (section 7.4 finds activations
-of words better than random ones), in that rows do not depend on padding, and in that gradient checkpointing works.
+of words better than random ones), and in that rows do not depend on padding. Gradient checkpointing is refused, as in
+peft: an adapter trained with it could be trained on nowhere else.
 Cost: 2 P trained parameters per layer and key-value width; P more keys in every attention at inference.
 """
 
@@ -38,7 +39,7 @@ class Prefix(SoftPrompt):
     method: str = "prefix"
     reparametrisation: int = option(0, "hidden width of the network that makes the prefix in training (0: none)")
 
-    traits: ClassVar[Traits] = replace(SOFT_TRAITS, peft_checkpointing=False)
+    traits: ClassVar[Traits] = replace(SOFT_TRAITS, gradient_checkpointing=False)
     lr_factor: ClassVar[float] = 30.0
 
     def check(self, model_config: dict[str, Any]) -> list[UserError]:

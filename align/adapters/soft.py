@@ -2,7 +2,7 @@
 
 The carrier is the tree itself: `align/forward.py` and `align/rollout.py` read the lead that a tree carries. Files are
 PEFT's, and positions are those of peft's forward without padding: real tokens start after the virtual ones. Unlike
-peft's, rows are the same with padding on either side and with gradient checkpointing.
+peft's, rows are the same with padding on either side.
 """
 
 from __future__ import annotations

@@ -194,12 +194,3 @@ class TrainingStage(Stage):
                 code="unusual_value",
                 hint="leave it out to take the usual one",
             )
-        if self.gradient_checkpointing and not adapter.traits.peft_checkpointing:
-            name = getattr(adapter, "method", type(adapter).__name__)
-            yield UserError(
-                f"{name} with gradient checkpointing is exact here, but stock peft refuses it: "
-                "the training can be continued nowhere else",
-                field=f"{where}.gradient_checkpointing",
-                code="not_portable",
-                hint=f"set {where}.gradient_checkpointing=false and a smaller {where}.micro_batch_size",
-            )
