@@ -35,7 +35,14 @@ def parts_of(template: str, option: str) -> list[Part]:
             raise _bad(
                 option, f"holds more than {{column}} (got {template!r}; no formats, conversions or empty braces)"
             )
-    return [(literal, name) for literal, name, _, _ in parsed]
+    parts: list[Part] = []
+    before = ""  # a brace ends a part of its own
+    for literal, name, _, _ in parsed:
+        before += literal
+        if name is not None:
+            parts.append((before, name))
+            before = ""
+    return [*parts, (before, None)] if before else parts
 
 
 def _bad(option: str, message: str) -> UserError:

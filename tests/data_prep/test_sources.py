@@ -152,7 +152,7 @@ BAD_FILES = {
     "cut.jsonl.gz": (gzip.compress(b'{"a": 1}\n' * 100)[:-9], "not a whole gzip file"),
     "plain.jsonl.gz": (b'{"a": 1}\n', "not a whole gzip file"),
     "broken.json": (b'[{"a": 1},\n', "invalid JSON"),
-    "number.json": (b"3", "holds a number (expected an array of objects)"),
+    "number.json": (b"3", "holds a number (got 3; expected an array of objects)"),
     "array.jsonl": (b'[{"a": 1}]', "call it .json"),
     "utf16.jsonl": ('{"a": 1}'.encode("utf-16"), "UTF-16"),
     "twice.csv": (b"a,a\n1,2\n", "'a' twice"),
@@ -224,6 +224,42 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"a": ROWS, "b": []})
     with pytest.raises(UserError, match="no train split"):
         read("org/name")
+
+
+def test_hub_sets_that_come_as_code_or_need_a_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import datasets
+
+    def failing(problem: Exception) -> Any:
+        def load(name: str, *config: str) -> Any:
+            if config == ("main",):
+                return {"train": ROWS}
+            raise problem
+
+        return load
+
+    monkeypatch.chdir(tmp_path)
+    script = RuntimeError("Dataset scripts are no longer supported, but found name.py")
+    monkeypatch.setattr(datasets, "load_dataset", failing(script))
+    with pytest.raises(UserError, match="comes as a script, which is never run") as caught:
+        read("org/name")
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    config = ValueError("Config name is missing.\nPlease pick one among: ['main', 'socratic']")
+    monkeypatch.setattr(datasets, "load_dataset", failing(config))
+    with pytest.raises(UserError, match="expected org/name:CONFIG, CONFIG one of main, socratic"):
+        read("org/name")
+    assert read("org/name:main") == ROWS
+
+
+def test_a_hub_set_without_a_network_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The real library, offline and with an empty cache."""
+    import datasets
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="cannot reach the hub for 'no-such-org/no-such-set'") as caught:
+        read("no-such-org/no-such-set")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
 
 
 @pytest.mark.parametrize("path", ["org/name.jsonl", "a/b/c", "./org", "here/name", "name"])
