@@ -9,7 +9,7 @@ PYTEST_FLAGS ?= -q
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint types
+.PHONY: help quickstart test test-grid lint types
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -19,6 +19,9 @@ quickstart: $(INSTALLED) ## set up, then tune, reward, PPO and evaluate the embe
 
 test: $(DEVELOPED) ## set up, then run the tests (TESTS=tests/align for some of them)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS)
+
+test-grid: $(DEVELOPED) ## run every cell of the grids of methods, stages, precisions and chains (half an hour)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) -m "grid or not grid" tests/contracts tests/align/test_lora_options.py
 
 lint: $(DEVELOPED) ## check style with ruff
 	$(BIN)/ruff check .

@@ -175,6 +175,21 @@ def methods_and_loads() -> list[tuple[str, Load]]:
     return [(name, load) for name, cls in adapters.items() for load in legal_loads(cls)]  # type: ignore[arg-type]
 
 
+def covered(cases: list[tuple[str, Load]]) -> list[Any]:
+    """Cases as pytest parameters: each method at its first precision and one other; the rest is for the grid."""
+    import pytest
+
+    methods = list(dict.fromkeys(method for method, _ in cases))
+    found = []
+    for number, method in enumerate(methods):
+        loads = [load for name, load in cases if name == method]
+        always = {loads[0], loads[1:][number % (len(loads) - 1)] if len(loads) > 1 else loads[0]}
+        for load in loads:
+            marks = [] if load in always else [pytest.mark.grid]
+            found.append(pytest.param(method, load, marks=marks, id=f"{method}-{load.value}"))
+    return found
+
+
 def fresh(method: str, load: Load, found: Bases | None = None, seed: int = 0, **options: Any) -> Role:
     """A trainable role of a method on the bare base, stirred so that it computes something of its own."""
     adapter: Any = adapters.get(method)

@@ -35,7 +35,7 @@ class FeatureExtraction(OwnFormat):
     head: bool = option(False, "train the language-model head too; a tied one gets weights of its own")
 
     traits: ClassVar[Traits] = Traits(
-        low_rank=False, bf16=False, portable=False, reads_weights=True, may_train_nothing=True, latency="none"
+        low_rank=False, bf16=False, portable=False, reads_weights=True, latency="none"
     )
     lr_factor: ClassVar[float] = 0.25
 

@@ -1,6 +1,6 @@
 """Published parameter counts, by closed form from a configuration: no weight is made.
 
-Those of papers that name millions are given as the numbers that their formulas make; where a paper's own number does not
+Papers that name millions are given as the numbers that their formulas make; where a number of a paper does not
 follow from its formula, the formula's is here. Heads are never counted.
 """
 

@@ -5,13 +5,6 @@ A new method enters by existing: nothing here names one.
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-from contextlib import suppress
-from functools import cache
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -23,16 +16,17 @@ from align.options import Load
 from align.packing import pack
 from align.roles import Role
 from align.rollout import RolloutEngine, Sampling
-from data_prep.errors import TrainingStopped, UserError
+from data_prep.errors import UserError
 from data_prep.types import Tokens
+from reward.head import ScalarHead
 from tests.tiny_chain import (
     CPU,
     base,
     bases,
+    covered,
     fresh,
     legal_loads,
     logits,
-    made,
     methods_and_loads,
     read,
     sentences,
@@ -40,25 +34,10 @@ from tests.tiny_chain import (
 )
 
 CASES = methods_and_loads()
-EACH = pytest.mark.parametrize(("method", "load"), CASES, ids=[f"{method}-{load.value}" for method, load in CASES])
+EACH = pytest.mark.parametrize(("method", "load"), covered(CASES))
 EXACT = [(method, load) for method, load in CASES if load is not Load.bf16]
-EACH_EXACT = pytest.mark.parametrize(("method", "load"), EXACT, ids=[f"{m}-{load.value}" for m, load in EXACT])
+EACH_EXACT = pytest.mark.parametrize(("method", "load"), covered(EXACT))
 METHODS = adapters.names()
-RELOAD = """
-import json, sys
-import torch
-torch.manual_seed(987654)
-torch.set_num_threads(1)
-from pathlib import Path
-from align.checkpoint import Checkpoint
-from align.options import Load
-from align.work import outputs
-from tests.tiny_chain import bases
-for folder in map(Path, sys.argv[2:]):
-    saved = Checkpoint.open(folder)
-    role = bases(Path(sys.argv[1])).realise(saved, "again", Load(saved.load))
-    print(json.dumps(outputs(role, saved.record["probe"]["input_ids"])))
-"""
 
 
 def rows() -> list[Tokens]:
@@ -221,6 +200,22 @@ def test_rollout_logprobs_equal_teacher_forced_ones(method, load):
 
 
 @EACH_EXACT
+def test_company_in_a_packed_batch_changes_nothing(method, load):
+    """Rows of other lengths beside a row pad it on the right inside attention; logits and scores stay."""
+    role = fresh(method, load)
+    torch.manual_seed(0)
+    role.head = ScalarHead(role.tree.config.hidden_size)
+    rows_ = sentences()
+    together, ends = logits(role, rows_), torch.tensor([len(ids) for ids in rows_]).cumsum(0)
+    alone = torch.cat([logits(role, [ids]) for ids in rows_])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    with torch.no_grad():
+        scores = role.scores(pack(rows_), ends - 1)
+        each = torch.cat([role.scores(pack([ids]), torch.tensor([len(ids) - 1])) for ids in rows_])
+    torch.testing.assert_close(scores, each, rtol=0, atol=1e-5)
+
+
+@EACH_EXACT
 def test_left_padding_changes_nothing(method, load):
     role = fresh(method, load)
     prompts = sentences(6, longest=20)
@@ -300,57 +295,3 @@ def test_opens_in_stock_peft_with_equal_logits(method, load, tmp_path):
     with torch.no_grad():
         each = [loaded(input_ids=torch.tensor([ids])).logits[0, -len(ids) :] for ids in sentences()]
     torch.testing.assert_close(torch.cat(each), logits(role), rtol=0, atol=1e-5)
-
-
-@cache
-def reward_model(method: str, load: Load) -> Path:
-    """A reward model on a method and precision, trained for two steps and saved by its stage."""
-    implied = adapters.get(method)().quantization() is not None
-    words = [] if implied else [f"model.load={load.value}"]
-    return made("reward_model", f"adapter={method}", "stages.reward_model.lr=1e-2", *words) / "reward_model"
-
-
-@pytest.fixture(scope="module")
-def trained():
-    """Those that can be trained; `test_a_stage_trains_and_saves_it` says which cannot."""
-    folders = []
-    for method, load in CASES:
-        with suppress(TrainingStopped):
-            folders.append(reward_model(method, load))
-    assert len(folders) > 3
-    return folders
-
-
-@EACH
-def test_a_stage_trains_and_saves_it(method, load):
-    record = read(reward_model(method, load) / "checkpoint.json")
-    assert (record["method"], record["load"], record["role"]) == (method, load.value, "reward")
-
-
-def test_fresh_process_with_another_seed_scores_bit_equal(trained):
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(base()), *map(str, trained)],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
-    assert len(lines) == len(trained)
-    for folder, line in zip(trained, lines, strict=True):
-        assert json.loads(line) == read(folder / "checkpoint.json")["probe"]["expected"], folder
-
-
-def test_heads_are_trained_and_kept(trained):
-    from safetensors.torch import load_file
-
-    weights = [load_file(folder / "head.safetensors")["score.weight"] for folder in trained]
-    fresh_head = torch.nn.init.normal_(torch.empty_like(weights[0]))
-    assert all(weight.shape == fresh_head.shape and float(weight.abs().sum()) > 0 for weight in weights)
-    for folder in trained:
-        record = read(folder / "checkpoint.json")
-        assert record["head"] == {"kind": "scalar", "shape": list(fresh_head.shape)}
-        assert "head.safetensors" in record["files"]

@@ -16,12 +16,24 @@ from align.options import Load, OnPrecisionChange
 from align.stages.base import OnParent
 from align.work import outputs
 from data_prep.errors import TrainingStopped, UserError
-from tests.tiny_chain import HOME, PRECISIONS, bases, checkpoint, fresh, logits, made, read, sentences
+from tests.tiny_chain import HOME, PRECISIONS, base, bases, checkpoint, fresh, logits, made, read, sentences
 
 METHODS = adapters.names()
 PAIRS = list(product(METHODS, METHODS))
 MODES = [mode for mode in OnParent if mode is not OnParent.auto]
 CONTINUE = OnParent["continue"]
+
+
+def turned(modes: list[OnParent]) -> list:
+    """Every pair with one of the modes, in turn; the rest is for the grid."""
+    found = []
+    for number, (parent, child) in enumerate(PAIRS):
+        for place, mode in enumerate(modes):
+            marks = [] if place == (number + number // len(METHODS)) % len(modes) else [pytest.mark.grid]
+            found.append(pytest.param(parent, child, mode, marks=marks, id=f"{parent}-{child}-{mode.name}"))
+    return found
+
+
 EACH_PAIR = pytest.mark.parametrize(("parent", "child"), PAIRS, ids=[f"{p}-{c}" for p, c in PAIRS])
 
 
@@ -59,25 +71,25 @@ def assert_keeps(parent: Checkpoint, adapter, found, mode: OnParent) -> None:
     if mode is CONTINUE:
         assert torch.equal(ours, theirs)
     else:
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+        size = max(1.0, float(theirs.abs().max()))
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=(3e-5 if mode is OnParent.merge else 1e-5) * size)
+    torch.testing.assert_close(logits(held.start_of(parent, found, "start")), ours, rtol=0, atol=1e-5)
     assert any(p.requires_grad for p in role.parameters())
     assert not any(p.requires_grad for p in reference.parameters())
 
 
-@pytest.mark.parametrize("mode", list(OnParent), ids=lambda mode: mode.name)
-@EACH_PAIR
+@pytest.mark.parametrize(("parent", "child", "mode"), turned(MODES))
 def test_parent_is_kept_or_refused(parent, child, mode):
     below = tuned(parent)
     found = standing(below, child, mode)
     if found is None:
         return
     adapter, chosen = found
-    assert chosen.mode in MODES and mode in (OnParent.auto, chosen.mode)
+    assert chosen.mode is mode
     assert_keeps(below, adapter, chosen, chosen.mode)
 
 
-@pytest.mark.parametrize("mode", MODES, ids=lambda mode: mode.name)
-@EACH_PAIR
+@pytest.mark.parametrize(("parent", "child", "mode"), turned(MODES))
 def test_a_change_of_precision_keeps_the_parent_or_is_refused(parent, child, mode):
     below = tuned(parent)
     for load in PRECISIONS:
@@ -113,6 +125,8 @@ def test_same_method_continues_and_other_options_do_not(method):
 
 @pytest.mark.parametrize("method", [name for name in METHODS if "dropout" in adapters.get(name).__dataclass_fields__])
 def test_continuing_takes_the_new_dropout(method):
+    if adapters.get(method)(dropout=0.5).check(read(base() / "config.json")):
+        pytest.skip("the method allows none")
     below = tuned(method)
     adapter, found = standing(below, method, OnParent.auto, dropout=0.5)
     role = bases().fresh(below, adapter, found, "policy")

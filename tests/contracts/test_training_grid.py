@@ -1,0 +1,137 @@
+"""Every method in every stage: it trains, lowers its loss, is saved, and scores the same in a fresh process.
+
+A new method enters by existing: nothing here names one. The default run takes part of the cells, `make test-grid` all.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from align.actor_critic import ActorCritic
+from align.adapters.base import adapters
+from align.objectives import LanguageModeling, Pairwise
+from align.options import Load
+from align.stages.base import Optimizer
+from align.stages.common import AdapterHook, groups_of
+from align.training import Objective, Updater
+from reward.head import ScalarHead
+from tests.tiny_chain import HOME, base, bases, covered, fresh, made, methods_and_loads, read
+from tests.tiny_training import experience_rows, options, pair_rows, process, token_rows
+
+CASES = methods_and_loads()
+EACH = pytest.mark.parametrize(("method", "load"), covered(CASES))
+RELOAD = """
+import json, sys
+import torch
+torch.manual_seed(987654)
+torch.set_num_threads(1)
+from pathlib import Path
+from align.checkpoint import Checkpoint
+from align.options import Load
+from align.work import outputs
+from tests.tiny_chain import bases
+for folder in map(Path, sys.argv[2:]):
+    saved = Checkpoint.open(folder)
+    role = bases(Path(sys.argv[1])).realise(saved, "again", Load(saved.load))
+    print(json.dumps(outputs(role, saved.record["probe"]["input_ids"])))
+"""
+STAGES = ("sft", "reward_model", "ppo", "ppo/value")
+
+
+def objective_of(stage: str, method: str, load: Load) -> tuple[Objective, list]:
+    found = bases()
+    role = fresh(method, load, found)
+    torch.manual_seed(0)
+    if stage == "sft":
+        return LanguageModeling(role), token_rows()
+    if stage == "reward_model":
+        role.head = ScalarHead(role.tree.config.hidden_size)
+        return Pairwise(role, centering=0.0), pair_rows()
+    value = fresh(method, load, found, seed=2)
+    value.head = ScalarHead(value.tree.config.hidden_size)
+    return ActorCritic(role, value, clip=0.2, value_clip=0.0, value_coef=0.5), experience_rows()
+
+
+@pytest.mark.parametrize("stage", ["sft", "reward_model", "ppo"])
+@EACH
+def test_it_lowers_its_loss(method, load, stage):
+    """Steps as the loop takes them, on rows that are always the same."""
+    objective, rows = objective_of(stage, method, load)
+    roles = [objective.role] if stage != "ppo" else [objective.policy, objective.value]
+    lr = 5e-4 * max(1.0, adapters.get(method).lr_factor)
+    groups = [group for role in roles for group in groups_of(role, lr)]
+    hooks = [AdapterHook(role) for role in roles]
+    updater = Updater(objective, groups, options(optimizer=Optimizer.adamw), 12, process(), hooks)
+    objective.train()
+    losses = [updater.step([objective.collate(rows)])["loss"] for _ in range(12)]
+    assert losses[-1] < losses[0] - 1e-4, losses
+
+
+@cache
+def chain(method: str, load: Load) -> Path:
+    """All stages on a method and precision, a few steps each, every result compared when it was saved."""
+    implied = adapters.get(method)().quantization() is not None
+    words = [] if implied else [f"model.load={load.value}"]
+    rates = ["stages.sft.lr=1e-2", "stages.reward_model.lr=1e-2", "stages.ppo.critic_warmup=0"]
+    return made("rlhf", f"adapter={method}", *rates, *words, f"name={method}-{load.value}", out=HOME / "grid")
+
+
+def turned() -> list:
+    """Of each method one precision in turn; the rest is for the grid."""
+    found = []
+    for number, method in enumerate(adapters.names()):
+        loads = [load for name, load in CASES if name == method]
+        for load in loads:
+            marks = [] if load is loads[number % len(loads)] else [pytest.mark.grid]
+            found.append(pytest.param(method, load, marks=marks, id=f"{method}-{load.value}"))
+    return found
+
+
+@pytest.mark.parametrize(("method", "load"), turned())
+def test_every_stage_trains_and_saves_it(method, load):
+    run = chain(method, load)
+    for stage in STAGES:
+        record = read(run / stage / "checkpoint.json")
+        assert (record["method"], record["load"]) == (method, load.value)
+        assert ("head.safetensors" in record["files"]) == (stage in ("reward_model", "ppo/value"))
+    step0 = next(s for s in read(run / "run.json")["stages"] if s["name"] == "ppo")["metrics"]["step0"]
+    assert step0["kl"] <= 1e-5 and sorted(step0["grad_roles"]) == ["policy", "value"]
+    if load is not Load.bf16:
+        assert step0["ratio_dev"] <= 1e-5 and step0["reward_parity"] <= 1e-4
+
+
+def test_a_fresh_process_with_another_seed_computes_bit_equal():
+    """One process for every checkpoint that the tests before this one made."""
+    folders = [run / stage for run in sorted((HOME / "grid").glob("*")) for stage in STAGES]
+    if not folders:
+        pytest.skip("runs after the tests that make the checkpoints")
+    done = subprocess.run(
+        [sys.executable, "-c", RELOAD, str(base()), *map(str, folders)],
+        cwd=Path(__file__).resolve().parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[")]
+    assert len(lines) == len(folders) >= 4
+    for folder, line in zip(folders, lines, strict=True):
+        assert json.loads(line) == read(folder / "checkpoint.json")["probe"]["expected"], folder
+
+
+def test_heads_are_trained_and_kept():
+    from safetensors.torch import load_file
+
+    for run in sorted((HOME / "grid").glob("*")):
+        for stage in ("reward_model", "ppo/value"):
+            weight = load_file(run / stage / "head.safetensors")["score.weight"]
+            assert float(weight.abs().sum()) > 0
+            assert read(run / stage / "checkpoint.json")["head"] == {"kind": "scalar", "shape": list(weight.shape)}
