@@ -21,13 +21,13 @@ PLAIN = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "max_position_embeddings": 96,
+    "max_position_embeddings": 64,
     "eos_token_id": 1,
     "pad_token_id": 0,
     "bos_token_id": None,
 }
 WINDOW = {"sliding_window": 6}
-GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 96}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 EXPERTS = {"num_local_experts": 2, "num_experts_per_tok": 1}
 LLAMA3 = {
     "rope_type": "llama3",
