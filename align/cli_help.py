@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from align.adapters.base import adapters
 from align.options import ModelOptions, TrackingOptions
 from align.stages.base import Stage, TrainingStage, stages
+from data_prep.filters.base import FILTERS
 from data_prep.options import DataOptions, SourceOptions
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ def _options() -> list[str]:
         _table("stages.NAME.  of every stage", described(Stage)),
         _table("stages.NAME.  of every training stage", described(TrainingStage, dict(described(Stage)))),
     ]
+    for name, one in FILTERS.items():
+        parts.append(_table(f"data.filters.{name}.  ({summary(one)})", described(one)))
     for name, stage in stages.items():
         same = {row["name"] for row in options_of(stage) if common.get(row["name"], "") == row["default"]}
         parts.append(_table(f"stages.{name}.  ({summary(stage)})", described(stage, same)))

@@ -13,6 +13,13 @@ class OnBadRow(Enum):
     drop = "drop"
 
 
+class OnLeak(Enum):
+    """What to do with a training row that says the same as an evaluation row."""
+
+    refuse = "refuse"
+    drop = "drop"
+
+
 class OnLong(Enum):
     """What to do with a row longer than `max_length` tokens; truncate cuts its prompt."""
 
@@ -77,6 +84,10 @@ class SourceOptions:
     on_bad_row: OnBadRow = field(
         default=OnBadRow.refuse, metadata={"help": "refuse (stop and name them) or drop (drop and count) bad rows"}
     )
+    on_leak: OnLeak = field(
+        default=OnLeak.refuse,
+        metadata={"help": "refuse or drop (and count) training rows that are also rows of eval_path or split=eval"},
+    )
 
 
 @dataclass
@@ -100,6 +111,7 @@ class DataOptions:
     train_on: TrainOn = field(
         default=TrainOn.all, metadata={"help": "all|last: which turns of the assistant the loss of dialogues covers"}
     )
+    filters: dict[str, Any] = _map("filters of rows, in this order: {dedup: {near: 0.8}, refusal: {}}")
     conversations: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "dialogues to imitate"})
     preferences: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "pairs of replies"})
     prompts: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "prompts for PPO and evaluation"})

@@ -9,11 +9,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
+from data_prep.card import histogram, samples
 from data_prep.digests import sha256_json, template_digest, tokenizer_digest
 from data_prep.errors import UserError, at_row
 from data_prep.filtering import SHOWN, Tally, check_long
 from data_prep.formats.base import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
 from data_prep.options import DataOptions, LengthOptions, TrainOn
+from data_prep.quality.overlap import check_overlap
+from data_prep.quality.pairs import pair_numbers
 from data_prep.reading import VERSION, Given, data_digest, read_records, source_for, source_rows
 from data_prep.rendering import Renderer
 from data_prep.shortening import Shortener, TooLong, length_of, messages_of
@@ -71,6 +74,7 @@ class _Rendered(Generic[T]):
     kept: list[tuple[T, str]] = field(default_factory=list)
     long: list[TooLong] = field(default_factory=list)
     cut: dict[str, None] = field(default_factory=dict)
+    overlap: dict[str, Any] = field(default_factory=dict)
 
 
 def prepare_conversations(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Tokens]:
@@ -104,6 +108,7 @@ def prepare_preferences(
     given = source_for(data, PREFERENCE)
     records, tally, about = read_records(given, PREFERENCE, seed)
     rows: list[Preference] = [_with_system(row, data.system) for row in records]
+    about["pairs"] = pair_numbers(rows)
     noisy = {row.id for row in rows if row.meta.get("flip")}
     result = _render(given, rows, tally, Shortener(renderer, length), renderer.pairs)
     kept, flipped = [], 0
@@ -153,7 +158,7 @@ def prepare_prompts(data: DataOptions, renderer: Renderer, length: LengthOptions
     seen: set[str] = set()
     for record in records:
         row = _with_system(record, data.system)
-        key = repr([row.messages, row.tools])
+        key = repr([row.messages, row.tools, row.meta.get("split")])
         if key in seen:
             tally.dropped["duplicate_prompt"] += 1
             continue
@@ -174,12 +179,17 @@ def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, s
     documents: list[Document] = list(records)
     encoded = renderer.documents([row.text for row in documents])
     weights = [-(-len(ids) // length.max_length) for ids in encoded]
-    wishes = [Candidate(row.text.strip(), None, weight) for row, weight in zip(documents, weights, strict=True)]
-    sides, rule = choose_sides(wishes, given.source)
-    result: _Rendered[Tokens] = _Rendered(tally, rule)
+    wishes = [
+        Candidate(row.text.strip(), row.meta.get("split"), weight)
+        for row, weight in zip(documents, weights, strict=True)
+    ]
+    result: _Rendered[Tokens] = _Rendered(tally)
+    sides = _sides(given, documents, wishes, result)
     cut = 0
     for place in in_order(wishes, sides):
         row, side, ids = documents[place], sides[place], encoded[place]
+        if side not in ("train", "eval"):
+            continue
         starts = range(0, len(ids), length.max_length)
         cut += len(starts) > 1
         for start in starts:
@@ -221,10 +231,9 @@ def _render(
 ) -> _Rendered[T]:
     """Choose sides, render, and shorten what is too long; rows that the template refuses are bad rows."""
     candidates = [Candidate(prompt_key(messages_of(row)), row.meta.get("split")) for row in rows]
-    sides, rule = choose_sides(candidates, given.source)
-    result: _Rendered[T] = _Rendered(tally, rule)
-    staying = [(rows[place], sides[place]) for place in in_order(candidates, sides) if sides[place] != "overlap"]
-    tally.dropped["question_in_eval"] += len(rows) - len(staying)
+    result: _Rendered[T] = _Rendered(tally)
+    sides = _sides(given, rows, candidates, result)
+    staying = [(rows[p], sides[p]) for p in in_order(candidates, sides) if sides[p] in ("train", "eval")]
     for (row, side), tokens in zip(staying, render([row for row, _ in staying]), strict=True):
         if isinstance(tokens, UserError):
             tally.bad(tokens)
@@ -239,6 +248,15 @@ def _render(
             result.cut[row.id] = None
         result.kept.append((tokens, side))
     return result
+
+
+def _sides(given: Given, rows: Sequence[Any], candidates: Sequence[Candidate], result: _Rendered[Any]) -> list[str]:
+    """The side of every row; training rows that repeat an evaluation row or its question are on neither, counted."""
+    sides, result.rule = choose_sides(candidates, given.source)
+    result.overlap, sides = check_overlap(rows, sides, given.source.on_leak)
+    result.tally.dropped["question_in_eval"] += sides.count("overlap")
+    result.tally.dropped["leak"] += sides.count("leak")
+    return sides
 
 
 def _finish(
@@ -272,11 +290,13 @@ def _finish(
         "rows": rows,
         "splits": {"train": len(train), "eval": len(held), "rule": result.rule},
         **_token_numbers(train + held),
+        "overlap": result.overlap,
         "choices": dict(renderer.choices),
         "template_digest": renderer.template_digest,
         "tokenizer_digest": renderer.tokenizer_digest,
         "max_length": length.max_length,
         **_lost_rows(result),
+        "samples": samples(train, renderer),
     }
     digest = sha256_json([VERSION, renderer.template_digest, renderer.tokenizer_digest, *map(_content, (train, held))])
     return Prepared(train, held, {**card, "digest": digest}, digest)
@@ -319,5 +339,6 @@ def _token_numbers(rows: Sequence[Any]) -> dict[str, Any]:
         "supervised": supervised,
         "mean": round(sum(counts) / len(counts), 2),
         "longest": max(counts),
+        "histogram": histogram(counts),
     }
     return {"tokens": numbers, "supervised_share": round(supervised / total, 4)}

@@ -12,6 +12,7 @@ from data_prep.columns import mapped
 from data_prep.digests import sha256_json
 from data_prep.errors import UserError, nearest, unknown
 from data_prep.filtering import Tally
+from data_prep.filters.base import Filtering, make_filters, options_of
 from data_prep.formats.base import (
     CONVERSATION,
     DOCUMENT,
@@ -27,7 +28,7 @@ from data_prep.options import DataOptions, SourceOptions
 from data_prep.rows import Row, RowOrProblem, Skip
 from data_prep.sources import digest_path, read_path, resolve
 
-VERSION = 2  # raise it when the same files and options give other rows
+VERSION = 3  # raise it when the same files and options give other rows
 _KEY_ROWS = 50
 _NAMES = {
     CONVERSATION: "conversations",
@@ -158,11 +159,12 @@ def _format_of(rows: Sequence[Row], source: SourceOptions, kind: str, label: str
 
 
 def check_options(given: Given, kind: str) -> None:
-    """Refuse, before anything is read, a format that does not fit and an option that it does not have.
+    """Refuse, before anything is read, filters and formats that do not fit and options that they do not have.
 
     Raises:
-        UserError: where `format` is set; what `auto` finds is known only when rows are read.
+        UserError: of the format only where it is set; what `auto` finds is known only when rows are read.
     """
+    make_filters(given.data.filters)
     if given.source.format != "auto":
         form, _ = _format_of((), given.source, kind, given.label)
         form(_split_options(given.source, form)[1], 0)
@@ -171,16 +173,57 @@ def check_options(given: Given, kind: str) -> None:
                 break
 
 
-def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, dict[str, Any]]:
-    """All records of a source: (records, the tally with its bad rows, what the card says of the source).
+@dataclass
+class Stream:
+    """The records of a source, one by one: parsed, filtered, and counted in `tally`. It can be read once.
 
-    Rows of `eval_path` come with `meta["split"] == "eval"`, the others then with "train".
+    Rows of `eval_path` come last, with `meta["split"] == "eval"`, and the others then with "train". Bad rows are only
+    counted, also where a file breaks off (`tally.check_whole`).
+    """
+
+    given: Given
+    kind: str
+    form: Format
+    evidence: str
+    """Why the format is this one."""
+    rows: Iterable[Row]
+    tally: Tally
+    filtering: Filtering
+
+    def __iter__(self) -> Iterator[Any]:
+        source = self.given.source
+        records = _parsed(self.form, self.kind, self.rows, self.tally)
+        if source.eval_path:
+            held = _rows(self.given, self.kind, source.eval_path, self.tally)
+            evaluate = _parsed(self.form, self.kind, held, self.tally)
+            records = chain(_on_side("train", records), _on_side("eval", evaluate))
+        for record in self.filtering.through(records):
+            if isinstance(record, Skip):
+                self.tally.dropped[record.reason] += 1
+            else:
+                yield record
+
+    def about(self) -> dict[str, Any]:
+        """What the data card says of the source, after it was read."""
+        return {
+            "kind": self.kind,
+            "format": self.form.name,
+            "evidence": self.evidence,
+            "source_rows": self.tally.source_rows,
+            "notes": dict(self.form.notes),
+            "filters": self.filtering.card(),
+        }
+
+
+def open_stream(given: Given, kind: str, seed: int) -> Stream:
+    """The records of a source, its format found from the first rows.
 
     Raises:
-        UserError: the source cannot be read at all, breaks off, or no format fits. Bad rows are only counted here.
+        UserError: nothing can be read at all, no format fits, or a filter's options are wrong.
     """
     tally = Tally()
     source = given.source
+    filtering = Filtering(make_filters(given.data.filters, kind), given.data.root)
     rows = _rows(given, kind, None, tally)
     first = list(islice(rows, _KEY_ROWS))
     if not first:
@@ -188,23 +231,26 @@ def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, 
         raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
     chosen, evidence = _format_of(first, source, kind, given.label)
     form = chosen(_split_options(source, chosen)[1], seed)
-    records = list(_parsed(form, kind, chain(first, rows), tally))
-    if source.eval_path:
-        for record in records:
-            record.meta["split"] = "train"
-        held = list(_parsed(form, kind, _rows(given, kind, source.eval_path, tally), tally))
-        for record in held:
-            record.meta["split"] = "eval"
-        records += held
-    tally.check_whole()
-    about = {
-        "kind": kind,
-        "format": chosen.name,
-        "evidence": evidence,
-        "source_rows": tally.source_rows,
-        "notes": dict(form.notes),
-    }
-    return records, tally, about
+    return Stream(given, kind, form, evidence, chain(first, rows), tally, filtering)
+
+
+def _on_side(side: str, records: Iterable[Any]) -> Iterator[Any]:
+    """Records that ask for a side."""
+    for record in records:
+        record.meta["split"] = side
+        yield record
+
+
+def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, dict[str, Any]]:
+    """All records of a source: (records, the tally with its bad rows, what the card says of the source).
+
+    Raises:
+        UserError: the source cannot be read at all, breaks off, or no format fits. Bad rows are only counted here.
+    """
+    stream = open_stream(given, kind, seed)
+    records = list(stream)
+    stream.tally.check_whole()
+    return records, stream.tally, stream.about()
 
 
 def _parsed(form: Format, kind: str, rows: Iterable[Row], tally: Tally) -> Iterator[Any]:
@@ -242,12 +288,14 @@ def data_digest(data: DataOptions, kind: str) -> str:
     if kind not in kinds:
         raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(kinds)})")
     given = source_for(data, kinds[kind])
+    filters = [[one.name, options_of(one), one.content(data.root)] for one in make_filters(data.filters, kinds[kind])]
     return sha256_json(
         {
             "kind": kind,
             "system": data.system,
             "train_on": data.train_on.value,
             "source": source_digest(data, given.source),
+            **({"filters": filters} if filters else {}),
         }
     )
 
@@ -265,7 +313,7 @@ def source_digest(data: DataOptions, source: SourceOptions) -> str:
         UserError: a missing file.
     """
     options = _plain(asdict(source))
-    for name in ("path", "eval_path"):
+    for name in ("path", "eval_path", "on_leak"):  # contents count, not names; leaks never train, refused or dropped
         options.pop(name)
     content: dict[str, Any] = {"version": VERSION, "options": options}
     if source.generator:

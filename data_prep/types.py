@@ -84,10 +84,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Document:
-    """Plain text to model from its first to its last token."""
+    """Plain text to model from its first to its last token. `meta` may hold `split`."""
 
     text: str
     id: str
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from data_prep.errors import UserError
-from data_prep.options import DataOptions, LengthOptions, OnBadRow, OnLong, SourceOptions
+from data_prep.options import DataOptions, LengthOptions, OnBadRow, OnLeak, OnLong, SourceOptions
 from data_prep.prepare import (
     Prepared,
     Renderer,
@@ -168,11 +168,43 @@ def test_split_columns_hold_and_overlap_is_removed(renderer: Renderer, tmp_path:
 
 def test_eval_path(renderer: Renderer, tmp_path: Path) -> None:
     train = write_jsonl(tmp_path / "train.jsonl", talks(30))
-    held = write_jsonl(tmp_path / "eval.jsonl", [*talks(2), {"prompt": "other", "completion": "x"}])
-    prepared = prepare_conversations(options(train, eval_path=str(held), limit=20), renderer, LONG, 0)
-    card = checked(prepared)
+    same, asked = talks(1)[0], {"prompt": "Question  1!", "completion": "another answer"}
+    held = write_jsonl(tmp_path / "eval.jsonl", [same, asked, {"prompt": "other", "completion": "x"}])
+    data = options(train, eval_path=str(held), limit=20, on_leak=OnLeak.drop)
+    card = checked(prepare_conversations(data, renderer, LONG, 0))
     assert card["splits"]["train"] == 18 and card["splits"]["eval"] == 3
-    assert card["rows"]["dropped"] == {"question_in_eval": 2} and card["source_rows"] == 23
+    assert card["rows"]["dropped"] == {"leak": 1, "question_in_eval": 1} and card["source_rows"] == 23
+    assert card["overlap"]["exact"] == card["overlap"]["question"] == 1
+
+
+def test_a_row_that_trains_and_evaluates_stops_the_run(renderer: Renderer, tmp_path: Path) -> None:
+    """The bug in the wild: an evaluation that measures memory (OpenRLHF#1089)."""
+    train = write_jsonl(tmp_path / "train.jsonl", talks(30))
+    held = write_jsonl(tmp_path / "eval.jsonl", [{"prompt": "other", "completion": "x"}, *talks(30)[7:10]])
+    with pytest.raises(UserError, match=r"train.jsonl:8: trains on .* the same row as .*eval.jsonl:2, and 2 more") as e:
+        prepare_conversations(options(train, eval_path=str(held)), renderer, LONG, 0)
+    assert e.value.code == "leak" and len(e.value.details) == 3
+    apart = write_jsonl(tmp_path / "apart.jsonl", [{"prompt": "question 7", "completion": "said otherwise"}])
+    card = checked(prepare_conversations(options(train, eval_path=str(apart)), renderer, LONG, 0))
+    assert card["rows"]["dropped"] == {"question_in_eval": 1}, "the same question alone is dropped, not refused"
+
+
+def test_an_evaluation_prompt_is_not_lost_to_its_copy_in_training(renderer: Renderer, tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", [{"prompt": f"question {n}"} for n in range(9)])
+    held = write_jsonl(tmp_path / "eval.jsonl", [{"prompt": "question 3"}, {"prompt": "question 3"}])
+    data = options(train, "prompts", eval_path=str(held), on_leak=OnLeak.drop)
+    card = checked(prepare_prompts(data, renderer, LONG, 0))
+    assert card["rows"]["dropped"] == {"duplicate_prompt": 1, "leak": 1} and card["splits"]["eval"] == 1
+
+
+def test_documents_to_evaluate_may_stand_in_a_file_of_their_own(renderer: Renderer, tmp_path: Path) -> None:
+    train = write_jsonl(tmp_path / "train.jsonl", [{"text": f"document {n}"} for n in range(9)])
+    held = write_jsonl(tmp_path / "eval.jsonl", [{"text": "document  3"}, {"text": "unseen"}])
+    with pytest.raises(UserError, match="trains on what it evaluates"):
+        prepare_text(options(train, "text", eval_path=str(train)), renderer, LONG, 0)
+    data = options(train, "text", eval_path=str(held), on_leak=OnLeak.drop)
+    card = checked(prepare_text(data, renderer, LONG, 0))
+    assert card["splits"] == {**card["splits"], "train": 8, "eval": 2} and card["rows"]["dropped"] == {"leak": 1}
 
 
 # ------------------------------------------------------------------------------------------------ lengths

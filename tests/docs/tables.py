@@ -26,6 +26,7 @@ from align.config import compose
 from align.options import ModelOptions, OnPrecisionChange, RunOptions, TrackingOptions
 from align.stages.base import OnParent, Stage, TrainingStage, stages
 from data_prep.errors import UserError
+from data_prep.filters.base import FILTERS
 from data_prep.formats.base import FORMATS
 from data_prep.options import DataOptions, GoldOptions, SourceOptions
 from tests.architectures import ARCHITECTURES, PRESETS, config_of
@@ -174,14 +175,16 @@ def format_options(name: str) -> str:
     return table(("option", "what it does"), [(code(k), text(v)) for k, v in FORMATS.get(name).option_help.items()])
 
 
-def formats_options() -> str:
-    """The options of all formats but those with a table of their own; equal ones share a row."""
-    rows: dict[tuple[str, str], list[str]] = {}
-    for name, form in FORMATS.items():
-        for option, said in form.option_help.items() if name != "answer_table" else ():
-            rows.setdefault((option, said), []).append(code(name))
-    head = ("option", "formats", "what it does")
-    return table(head, [(code(option), ", ".join(names), text(said)) for (option, said), names in rows.items()])
+def filters() -> str:
+    """Every filter of rows, what it does, and its options with their defaults."""
+    rows = []
+    for name, cls in FILTERS.items():
+        taken = [
+            f"{code(row['name'])}: {text(row['help'])}" + (f" [{text(str(row['default']))}]" if row["default"] else "")
+            for row in option_rows(cls)
+        ]
+        rows.append((code(name), text(summary(cls)), "; ".join(taken) or "none"))
+    return table(("filter", "what it does", "options"), rows)
 
 
 def choices(group: str) -> str:
@@ -238,7 +241,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "on_parent": on_parent,
     "formats": formats,
     "format": format_options,
-    "formats_options": formats_options,
+    "filters": filters,
     "verbs": verbs,
     "choices": choices,
     "presets": presets,

@@ -1,0 +1,56 @@
+"""dedup: drops rows that say what an earlier row said.
+
+Exact duplicates say the same, case and white space aside (`duplicate`); with `near`, also rows whose word pairs are
+nearly the same (`near_duplicate`; data_prep/quality/near.py). The first row stays. Training and evaluation rows are
+looked at apart: a row on both sides is a leak, which is another filter's matter.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Optional
+
+from data_prep.fields import option
+from data_prep.filters.base import FILTERS, Filter
+from data_prep.quality.near import NearIndex, word_pairs
+from data_prep.quality.texts import digest, question_key, question_text, row_digest, whole_text
+from data_prep.rows import Skip
+
+
+class By(Enum):
+    """What is compared."""
+
+    row = "row"
+    question = "question"
+
+
+@FILTERS.register("dedup")
+@dataclass
+class Dedup(Filter):
+    """Drops rows that repeat an earlier one."""
+
+    near: Optional[float] = option(
+        None, "least share of common word pairs that makes a near duplicate, such as 0.7; null: exact ones only",
+        above=0.0, high=1.0,
+    )  # fmt: skip
+    by: By = option(By.row, "row|question: what is compared")
+
+    def __post_init__(self) -> None:
+        self._seen: dict[str, set[bytes]] = {}
+        self._near: dict[str, NearIndex] = {}
+
+    def step(self, record: Any) -> Any:
+        """The record, or why it goes."""
+        side = str(getattr(record, "meta", {}).get("split"))
+        seen = self._seen.setdefault(side, set())
+        key = row_digest(record) if self.by is By.row else digest(question_key(record))
+        if key in seen:
+            return Skip("duplicate")
+        seen.add(key)
+        if self.near is not None:
+            text = whole_text(record) if self.by is By.row else question_text(record)
+            index = self._near.setdefault(side, NearIndex(self.near))
+            if index.find_or_add(word_pairs(text), record.id) is not None:
+                return Skip("near_duplicate")
+        return record
