@@ -72,6 +72,8 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         assert set(plain) <= KINDS
         run_folder(overrides)
     elif name == "cp":
+        if not args.words:
+            return
         with recipes(args.config_dir):
             assert args.words[0] == "RECIPE" or files_of("/".join(found_recipe(args.words[0])))
         assert len(args.words) == 2
@@ -79,7 +81,10 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         compose([word for word in args.words if not word.startswith("model.config=")], args.config_dir)
     elif VERB[name].options:
         module, _, kind = VERB[name].options.partition(":")
-        read_options(getattr(importlib.import_module(module), kind), split_words(args.words, 1)[1])
+        read_options(
+            getattr(importlib.import_module(module), kind),
+            split_words([word for word in args.words if not word.startswith("[")], 2)[1],
+        )
     elif args.words:
         target, *overrides = args.words
         assert "=" not in target

@@ -115,7 +115,7 @@ def test_options_exist(page):
 
 
 def test_top_level_options_exist():
-    assert {"seed", "out", "name", "on_precision_change", "model", "adapter", "data", "stages"} == {
+    assert {"seed", "out", "name", "on_precision_change", "model", "adapter", "data", "stages", "tracking"} == {
         item.name for item in dataclasses.fields(RunOptions)
     }
 
