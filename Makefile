@@ -6,6 +6,7 @@ INSTALLED := $(VENV)/.installed
 DEVELOPED := $(VENV)/.developed
 TESTS ?= tests
 PYTEST_FLAGS ?= -q
+WORKERS ?= auto
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
@@ -18,10 +19,10 @@ quickstart: $(INSTALLED) ## set up, then tune, reward, PPO and evaluate the embe
 	HF_HUB_OFFLINE=1 $(BIN)/align run $(ARGS)
 
 test: $(DEVELOPED) ## set up, then run the tests (TESTS=tests/align for some of them)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) $(TESTS)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) $(TESTS)
 
 test-grid: $(DEVELOPED) ## run every cell of the grids of methods, stages, precisions and chains (half an hour)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS) -m "grid or not grid" tests/contracts tests/align/test_lora_options.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) -m "grid or not grid" tests/contracts tests/align/test_lora_options.py
 
 lint: $(DEVELOPED) ## check style with ruff
 	$(BIN)/ruff check .
