@@ -175,7 +175,7 @@ def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
         with _terminated_as_interrupt():
             return _dispatch(words)
     except (UserError, TrainingStopped) as problem:
-        print("\n  ".join([f"align: {problem}", *problem.details]), file=sys.stderr)
+        print("\n".join([*(f"  {detail}" for detail in problem.details), f"align: {problem}"]), file=sys.stderr)
         return problem.exit_code, {"error": problem.as_dict()}
     except KeyboardInterrupt:
         message = "interrupted; the same command goes on where it stopped"

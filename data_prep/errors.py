@@ -23,7 +23,7 @@ class _OneLineError(Exception):
         code: short machine-readable name.
         hint: what to do about it.
         file, row, field: where; rows count from 1.
-        details: the first problems of the same kind, one line each, where there are several; printed below the line.
+        details: the first problems of the same kind, one line each, where there are several; printed above the line.
 
     Attributes:
         others: further problems of the same kind, as errors.
