@@ -572,3 +572,16 @@ def test_the_count_of_malformed_inputs() -> None:
     counts["parquet"] += len(DAMAGED)
     assert all(count >= 60 for count in counts.values()), counts
     assert {DOCUMENT, PROMPT} <= {kind for _, form in FORMATS.items() for kind in form.kinds}
+
+
+@pytest.mark.parametrize("container", WRITERS)
+def test_the_command_prints_them_above_its_one_line(tmp_path: Path, container: str, capfd: Any) -> None:
+    from tests.tiny_chain import refused, run
+
+    path = tmp_path / f"rows.{container}"
+    path.write_bytes(WRITERS[container]([{"prompt": "q" if n % 2 else "", "completion": "a"} for n in range(60)]))
+    code, err = run(capfd, "pipeline=sft", "data=files", f"data.path={path}", f"out={tmp_path / 'runs'}")
+    line = refused(code, err)
+    assert line.startswith(f"align: {path}:1:prompt: empty (got ''; expected text), and 29 more bad rows; ")
+    shown = [text for text in err.splitlines() if text.startswith(f"  {path}:")]
+    assert len(shown) == 20 and shown[1] == f"  {path}:3:prompt: empty (got ''; expected text)"
