@@ -89,7 +89,7 @@ def options_of(cls: Any, without: Iterable[str] = ()) -> list[dict[str, Any]]:
         if dataclasses.is_dataclass(default):
             default = None
         shown = default.name if isinstance(default, Enum) else default
-        rows.append({"name": item.name, "default": shown, "help": item.metadata.get("help", "")})
+        rows.append({"name": item.name.rstrip("_"), "default": shown, "help": item.metadata.get("help", "")})
     return rows
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import math
 import types
 import typing
@@ -42,9 +43,10 @@ def build(cls: type[T], values: Any, where: str) -> T:
     checked: dict[str, Any] = {}
     for key, value in values.items():
         path = f"{where}.{key}" if where else str(key)
-        if str(key) not in hints:
+        name = f"{key}_" if keyword.iskeyword(str(key)) else str(key)
+        if name not in hints:
             raise unknown_key(path, hints)
-        checked[str(key)] = convert(hints[str(key)], value, path)
+        checked[name] = convert(hints[name], value, path)
     for each in dataclasses.fields(cls):  # type: ignore[arg-type]
         bounds, value = each.metadata.get("bounds"), checked.get(each.name)
         if bounds is not None and isinstance(value, int | float) and (problem := bounds.problem(value)):

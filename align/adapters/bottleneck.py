@@ -65,7 +65,6 @@ class Bottleneck(OwnFormat):
     traits: ClassVar[Traits] = Traits(
         mergeable=False, low_rank=False, portable=False, latency="two small layers per place and block"
     )
-    lr_factor: ClassVar[float] = 2.0
 
     def check(self, model_config: dict[str, Any]) -> list[UserError]:
         try:

@@ -34,9 +34,7 @@ class FeatureExtraction(OwnFormat):
     norms: bool = option(False, "train every norm too")
     head: bool = option(False, "train the language-model head too; a tied one gets weights of its own")
 
-    traits: ClassVar[Traits] = Traits(
-        low_rank=False, bf16=False, portable=False, reads_weights=True, latency="none"
-    )
+    traits: ClassVar[Traits] = Traits(low_rank=False, bf16=False, portable=False, reads_weights=True, latency="none")
     lr_factor: ClassVar[float] = 0.25
 
     def check(self, model_config: dict[str, Any]) -> list[UserError]:

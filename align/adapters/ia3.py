@@ -41,7 +41,7 @@ class IA3(PeftAdapter):
     layers: Any = layers_option()
 
     traits: ClassVar[Traits] = Traits(low_rank=False)
-    lr_factor: ClassVar[float] = 10.0
+    lr_factor: ClassVar[float] = 20.0
     peft_type: ClassVar[str] = "IA3"
     peft_names: ClassVar[dict[str, str]] = {"target_modules": "target_modules", "feedforward": "feedforward_modules"}
 

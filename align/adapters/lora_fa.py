@@ -11,7 +11,7 @@ Cost: r out trained and r in frozen parameters per layer; an exact low-rank term
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from align.adapters.base import Counts, adapter
 from align.adapters.lora import Init, Lora
@@ -30,8 +30,6 @@ class LoraFA(Lora):
 
     method: str = "lora_fa"
     projection: bool = option(False, "project B's gradient, as the second version of the paper does")
-
-    lr_factor: ClassVar[float] = 2.0
 
     def check(self, model_config: dict[str, Any]) -> list[UserError]:
         if self.dora or self.init is not Init.default:

@@ -40,7 +40,7 @@ class Prefix(SoftPrompt):
     reparametrisation: int = option(0, "hidden width of the network that makes the prefix in training (0: none)")
 
     traits: ClassVar[Traits] = replace(SOFT_TRAITS, gradient_checkpointing=False)
-    lr_factor: ClassVar[float] = 30.0
+    lr_factor: ClassVar[float] = 50.0
 
     def check(self, model_config: dict[str, Any]) -> list[UserError]:
         problems = super().check(model_config)

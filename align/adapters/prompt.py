@@ -32,7 +32,7 @@ class Prompt(SoftPrompt):
     method: str = "prompt"
 
     traits: ClassVar[Traits] = SOFT_TRAITS
-    lr_factor: ClassVar[float] = 30.0
+    lr_factor: ClassVar[float] = 20.0
 
     def peft_config(self, tree: PreTrainedModel) -> PromptTuningConfig:
         from peft import PromptTuningConfig, TaskType

@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
     from align.adapters.layers.lead import Lead
 
-SOFT_TRAITS = Traits(mergeable=False, low_rank=False, starts_as_parent=False, soft_prompt=True)
+SOFT_TRAITS = Traits(
+    mergeable=False,
+    low_rank=False,
+    starts_as_parent=False,
+    soft_prompt=True,
+    latency="virtual tokens in every row",
+)
 
 
 class Init(Enum):

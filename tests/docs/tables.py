@@ -100,19 +100,24 @@ def traits() -> str:
     for name, cls in adapters.items():
         made: Any = cls()  # type: ignore[operator]
         held = made.traits
+        bases = ["fp32", *(["bf16"] if held.bf16 else []), *(["4 bits"] if held.four_bit else [])]
         rows.append(
             (
                 code(name),
-                code(made.quantization()) or "any",
-                _yes(held.four_bit),
+                code(made.quantization()) or ", ".join(bases),
+                _yes(held.starts_as_parent),
                 _yes(held.low_rank),
                 _yes(held.mergeable),
-                _yes(held.owns_weights),
+                _yes(held.portable),
+                _yes(held.gradient_checkpointing),
+                _yes(held.soft_prompt),
+                held.latency,
                 code(f"{made.lr_factor:g}"),
             )
         )
-    head = ("method", "base precision", "on a 4-bit base", "can be stacked on", "can be merged", "owns its weights")
-    return table((*head, "factor on the learning rate"), rows)
+    head = ("method", "base", "starts as its parent", "can be stacked on", "can be merged", "loads in stock peft")
+    more = ("gradient checkpointing", "takes places of the context", "cost at inference", "factor on the learning rate")
+    return table((*head, *more), rows)
 
 
 def _yes(value: bool) -> str:
@@ -257,6 +262,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "training": lambda: options(TrainingStage, _names(Stage)),
     "stage": stage_options,
     "adapter": lambda name: options(adapters.get(name)),
+    "only": lambda name: options(adapters.get(name), _names(adapters.get("lora"))),
 }
 
 
