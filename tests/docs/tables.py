@@ -180,6 +180,16 @@ def format_options(name: str) -> str:
     return table(("option", "what it does"), [(code(k), text(v)) for k, v in FORMATS.get(name).option_help.items()])
 
 
+def formats_options() -> str:
+    """The options of all formats but those with a table of their own; equal ones share a row."""
+    rows: dict[tuple[str, str], list[str]] = {}
+    for name, form in FORMATS.items():
+        for option, said in form.option_help.items() if name != "answer_table" else ():
+            rows.setdefault((option, said), []).append(code(name))
+    head = ("option", "formats", "what it does")
+    return table(head, [(code(option), ", ".join(names), text(said)) for (option, said), names in rows.items()])
+
+
 def filters() -> str:
     """Every filter of rows, what it does, and its options with their defaults."""
     rows = []
@@ -246,6 +256,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "on_parent": on_parent,
     "formats": formats,
     "format": format_options,
+    "formats_options": formats_options,
     "filters": filters,
     "verbs": verbs,
     "choices": choices,
