@@ -60,6 +60,10 @@ class ResponseBatch:
             self.ids,
         )
 
+    def read(self) -> tuple[Tensor, Tensor | float]:
+        """Packed positions whose hidden states the policy's loss reads, and their shares of `weight`."""
+        return self.source_M, 1.0
+
 
 def pack_responses(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], ids: Sequence[str] = ()) -> ResponseBatch:
     """Pack (prompt, reply) pairs and find every reply token's place. Replies are never empty."""
@@ -97,7 +101,7 @@ class ActorCritic(Objective):
         """Policy and value gradients are clipped apart."""
         return [[p for p in role.parameters() if p.requires_grad] for role in (self.policy, self.value)]
 
-    def forward(self, batch: ResponseBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def summed(self, batch: ResponseBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss and summed numbers over the minibatch's response tokens."""
         old_M, advantages_M = batch.numbers["logprobs"], batch.numbers["advantages"]
         hidden_MD = self.policy.hidden(batch.packed)[batch.source_M]

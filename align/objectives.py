@@ -51,6 +51,10 @@ class SupervisedBatch:
             None if self.weights_M is None else self.weights_M.to(device),
         )
 
+    def read(self) -> tuple[Tensor, Tensor | float]:
+        """Packed positions whose hidden states the loss reads, and their shares of `weight`."""
+        return self.source_M, 1.0 if self.weights_M is None else self.weights_M
+
 
 class LanguageModeling(Objective):
     """Summed negative log-likelihood of the supervised tokens, in nats, each times its token's weight."""
@@ -71,7 +75,7 @@ class LanguageModeling(Objective):
             weights, total = torch.from_numpy(chosen).float(), float(chosen.sum())
         return SupervisedBatch(packed, targets - 1, packed.ids_1N[0, targets], total, [row.id for row in rows], weights)
 
-    def forward(self, batch: SupervisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def summed(self, batch: SupervisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss; no further numbers."""
         hidden_MD = self.role.hidden(batch.packed)[batch.source_M]
         logprobs_M = chosen_logprobs(self.role, hidden_MD, batch.targets_M)
@@ -112,6 +116,10 @@ class PairBatch:
             self.packed.to(device), self.chosen_P.to(device), self.rejected_P.to(device), margin, self.weight, self.ids
         )
 
+    def read(self) -> tuple[Tensor, Tensor | float]:
+        """Packed positions whose hidden states the loss reads, and their shares of `weight`."""
+        return torch.cat([self.chosen_P, self.rejected_P]), 0.5
+
 
 class Pairwise(Objective):
     """Summed Bradley-Terry loss over preference pairs, with counts of right orders and summed margins."""
@@ -135,7 +143,7 @@ class Pairwise(Objective):
         both = self.role.scores(batch.packed, torch.cat([batch.chosen_P, batch.rejected_P]))
         return both[: len(batch.ids)], both[len(batch.ids) :]
 
-    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def summed(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss, number of rightly ordered pairs (a tie counts half), summed score differences."""
         chosen_P, rejected_P = self.scores(batch)
         loss_P = bradley_terry(chosen_P, rejected_P, batch.margin_P, self.centering)

@@ -39,6 +39,14 @@ class Layout:
     def to(self, device: torch.device) -> Layout:
         return Layout(tuple(rows.to(device) for rows in self.rows_RL), self.scatter_N.to(device), self.memory)
 
+    def lengths_N(self) -> Tensor:
+        """Length of every packed token's row, int64; a shared prefix counts with the first of its rows."""
+        groups = []
+        for rows_RL in self.rows_RL:
+            own_R = (rows_RL != 0).sum(1) + (rows_RL[:, 0] == 0)  # padding repeats index 0
+            groups.append(own_R[:, None].expand(rows_RL.shape).reshape(-1))
+        return torch.cat(groups)[self.scatter_N]
+
 
 @dataclass(frozen=True)
 class Packed:

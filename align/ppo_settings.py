@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
 def refusals(options: PPO, where: str) -> Iterator[UserError]:
     """What cannot work, whatever the data."""
+    if options.neftune:
+        yield UserError(
+            "noise in training forwards would count as a change of the policy since its replies were sampled",
+            field=f"{where}.neftune",
+            code="bad_value",
+            hint="leave it out; it belongs into sft",
+        )
     if options.critic_warmup >= options.updates:
         yield UserError(
             f"no update would train the policy: {options.updates} updates, "

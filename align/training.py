@@ -34,6 +34,16 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> Batch: ...
 
 
+Summed = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+"""Micro-batch -> summed loss and summed numbers."""
+
+
+class Around(Protocol):
+    """What adds to an objective's loss in training (align/regularisers.py)."""
+
+    def around(self, summed: Summed, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
 class StepHook(Protocol):
     """What wants to know of the optimiser's steps: an adapter, bound to its tree."""
 
@@ -50,8 +60,21 @@ class StepHook(Protocol):
 class Objective(nn.Module):
     """A module whose forward turns a micro-batch into a summed loss and summed numbers.
 
-    Numbers whose name starts with `max_` are combined by maximum, all others by sum.
+    Numbers whose name starts with `max_` are combined by maximum, all others by sum; a number `loss` is what is
+    logged in place of what is minimised.
     """
+
+    regulariser: Around | None = None
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss and numbers; in training with what the regulariser adds."""
+        if self.regulariser is None or not self.training:
+            return self.summed(batch)
+        return self.regulariser.around(self.summed, batch)
+
+    def summed(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The summed loss and numbers of a micro-batch."""
+        raise NotImplementedError
 
     def collate(self, rows: Sequence[Any]) -> Batch:
         """Rows to one micro-batch, on the CPU."""

@@ -131,6 +131,8 @@ class TrainingStage(Stage):
 
     base_lr: ClassVar[float] = 2e-4
     """Peak learning rate of a LoRA adapter on a model of billions of parameters, where the option is not set."""
+    trains_head: ClassVar[bool] = False
+    """Whether it trains a score head."""
 
     lr: float | None = option(
         None, "peak learning rate (default: the stage's x the adapter's factor x model.lr_scale)", above=0
@@ -142,7 +144,13 @@ class TrainingStage(Stage):
     batch_size: int = option(32, "rows per optimiser step, over all processes", low=1)
     micro_batch_size: int = option(0, "rows per forward pass of one process (0: the whole share of the batch)")
     optimizer: Optimizer = option(Optimizer.adamw, "adamw|adamw_8bit|paged_adamw_8bit|sgd")
-    weight_decay: float = option(0.0, "decoupled weight decay")
+    weight_decay: float = option(0.0, "decoupled weight decay of trained weights; not of biases and norms")
+    head_decay: float | None = option(None, "weight decay of the score head (default: weight_decay)", low=0)
+    embedding_decay: float | None = option(None, "weight decay of trained embeddings (default: weight_decay)", low=0)
+    norm_decay: float = option(0.0, "weight decay of biases and norms")
+    neftune: float = option(0.0, "strength alpha of noise on the embeddings while training (usual: 5; not in PPO)")
+    embedding_drift: float = option(0.0, "weight of the penalty on trained embeddings' distance from the start's")
+    hidden_drift: float = option(0.0, "weight of the penalty on last hidden states' distance from the start's")
     beta2: float = option(0.999, "second-moment decay of Adam", below=1)
     eps: float = option(1e-8, "denominator constant of Adam", above=0)
     max_grad_norm: float = option(1.0, "gradient norm is clipped to this", above=0)
@@ -173,6 +181,20 @@ class TrainingStage(Stage):
         return {"steps": self.steps_over(rows), "rows_per_step": min(self.batch_size, rows), "epochs": self.epochs}
 
     def refusals(self, where: str, adapter: Adapter, reward: Standing | None) -> Iterator[UserError]:
+        """Options that the method or the stage has no use for."""
+        yield from self.against_method(where, adapter)
+        if self.head_decay is not None and not self.trains_head:
+            yield UserError("this stage trains no score head", field=f"{where}.head_decay", code="no_effect")
+        for name in ("embedding_drift", "embedding_decay"):
+            if getattr(self, name) and not adapter.traits.owns_weights:
+                yield UserError(
+                    f"{getattr(adapter, 'method', type(adapter).__name__)} trains no embeddings",
+                    field=f"{where}.{name}",
+                    code="no_effect",
+                    hint=f"leave it out, or take adapter=full; {where}.hidden_drift works with every method",
+                )
+
+    def against_method(self, where: str, adapter: Adapter) -> Iterator[UserError]:
         """Recomputing activations is not possible with every method."""
         if self.gradient_checkpointing and not adapter.traits.gradient_checkpointing:
             name = getattr(adapter, "method", type(adapter).__name__)

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
 
 def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepared[Any]) -> dict[str, float]:
     """Train `objective` over prepared rows; returns the numbers of the evaluation that counts."""
+    from align.regularisers import regularise
     from align.tracking import Progress
     from align.training import Updater, fit
 
     options = cast(TrainingStage, work.spec.stage)
     steps = options.steps_over(len(prepared.train))
     ready_to_train(role, options)
-    updater = Updater(objective, groups_of(role, work.lr), options, steps, work.accelerator, hooks_of(role))
+    regularise(objective, role, options, lambda: work.bases.start_of(work.init, work.footing, "start"))
+    updater = Updater(objective, groups_of(role, work.lr, options), options, steps, work.accelerator, hooks_of(role))
     record_counts(work, role)
     with Progress(work.spec.name, steps, enabled=work.is_main) as progress:
 
@@ -46,13 +48,15 @@ def ready_to_train(role: Role, options: TrainingStage) -> None:
         role.tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def groups_of(role: Role, lr: float) -> list[dict[str, Any]]:
-    """Optimiser groups of a role: its adapter's own, and its head at the same learning rate."""
+def groups_of(role: Role, lr: float, options: TrainingStage) -> list[dict[str, Any]]:
+    """Optimiser groups of a role: its adapter's own, and its head at the same learning rate, each with its decay."""
+    from align.regularisers import decayed
+
     assert role.adapter is not None
     groups = role.adapter.parameter_groups(role.carrier, lr)
     if role.head is not None:
         groups.append({"params": [p for p in role.head.parameters() if p.requires_grad], "lr": lr})
-    return [{**group, "role": role.name} for group in groups if group["params"]]
+    return [{**group, "role": role.name} for group in decayed(role, groups, options)]
 
 
 @dataclass

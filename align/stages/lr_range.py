@@ -48,6 +48,7 @@ class LRRange(SFT):
         """Train a throw-away role at rising rates; write result.json."""
         from align.lr_range import RisingUpdater, finding, range_test
         from align.objectives import LanguageModeling
+        from align.regularisers import regularise
         from align.stages.common import groups_of, hooks_of, ready_to_train, record_counts
         from align.tracking import Progress
 
@@ -56,9 +57,11 @@ class LRRange(SFT):
         work.write_card(prepared)
         role = work.fresh_role("policy")
         ready_to_train(role, self)
-        groups = groups_of(role, work.lr * self.high)
+        groups = groups_of(role, work.lr * self.high, self)
         steps = self.max_steps
-        updater = RisingUpdater(LanguageModeling(role), groups, self, steps, work.accelerator, hooks_of(role))
+        objective = LanguageModeling(role)
+        regularise(objective, role, self, lambda: work.bases.start_of(work.init, work.footing, "start"))
+        updater = RisingUpdater(objective, groups, self, steps, work.accelerator, hooks_of(role))
         updater.share = self.low / self.high
         record_counts(work, role)
         with Progress(work.spec.name, steps, enabled=work.is_main) as progress, work.phase("train"):

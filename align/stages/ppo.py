@@ -37,6 +37,7 @@ class PPO(TrainingStage):
     needs_reward: ClassVar[bool] = True
     makes: ClassVar[str | None] = "policy"
     base_lr: ClassVar[float] = 2e-5
+    trains_head: ClassVar[bool] = True
 
     schedule: Schedule = option(Schedule.linear, "learning rate after warm-up: constant|linear|cosine (to zero)")
     warmup: float = option(0.0, "share of the steps with rising learning rate", high=1)
@@ -96,7 +97,7 @@ class PPO(TrainingStage):
 
         yield from super().refusals(where, adapter, reward)
         if reward is not None:
-            yield from super().refusals(where, adapter_of(reward), None)
+            yield from self.against_method(where, adapter_of(reward))
         yield from refusals(self, where)
 
     def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
@@ -175,6 +176,7 @@ class PPO(TrainingStage):
 
     def _updater(self, work: Work, cast: Cast) -> Updater:
         from align.actor_critic import ActorCritic
+        from align.regularisers import regularise
         from align.stages.common import groups_of, hooks_of, ready_to_train
         from align.training import Updater
 
@@ -182,7 +184,8 @@ class PPO(TrainingStage):
         objective.temperature, objective.dual_clip = self.temperature, self.dual_clip
         assert cast.value.adapter is not None
         value_lr = self.peak_lr(cast.value.adapter, work.config.model.lr_scale) * self.value_lr_ratio
-        groups = groups_of(cast.policy, work.lr) + groups_of(cast.value, value_lr)
+        regularise(objective, cast.policy, self, lambda: cast.reference)
+        groups = groups_of(cast.policy, work.lr, self) + groups_of(cast.value, value_lr, self)
         for role in (cast.policy, cast.value):
             ready_to_train(role, self)
         steps = self.steps_over(0)

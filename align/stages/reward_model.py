@@ -32,6 +32,7 @@ class RewardModel(TrainingStage):
     makes: ClassVar[str | None] = "reward"
     base_lr: ClassVar[float] = 1e-4
     has_head: ClassVar[bool] = True
+    trains_head: ClassVar[bool] = True
 
     epochs: float = option(1.0, "passes over the preference pairs", above=0)
     centering: float = option(0.01, "weight of the pull of each pair's mean score towards zero")
