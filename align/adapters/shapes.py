@@ -7,16 +7,36 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from align.adapters.targets import chosen
+from data_prep.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+def whole_config_of(model_config: dict[str, Any]) -> Any:
+    """transformers' configuration object of a `config.json`; code that the file names is never run.
+
+    Raises:
+        UserError: no `model_type`, one that this version of transformers does not know, or fields that it refuses.
+    """
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+    kind = model_config.get("model_type")
+    if kind not in CONFIG_MAPPING_NAMES:
+        near = nearest(str(kind), CONFIG_MAPPING_NAMES)
+        hint = f"did you mean '{near}'?" if near else "is transformers too old for it?"
+        raise UserError(f"architecture {kind} is not known here", code="unsupported_architecture", hint=hint)
+    try:
+        return AutoConfig.for_model(**model_config)
+    except (ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(f"config.json of a {kind} cannot be used ({reason})", code="bad_model_config") from error
+
+
 def config_of(model_config: dict[str, Any]) -> Any:
     """transformers' configuration of the language model that a `config.json` describes."""
-    from transformers import AutoConfig
-
-    return AutoConfig.for_model(**model_config).get_text_config()
+    return whole_config_of(model_config).get_text_config()
 
 
 def base_parameters(model_config: dict[str, Any]) -> int:
@@ -61,10 +81,10 @@ def _key(model_config: dict[str, Any]) -> str:
 @lru_cache(maxsize=8)
 def _meta_model(key: str) -> PreTrainedModel:
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     fields = json.loads(key)
-    config = AutoConfig.for_model(**fields)
+    config = whole_config_of(fields)
     with torch.device("meta"):
         model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
     return model

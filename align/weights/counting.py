@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
+from align.adapters.shapes import config_of
 from align.checkpoint import model_folder
 from align.config import compose
 from align.fingerprint import read_model_config
@@ -54,7 +53,7 @@ def _model_config(path: str | None, options: Any) -> dict[str, Any]:
 def _of(spec: Any, model: dict[str, Any]) -> dict[str, Any]:
     counts = spec.adapter.count(model)
     saved = counts.trainable if counts.saved is None else counts.saved
-    head = AutoConfig.for_model(**model).get_text_config().hidden_size + 1 if spec.stage.has_head else 0
+    head = config_of(model).hidden_size + 1 if spec.stage.has_head else 0
     return {
         "method": spec.adapter.method,
         "trainable": counts.trainable,

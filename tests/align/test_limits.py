@@ -123,7 +123,7 @@ def retokenised(folder: Path, **changes) -> Path:
 def test_no_chat_template(tmp_path, capfd):
     model = save_tiny_llama(tmp_path / "bare", template=None)
     line = refused(*run(capfd, *sft(tmp_path, model=model)))
-    assert "chat template" in line and "chat_template.jinja" in line
+    assert "chat template" in line and "model.template" in line
 
 
 @pytest.mark.parametrize("pad", [None, "<|end|>"], ids=["no_pad", "pad_is_eos"])
