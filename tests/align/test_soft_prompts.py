@@ -11,12 +11,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from align.adapters.base import adapters
 from align.adapters.soft import Init
 from align.base import BaseIdentity, SharedBase
-from align.options import Load
+from align.chain import Planned, footing, options_of
+from align.options import Load, OnPrecisionChange
 from align.packing import pack, pack_branches
 from align.roles import Role
 from align.rollout import RolloutEngine, Sampling
+from align.stages.base import OnParent
 from data_prep.errors import UserError
-from tests.tiny_chain import CPU, HOME, stirred
+from tests.tiny import tiny_tokenizer
+from tests.tiny_chain import CPU, HOME, bases, made, read, stirred
 
 SMALL = {"vocab_size": 120, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 MODELS = {
@@ -135,3 +138,41 @@ def test_a_prefix_of_activations_is_the_prompt_of_its_tokens():
 def test_bad_options_are_refused(method, options, problem):
     with pytest.raises(UserError, match=problem):
         adapters.get(method)(**options).attach(opened("llama").tree(), trainable=True)
+
+
+def test_ppo_from_the_base_has_the_policys_own_start_as_reference(tmp_path):
+    """Virtual tokens change the function, so the bare base is not what the policy starts from."""
+    run = made("sft", "adapter=lora", "name=judged", out=tmp_path)
+    judge = made("reward_model", "adapter=lora", f"stages.reward_model.init={run / 'sft'}", "name=judge", out=tmp_path)
+    words = ["adapter=prompt", "stages.ppo.init=base", f"stages.ppo.reward={judge / 'reward_model'}"]
+    step0 = read(made("ppo", *words, "name=policy", out=tmp_path) / "run.json")["stages"][0]["metrics"]["step0"]
+    assert step0["kl"] == 0.0 and step0["ratio_dev"] <= 1e-5
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_parent_whose_function_would_be_lost_is_refused(method):
+    parent = Planned("sft", "policy", "lora", options_of(adapters.get("lora")()), "fp32")
+    with pytest.raises(UserError, match=f"{method} does not start as its parent"):
+        footing(parent, adapters.get(method)(), OnParent.auto, None, OnPrecisionChange.refuse)
+
+
+def test_a_prefix_is_refused_where_a_window_forgets_it():
+    config = {"model_type": "mistral", **SMALL, "sliding_window": 32, "max_position_embeddings": 64}
+    assert "forgets a prefix" in str(adapters.get("prefix")(num_virtual_tokens=4).check(config)[0])
+    assert not adapters.get("prompt")(num_virtual_tokens=4).check(config)
+    assert not adapters.get("prefix")(num_virtual_tokens=4).check({**config, "sliding_window": None})
+    network = adapters.get("prefix")(num_virtual_tokens=4, reparametrisation=8).check(
+        {**config, "sliding_window": None}
+    )
+    assert "set adapter.init=random" in str(network[0])
+
+
+def test_a_text_is_cut_or_repeated(tmp_path):
+    """The tokens of the text stand in the places; the tokenizer is the base's own."""
+    found = bases()
+    for count in (3, 40):
+        adapter = adapters.get("prompt")(num_virtual_tokens=count, init=Init.text, init_text="the lion and the owl")
+        tree = adapter.attach(found.root(Load.fp32).tree(), trainable=True)
+        ids = tiny_tokenizer()("the lion and the owl")["input_ids"]
+        expected = tree.get_input_embeddings()(torch.tensor((ids * 9)[:count]))
+        assert torch.equal(tree.lead.prompt_embeddings, expected)
