@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from align.reading import Reading, ids_of
 from data_prep.errors import UserError
 from data_prep.options import DataOptions, OnBadRow, OnLong
-from data_prep.types import PairTokens, Tokens
+from data_prep.types import LabelledTokens, PairTokens, Tokens
 
 if TYPE_CHECKING:
     from align.findings import Findings
@@ -74,7 +74,9 @@ class Shelf:
         if ends is not None and ends < 1:
             self.found.add(stage, [_ends(ends)], "error" if ends == 0 else "warning")
         first = [*prepared.train, *prepared.eval][:SHOWN_ROWS]
-        self.found.preview += [part for row in first for part in preview(row, kind, reading)]
+        self.found.preview += [
+            part for row in first for part in preview(row, kind, reading.renderer.tokenizer, reading.spec.name)
+        ]
         entry = {"kind": kind, "stages": [], **prepared.card, "end_supervised_share": ends}
         return len(prepared.train), entry
 
@@ -142,7 +144,7 @@ def end_share(prepared: Prepared[Any], end: int) -> float | None:
     return good / len(rows)
 
 
-def preview(row: Any, kind: str, reading: Reading) -> list[dict[str, Any]]:
+def preview(row: Any, kind: str, tokenizer: Any, stage: str | None = None) -> list[dict[str, Any]]:
     """A row as the model sees it: token texts, ids and mask; one entry for each side of a pair."""
     parts: Iterable[tuple[str, list[int], list[bool]]]
     if isinstance(row, PairTokens):
@@ -150,12 +152,14 @@ def preview(row: Any, kind: str, reading: Reading) -> list[dict[str, Any]]:
             (side, [*row.prompt, *reply], [False] * len(row.prompt) + [True] * len(reply))
             for side, reply in (("chosen", row.chosen), ("rejected", row.rejected))
         ]
+    elif isinstance(row, LabelledTokens):
+        mask = [False] * len(row.prompt) + [True] * len(row.reply)
+        parts = [("good reply" if row.good else "bad reply", [*row.prompt, *row.reply], mask)]
     elif isinstance(row, Tokens):
         parts = [("whole", row.ids, [False, *row.mask[1:]])]
     else:
         parts = [("whole", ids, [False] * len(ids)) for ids in ids_of(row)]
-    tokenizer = reading.renderer.tokenizer
-    head = {"kind": kind, "stage": reading.spec.name, "id": row.id}
+    head = {"kind": kind, **({"stage": stage} if stage else {}), "id": row.id}
     return [
         {**head, "part": part, "tokens": [token_text(tokenizer, token) for token in ids], "ids": ids, "mask": mask}
         for part, ids, mask in parts

@@ -21,11 +21,9 @@ _STYLES = {"error": "bold red", "warning": "yellow"}
 def print_findings(found: Findings, console: Console) -> None:
     """Everything that was found, problems last."""
     for title, facts in _sections(found):
-        console.print(Text(_safe(title, console), style="bold"))
-        for label, value in facts:
-            _fact(console, label, value)
+        print_facts(console, title, facts)
     if found.preview:
-        _rows(found.preview, console)
+        print_rows(found.preview, console)
     _problems(found, console)
 
 
@@ -90,8 +88,16 @@ def _data_facts(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from (("note", f"{note}: {count:,}") for note, count in entry["notes"].items() if count)
 
 
+def print_facts(console: Console, title: str, facts: Iterable[tuple[str, str]]) -> None:
+    """A title, and below it labels with their values."""
+    console.print(Text(_safe(visible(title), console), style="bold"), soft_wrap=True)
+    for label, value in facts:
+        _fact(console, label, value)
+
+
 def _fact(console: Console, label: str, value: str) -> None:
     """A label and its value, wrapped beside the label."""
+    label = _safe(visible(label), console)
     width = max(console.width - LABEL - 3, 16)
     lines = textwrap.wrap(_safe(visible(value), console), width) or [""]
     for number, line in enumerate(lines):
@@ -99,11 +105,13 @@ def _fact(console: Console, label: str, value: str) -> None:
         console.print(Text(f"  {head:<{LABEL}} ", style="dim").append(line, style="not dim"), soft_wrap=True)
 
 
-def _rows(rows: Iterable[dict[str, Any]], console: Console) -> None:
-    """The first rows token by token."""
+def print_rows(
+    rows: Iterable[dict[str, Any]], console: Console, title: str = "first rows, as the model sees them"
+) -> None:
+    """Rows token by token, as `align/check_data.py:preview` gives them."""
     plain = console.color_system is None or console.no_color
     legend = "[ ]: in the loss" if plain else "green: in the loss"
-    console.print(Text(f"first rows, as the model sees them ({legend})", style="bold"))
+    console.print(Text(f"{title} ({legend})", style="bold"))
     for row in rows:
         count = len(row["ids"])
         name = row["kind"] if row["part"] == "whole" else f"{row['kind']}, {row['part']}"

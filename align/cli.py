@@ -16,7 +16,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -41,9 +41,12 @@ class Verb:
     """Flags of its own: `--name`, or `--name=VALUE` for one that takes a value."""
     options: str = ""
     """`module:Class` of the options it takes as KEY=VALUE, where they are no overrides of a recipe."""
+    actions: tuple[Verb, ...] = ()
+    """What the word after the verb may be; each action does its own work."""
 
 
 FORCE = ("--force",)
+_DATA = "align.data_options"
 VERBS = [
     Verb("run", "[OVERRIDES]", "run a pipeline; the same command again goes on", "align.cli_run:run", True),
     Verb("check", "[OVERRIDES]", "say what a run would do and what is wrong with it", "align.cli_check:check"),
@@ -98,6 +101,43 @@ VERBS = [
         options="align.weights.options:CombineOptions",
     ),
     Verb("count", "[OVERRIDES]", "count an adapter's parameters on any config.json", "align.cli_weights:count"),
+    Verb(
+        "data",
+        "ACTION FILE [OPTIONS]",
+        "look at data, and make files of it: stats, show, dedup, split, convert",
+        "",
+        actions=(
+            Verb("stats", "FILE", "count what is in a file", "align.cli_data:stats", options=f"{_DATA}:StatsOptions"),
+            Verb(
+                "show",
+                "FILE",
+                "print rows as the model sees them",
+                "align.cli_data:show",
+                options=f"{_DATA}:ShowOptions",
+            ),
+            Verb(
+                "dedup",
+                "FILE",
+                "write the rows without repetitions",
+                "align.cli_data:dedup",
+                options=f"{_DATA}:DedupOptions",
+            ),
+            Verb(
+                "split",
+                "FILE",
+                "write rows to train on and to evaluate on",
+                "align.cli_data:split",
+                options=f"{_DATA}:SplitOptions",
+            ),
+            Verb(
+                "convert",
+                "FILE",
+                "write the rows in another format",
+                "align.cli_data:convert",
+                options=f"{_DATA}:ConvertOptions",
+            ),
+        ),
+    ),
     Verb("verify", "TARGET", "check files, hashes and parents of a checkpoint or a run", "align.cli_show:verify"),
 ]
 
@@ -210,14 +250,33 @@ def _dispatch(words: list[str]) -> tuple[int, dict[str, Any]]:
         if first not in verbs:
             raise unknown("verb", first, verbs)
         words = [first, *[word for word in words if word != first]]
-    verb = verbs[words[0]]
+    verb, words = _action(verbs[words[0]], words)
     args = _parser(verb).parse_intermixed_args(words[1:])
     module, _, function = verb.function.partition(":")
     if args.help:
         print(importlib.import_module("align.cli_help").help_of(verb))
         return 0, {}
+    args.action = verb.name
     code, answer = getattr(importlib.import_module(module), function)(args)
     return int(code), dict(answer)
+
+
+def _action(verb: Verb, words: list[str]) -> tuple[Verb, list[str]]:
+    """The action of a verb that has some, with the words from its name on; flags may stand before it."""
+    actions = {action.name: action for action in verb.actions}
+    first = next((word for word in words[1:] if not word.startswith("-")), None)
+    if not actions or (first is None and {"-h", "--help"} & set(words)):
+        return verb, words
+    if first is None:
+        raise UserError(
+            f"what? (expected {', '.join(actions)})", code="no_action", hint=f"align {verb.name} {verb.usage}"
+        )
+    if first not in actions:
+        raise unknown(f"action of align {verb.name}", first, actions)
+    rest = list(words[1:])
+    rest.remove(first)
+    action = actions[first]
+    return replace(action, name=f"{verb.name} {action.name}", usage=f"{action.usage} [OPTIONS]"), [first, *rest]
 
 
 def _parser(verb: Verb) -> _Parser:

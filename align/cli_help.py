@@ -50,6 +50,8 @@ def help_of(verb: Verb) -> str:
     parts = [f"align {verb.name} {verb.usage}\n  {verb.summary}", _table("Flags", flags)]
     if "OVERRIDES" in verb.usage:
         parts += ["Overrides\n" + textwrap.indent(FORMS, "  "), *_options()]
+    if verb.actions:
+        parts.append(_table("Actions", {f"{one.name} {one.usage}": one.summary for one in verb.actions}))
     if verb.options:
         module, _, name = verb.options.partition(":")
         parts.append(_table("Options KEY=VALUE", described(getattr(importlib.import_module(module), name))))

@@ -37,20 +37,25 @@ class Dedup(Filter):
     by: By = option(By.row, "row|question: what is compared")
 
     def __post_init__(self) -> None:
-        self._seen: dict[str, set[bytes]] = {}
+        self._seen: dict[str, dict[bytes, str]] = {}
         self._near: dict[str, NearIndex] = {}
+        self.repeats = ""
+        """Id of the row that the last dropped one repeats."""
 
     def step(self, record: Any) -> Any:
         """The record, or why it goes."""
         side = str(getattr(record, "meta", {}).get("split"))
-        seen = self._seen.setdefault(side, set())
+        seen = self._seen.setdefault(side, {})
         key = row_digest(record) if self.by is By.row else digest(question_key(record))
         if key in seen:
+            self.repeats = seen[key]
             return Skip("duplicate")
-        seen.add(key)
+        seen[key] = record.id
         if self.near is not None:
             text = whole_text(record) if self.by is By.row else question_text(record)
             index = self._near.setdefault(side, NearIndex(self.near))
-            if index.find_or_add(word_pairs(text), record.id) is not None:
+            found = index.find_or_add(word_pairs(text), record.id)
+            if found is not None:
+                self.repeats = found
                 return Skip("near_duplicate")
         return record

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from data_prep.digests import sha256_json
-from data_prep.errors import UserError
+from data_prep.discovery import checked, open_any
 from data_prep.fields import option
 from data_prep.filters.base import FILTERS, Filter
 from data_prep.filters.dedup import By
-from data_prep.formats.base import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
+from data_prep.formats.base import DOCUMENT, PROMPT
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.quality.near import NearIndex, word_pairs
 from data_prep.quality.texts import digest, question_key, question_text, row_digest, whole_text
-from data_prep.reading import Given, open_stream
+from data_prep.reading import Given
 from data_prep.rows import Skip
 from data_prep.sources import digest_path
 
@@ -87,21 +87,10 @@ def _evaluates(record: Any) -> bool:
 
 
 def outside_records(path: str, root: str | None, whole: bool) -> Iterator[Any]:
-    """The records of any file: whole rows of the first kind that its format yields, or else prompts before these.
+    """The records of any file: whole rows, or their prompts (documents where there are none).
 
     Raises:
         UserError: no format knows its rows, or there are bad rows.
     """
-    kinds = (CONVERSATION, PREFERENCE, UNPAIRED, DOCUMENT, PROMPT)
-    problems: list[UserError] = []
-    for kind in kinds if whole else (PROMPT, DOCUMENT):
-        try:
-            stream = open_stream(Given(DataOptions(root=root), SourceOptions(path=path)), kind, 0)
-        except UserError as problem:
-            problems.append(problem)
-            continue
-        yield from stream
-        stream.tally.check_whole()
-        stream.tally.check_bad_rows(stream.given.source.on_bad_row)
-        return
-    raise problems[0]
+    given = Given(DataOptions(root=root), SourceOptions(path=path))
+    return checked(open_any(given) if whole else open_any(given, (PROMPT, DOCUMENT)))

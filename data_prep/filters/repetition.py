@@ -16,7 +16,7 @@ from data_prep.formats.base import PROMPT
 from data_prep.quality.texts import replies, words
 from data_prep.rows import Skip
 
-NGRAM, MOST, SHORTEST = 5, 0.5, 20
+NGRAM, MOST, SHORTEST = 10, 0.8, 20
 
 
 def repeated_share(text: str, ngram: int = NGRAM) -> float:

@@ -6,7 +6,7 @@ A non-empty `input` follows the instruction after a blank line. `system` (or `sy
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
 from data_prep.formats.fields import listed, optional_text, split_of, text_field, text_of
@@ -32,6 +32,7 @@ class Alpaca(Format):
     extras: ClassVar[tuple[str, ...]] = ("input", "history", *SYSTEM)
     about: ClassVar[str] = "input"
     answers: ClassVar[tuple[str, ...]] = ("output", "response")
+    writes: ClassVar[str] = CONVERSATION
 
     def conversation(self, row: Row) -> Conversation:
         """System, history, then instruction and input, then the output."""
@@ -49,3 +50,13 @@ class Alpaca(Format):
         messages.append(Message("user", asked(row, self.about)))
         messages.append(Message("assistant", text_field(row, *self.answers)))
         return Conversation(tuple(messages), row.id, split_of(row))
+
+    def written(self, record: Any) -> dict[str, Any]:
+        """System, history, instruction and output; `input` stays empty, its text is in the instruction."""
+        messages = [message.content for message in record.messages]
+        system = {"system": messages.pop(0)} if record.messages[0].role == "system" else {}
+        *history, instruction, output = messages if len(messages) > 1 else ["", *messages]
+        turns = [history[place : place + 2] for place in range(0, len(history), 2)]
+        split = {"split": record.meta["split"]} if record.meta.get("split") else {}
+        row = {"instruction": instruction, self.about: "", self.answers[0]: output, **system, **split}
+        return row | ({"history": turns} if turns else {})

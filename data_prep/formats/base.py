@@ -34,6 +34,7 @@ class Format:
         spellings: sets of columns; rows that have all columns of one of them are of this format.
         extras: further columns that it reads where they are.
         option_help: option name -> what it does.
+        writes: the kind of record that `written` turns into a row; "": it writes none.
         notes: what was changed on the way, counted; goes into the data card.
 
     Raises:
@@ -45,6 +46,7 @@ class Format:
     spellings: ClassVar[Spellings] = ()
     extras: ClassVar[tuple[str, ...]] = ()
     option_help: ClassVar[Mapping[str, str]] = MappingProxyType({})
+    writes: ClassVar[str] = ""
 
     def __init__(self, options: dict[str, Any] | None = None, seed: int = 0) -> None:
         self.options = dict(options or {})
@@ -88,6 +90,10 @@ class Format:
         """A row as plain text."""
         raise NotImplementedError
 
+    def written(self, record: Any) -> dict[str, Any]:
+        """The row that is read as this record of the kind `writes`, as far as the format can say it."""
+        raise NotImplementedError
+
     def prompt(self, row: Row) -> Several[Prompt]:
         """A row as something to reply to; by default what stands before the last reply."""
         found: Any = self.conversation(row) if CONVERSATION in self.kinds else self.preference(row)
@@ -119,16 +125,24 @@ class Format:
 
     def records(self, kind: str, rows: Iterable[Row]) -> Found[Any]:
         """The records of one kind, in the order of the rows."""
-        parse: dict[str, Callable[[Iterable[Row]], Found[Any]]] = {
-            CONVERSATION: self.conversations,
-            PREFERENCE: self.preferences,
-            UNPAIRED: self.unpaired,
-            PROMPT: self.prompts,
-            DOCUMENT: self.documents,
-        }
-        return parse[kind](rows)
+        parse: Callable[[Iterable[Row]], Found[Any]] = getattr(self, _ALL_ROWS[kind])
+        return parse(rows)
+
+    @classmethod
+    def row_by_row(cls, kind: str) -> bool:
+        """Whether every row gives its records of this kind by itself, whatever the other rows are."""
+        own, shared = getattr(cls, _ALL_ROWS[kind]), getattr(Format, _ALL_ROWS[kind])
+        return bool(own is shared)
 
 
+_ALL_ROWS = {
+    CONVERSATION: "conversations",
+    PREFERENCE: "preferences",
+    UNPAIRED: "unpaired",
+    PROMPT: "prompts",
+    DOCUMENT: "documents",
+}
+"""Kind of record -> the method that reads all rows."""
 FORMATS = Registry("format", "data_prep.formats")
 
 

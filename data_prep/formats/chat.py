@@ -209,5 +209,43 @@ def tools_as_text(messages: tuple[Message, ...], tools: tuple[dict[str, Any], ..
     return tuple(result)
 
 
+# ------------------------------------------------------------------------------------------------- records to rows
+def message_entry(message: Message) -> dict[str, Any]:
+    """A message as an object of an OpenAI message list."""
+    entry: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.calls:
+        entry["tool_calls"] = [
+            {"type": "function", **({"id": call["id"]} if "id" in call else {}), "function": _called(call)}
+            for call in message.calls
+        ]
+    more = {"train": message.train, "weight": message.weight, "name": message.name, "tool_call_id": message.call_id}
+    return entry | {key: value for key, value in more.items() if value is not None}
+
+
+def _called(call: dict[str, Any]) -> dict[str, Any]:
+    return {"name": call["name"], "arguments": call["arguments"]}
+
+
+def spoken(messages: tuple[Message, ...], *roles: str) -> list[str] | None:
+    """The contents of messages that have exactly these roles and nothing but words; None for others."""
+    plain = tuple(Message(role, message.content) for role, message in zip(roles, messages, strict=False))
+    return [message.content for message in messages] if plain == messages else None
+
+
+def asked_columns(messages: tuple[Message, ...], column: str = "prompt") -> dict[str, Any]:
+    """The columns of a prompt: text for one question, with `system` where there is one, else a list of messages."""
+    if question := spoken(messages, "user"):
+        return {column: question[0]}
+    if question := spoken(messages, "system", "user"):
+        return {column: question[1], "system": question[0]}
+    return {column: [message_entry(message) for message in messages]}
+
+
+def more_columns(record: Any) -> dict[str, Any]:
+    """The columns `tools` and `split` of a record, where it has them."""
+    split = record.meta.get("split")
+    return ({"tools": list(record.tools)} if record.tools else {}) | ({"split": split} if split else {})
+
+
 def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)

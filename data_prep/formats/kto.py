@@ -23,6 +23,7 @@ from data_prep.formats.base import (
     each,
     pair,
 )
+from data_prep.formats.chat import asked_columns, more_columns
 from data_prep.formats.chat_format import ChatFormat
 from data_prep.formats.fields import find_key, optional_text, split_of, text_of
 from data_prep.formats.sharegpt import SHAREGPT_ROLES
@@ -47,6 +48,16 @@ class Kto(ChatFormat):
         ("prompt", "response", "label"),
     )
     roles = SHAREGPT_ROLES
+    writes = UNPAIRED
+
+    def written(self, record: Any) -> dict[str, Any]:
+        """The prompt, the reply as text, and its label."""
+        return {
+            **asked_columns(record.prompt),
+            "completion": record.reply,
+            "label": record.good,
+            **more_columns(record),
+        }
 
     def labelled(self, row: Row) -> Labelled:
         """The last reply, what stands before it, and its label."""

@@ -6,14 +6,15 @@ on an assistant message leaves that turn out of the loss; another `weight` multi
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Spellings
+from data_prep.formats.chat import message_entry, more_columns
 from data_prep.formats.chat_format import ChatFormat
 from data_prep.formats.fields import find_key, split_of
 from data_prep.formats.turns import need_reply
 from data_prep.rows import Row
-from data_prep.types import Conversation
+from data_prep.types import Conversation, Message
 
 
 @FORMATS.register("messages")
@@ -23,6 +24,7 @@ class Messages(ChatFormat):
     kinds = (CONVERSATION, PROMPT)
     spellings: ClassVar[Spellings] = (("messages",),)
     columns: ClassVar[tuple[str, ...]] = ("messages",)
+    writes: ClassVar[str] = CONVERSATION
 
     def conversation(self, row: Row) -> Conversation:
         """The messages as they stand."""
@@ -30,3 +32,11 @@ class Messages(ChatFormat):
         messages, tools = self.messages_of(row, field)
         need_reply(row, field, messages)
         return Conversation(messages, row.id, split_of(row), tools)
+
+    def written(self, record: Any) -> dict[str, Any]:
+        """Messages, tools and split."""
+        return {self.columns[0]: [self.entry(message) for message in record.messages], **more_columns(record)}
+
+    def entry(self, message: Message) -> dict[str, Any]:
+        """One message as an object of the list."""
+        return message_entry(message)

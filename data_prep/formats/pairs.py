@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from data_prep.formats.alpaca import SYSTEM, asked
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Spellings, pair
+from data_prep.formats.chat import asked_columns, more_columns
 from data_prep.formats.chat_format import ChatFormat
 from data_prep.formats.fields import find_key, number_field, optional_text, split_of, text_of
 from data_prep.formats.turns import need_question, reply_of
@@ -24,6 +25,7 @@ class Pairs(ChatFormat):
     kinds = (PREFERENCE, PROMPT)
     prompts_are: ClassVar[tuple[str, ...]] = ("prompt", "question", "instruction")
     sides: ClassVar[tuple[str, str]] = ("chosen", "rejected")
+    writes: ClassVar[str] = PREFERENCE
     spellings: ClassVar[Spellings] = (
         ("prompt", "chosen", "rejected"),
         ("question", "chosen", "rejected"),
@@ -43,6 +45,12 @@ class Pairs(ChatFormat):
             )
         more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": split_of(row), "tools": tools}
         return pair(row, prompt, chosen, rejected, **more)
+
+    def written(self, record: Any) -> dict[str, Any]:
+        """The prompt, both replies as text, and the margin where it is known."""
+        better, worse = self.sides
+        row = {**asked_columns(record.prompt, self.prompts_are[0]), better: record.chosen, worse: record.rejected}
+        return row | ({} if record.margin is None else {"margin": record.margin}) | more_columns(record)
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from data_prep.errors import UserError
 from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
-from data_prep.formats.chat import parse_messages
+from data_prep.formats.chat import asked_columns, message_entry, more_columns, parse_messages, spoken
 from data_prep.formats.fields import find_key, optional_text, split_of, text_of
 from data_prep.formats.turns import need_question, need_reply
 from data_prep.rows import Row
@@ -34,6 +34,7 @@ class PromptCompletion(Format):
         ("input", "output"),
     )
     extras: ClassVar[tuple[str, ...]] = SYSTEM
+    writes: ClassVar[str] = CONVERSATION
     option_help: ClassVar[Mapping[str, str]] = {
         "end_marks": f"texts to cut off the end of answers, counted (default: {', '.join(END_MARKS)})",
         "prompt_marks": "texts to cut off the end of prompts, counted, such as ' ->' (default: none)",
@@ -64,6 +65,14 @@ class PromptCompletion(Format):
         messages = self._asked(row) + answer
         need_reply(row, field, messages)
         return Conversation(messages, row.id, split_of(row))
+
+    def written(self, record: Any) -> dict[str, Any]:
+        """What stands before the last message, and that message; as text where there is nothing but words."""
+        last = record.messages[-1:]
+        answer = spoken(last, "assistant")
+        completion = answer[0] if answer else [message_entry(message) for message in last]
+        asked, answered = self.spellings[0]
+        return {**asked_columns(record.messages[:-1], asked), answered: completion, **more_columns(record)}
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone; the answer need not be there."""

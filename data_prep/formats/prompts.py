@@ -5,8 +5,11 @@ It may also be called question, query or instruction (with `input`). `topic` is 
 
 from __future__ import annotations
 
+from typing import Any
+
 from data_prep.formats.alpaca import SYSTEM, asked
 from data_prep.formats.base import FORMATS, PROMPT
+from data_prep.formats.chat import asked_columns, more_columns
 from data_prep.formats.chat_format import ChatFormat
 from data_prep.formats.fields import find_key, optional_text, split_of, text_of
 from data_prep.formats.turns import need_question
@@ -23,6 +26,13 @@ class Prompts(ChatFormat):
     kinds = (PROMPT,)
     spellings = tuple((name,) for name in _NAMES)
     extras = ("topic", "input", "tools", *SYSTEM)
+
+    writes = PROMPT
+
+    def written(self, record: Any) -> dict[str, Any]:
+        """The prompt, and its topic where it is known."""
+        topic = record.meta.get("topic")
+        return asked_columns(record.messages) | more_columns(record) | ({"topic": topic} if topic is not None else {})
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt's messages."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from data_prep.formats.base import DOCUMENT, FORMATS, Format
 from data_prep.formats.fields import split_of, text_field
 from data_prep.rows import Row
@@ -14,6 +16,13 @@ class Text(Format):
 
     kinds = (DOCUMENT,)
     spellings = (("text",),)
+
+    writes = DOCUMENT
+
+    def written(self, record: Any) -> dict[str, Any]:
+        """The text, and its side where it is known."""
+        split = record.meta.get("split")
+        return {"text": record.text} | ({"split": split} if split else {})
 
     def document(self, row: Row) -> Document:
         """The text as it stands."""

@@ -180,13 +180,15 @@ def test_refusals_go_and_own_phrases_take_their_place():
 
 
 def test_repetition():
-    assert repeated_share("a b c d e f g h") == 0
-    assert repeated_share("a b c d e " * 2) == 0.5
+    assert repeated_share("a b c d e f g h", 5) == 0
+    assert repeated_share("a b c d e " * 2, 5) == 0.5
     assert repeated_share("no " * 100) == 99 / 100
     assert repeated_share("a b c d e x a b c d e f y", 5) == 5 / 13
     stuck, verse = "I go on and on and I ", "Row, row, row your boat, gently down the stream. "
     rows = [talk("a", stuck * 9, 1), talk("a", verse, 2), talk("a", "ha " * 8, 3), talk("a", " ".join(WORDS) * 1, 4)]
     assert run({"repetition": {}}, rows) == ([2, 3, 4], {"repetition": 1})
+    plan = " ".join(f"Day {n}: warm up for 5 minutes, then do 4 sets of exercise {n}." for n in range(7))
+    assert run({"repetition": {}}, [talk("a", plan, 1)])[0] == [1], "a plan repeats phrases and says something new"
 
 
 # ------------------------------------------------------------------------------------------------ languages, encodings

@@ -6,6 +6,7 @@ A part stands between `<!-- table: KIND ARGUMENTS -->` and `<!-- end -->`. From 
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -25,6 +26,7 @@ from align.composition import group_choices, recipe_comment, recipes
 from align.config import compose
 from align.options import ModelOptions, OnPrecisionChange, RunOptions, TrackingOptions
 from align.stages.base import OnParent, Stage, TrainingStage, stages
+from data_prep.conversion import writable
 from data_prep.errors import UserError
 from data_prep.filters.base import FILTERS
 from data_prep.formats.base import FORMATS
@@ -249,6 +251,20 @@ def verbs() -> str:
     )
 
 
+def actions() -> str:
+    """The options of the actions of verbs, each with the actions that take it."""
+    takers: dict[tuple[str, str, str], list[str]] = {}
+    for action in (action for verb in VERBS for action in verb.actions):
+        module, _, kind = action.options.partition(":")
+        for row in option_rows(getattr(importlib.import_module(module), kind)):
+            takers.setdefault((row["name"], code(row["default"]), text(row["help"])), []).append(code(action.name))
+    every = [code(action.name) for verb in VERBS for action in verb.actions]
+    head = ("option", "default", "actions", "what it does")
+    return table(
+        head, [(code(n), d, "all" if names == every else ", ".join(names), h) for (n, d, h), names in takers.items()]
+    )
+
+
 PARTS: dict[str, Callable[..., str]] = {
     "methods": methods,
     "traits": traits,
@@ -259,6 +275,10 @@ PARTS: dict[str, Callable[..., str]] = {
     "formats_options": formats_options,
     "filters": filters,
     "verbs": verbs,
+    "actions": actions,
+    "writable": lambda: table(
+        ("form", "holds"), [(code(name), f"{kind} rows") for name, kind in sorted(writable().items())]
+    ),
     "choices": choices,
     "presets": presets,
     "architectures": architectures,

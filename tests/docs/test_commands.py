@@ -11,7 +11,7 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from align.cli import VERBS, _parser
+from align.cli import VERBS, _action, _parser
 from align.cli_copy import found_recipe
 from align.cli_show import run_folder, split_words
 from align.composition import recipes
@@ -57,7 +57,8 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         assert name in ("--help", "--version")
         return
     assert name in VERB, f"no verb '{name}'"
-    args = _parser(VERB[name]).parse_intermixed_args(words)
+    verb, (_, *words) = _action(VERB[name], [name, *words]) if words[:1] != ["ACTION"] else (VERB[name], [name, "-h"])
+    args = _parser(verb).parse_intermixed_args(words)
     if args.help:
         return
     if name in ("run", "check"):
@@ -79,8 +80,8 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         assert len(args.words) == 2
     elif name == "count":
         compose([word for word in args.words if not word.startswith("model.config=")], args.config_dir)
-    elif VERB[name].options:
-        module, _, kind = VERB[name].options.partition(":")
+    elif verb.options:
+        module, _, kind = verb.options.partition(":")
         read_options(
             getattr(importlib.import_module(module), kind),
             split_words([word for word in args.words if not word.startswith("[")], 2)[1],
