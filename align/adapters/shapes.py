@@ -20,7 +20,7 @@ def whole_config_of(model_config: dict[str, Any]) -> Any:
         UserError: no `model_type`, one that this version of transformers does not know, or fields that it refuses.
     """
     from transformers import AutoConfig
-    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 
     kind = model_config.get("model_type")
     if kind not in CONFIG_MAPPING_NAMES:
