@@ -51,7 +51,7 @@ def _sections(found: Findings) -> Iterator[tuple[str, list[tuple[str, str]]]]:
 def _stage_facts(stage: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The facts of one stage."""
     mode = f" ({stage['on_parent']})" if stage["on_parent"] else ""
-    yield "stands on", f"{stage['init']}{mode}, loaded as {stage['load'] or 'nothing legal'}"
+    yield "stands on", f"{stage['init']}{mode}, " + (f"loaded as {stage['load']}" if stage["load"] else "refused below")
     yield from (("forced", rule) for rule in stage["forced"])
     if stage["reward"]:
         yield "reward", stage["reward"]
@@ -65,7 +65,8 @@ def _stage_facts(stage: dict[str, Any]) -> Iterator[tuple[str, str]]:
         each = f"{stage['rows_per_update']:,} prompts"
         yield "updates", f"{stage['updates']:,}, each of {each} ({stage['rows']:,} there are)"
     if "steps" in stage:
-        over = f" ({stage['rows']:,} rows, {stage['epochs']:g} times over)" if "epochs" in stage else ""
+        times = "once" if stage.get("epochs") == 1 else f"{stage.get('epochs', 0):g} times over"
+        over = f" ({stage['rows']:,} rows, {times})" if "epochs" in stage else ""
         yield "steps", f"{stage['steps']:,} of {stage['rows_per_step']:,} rows{over}"
 
 

@@ -28,7 +28,6 @@ from align.config import RunConfig, StageSpec
 from align.fingerprint import read_model_config
 from align.trackers.base import check_packages
 from data_prep.errors import UserError
-from data_prep.options import SourceOptions
 from data_prep.reading import check_options, source_for
 from data_prep.sources import find_files, is_hub_id, resolve
 
@@ -110,10 +109,10 @@ def _check_path_is_read(specs: Sequence[StageSpec]) -> None:
 def _reads_path(spec: StageSpec) -> bool:
     """Whether a stage gets a kind of row from `data.path`; a source that is wrong in itself is not said twice."""
     try:
-        sources = [source_for(spec.data, KINDS[kind]).source for kind in spec.stage.needs_data]
+        paths = {source_for(spec.data, KINDS[kind]).source.path for kind in spec.stage.needs_data}
     except UserError:
         return True
-    return SourceOptions(path=spec.data.path) in sources
+    return spec.data.path in paths
 
 
 @dataclass(frozen=True)

@@ -269,6 +269,16 @@ def test_a_configuration_mistake_answers_at_once_without_torch():
     assert (code, torch, transformers) == ("2", "False", "False") and float(seconds) < 0.9
 
 
+def test_data_path_goes_with_options_of_its_kind(tmp_path):
+    rows = [*talk(40, "say {i}", "the {i}"), {"messages": [{"role": "asistant", "content": "x"}]}]
+    path = write_jsonl(tmp_path / "t.jsonl", rows)
+    words = ["data.conversations.path=null", f"data.path={path}", "data.conversations.on_bad_row=drop"]
+    findings = found(*sft(tmp_path, *words))
+    assert lines(findings) == [] and findings.rows()["dropped"] == {"unknown_role": 1}
+    unread = found(*sft(tmp_path, f"data.path={path}"))
+    assert "is not read: the data" in only(unread)
+
+
 # ---------------------------------------- the screen
 def shown(findings: Findings, **settings) -> str:
     """What is printed on a console of these settings."""
