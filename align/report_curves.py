@@ -53,6 +53,7 @@ def curves(stage: StageFiles, folded: bool = True) -> Json | None:
     secondary = {"loss"} if rewarded else set()  # a loss of policy and critic together says little
     secondary |= {known.beside for known in KNOWN.values() if known.beside in keys}
     first = [key for key in KNOWN if key in keys and key not in secondary]
+    first += [key for key in keys if key.startswith("loss/")]
     rest = [key for key in keys if key not in first and (key not in secondary or key == "loss")]
     unit = "update" if rewarded else "step"
     shown = list(_drawn(stage, first, unit))
@@ -66,7 +67,7 @@ def curves(stage: StageFiles, folded: bool = True) -> Json | None:
 
 def _drawn(stage: StageFiles, keys: Iterable[str], unit: str) -> Iterable[Json]:
     for key in keys:
-        known = KNOWN.get(key, Shown(key))
+        known = KNOWN.get(key) or Shown(f"Loss, {key[5:]}" if key.startswith("loss/") else key)
         line, dots = (series(stage.rows, key, split) for split in ("train", "eval"))
         beside = series(stage.rows, known.beside, "train") if known.beside else []
         if not line and not dots:

@@ -17,6 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from align.held_out import HeldOut, by_task
 from align.stages.base import Autocast, Optimizer, Schedule, TrainingStage
 from data_prep.errors import TrainingStopped, UserError
 
@@ -212,12 +213,16 @@ class Updater:
         """Share of the groups' learning rates that the coming step takes."""
         return learning_rate_factor(self.step_number, self.steps, self._warmup, self.options.schedule)
 
-    @torch.no_grad()
     def evaluate(self, micro_batches: Sequence[Batch], counts: bool = True) -> dict[str, float]:
         """Mean loss and numbers over this process's share of the evaluation rows, combined over all processes.
 
         A process without a share of its own still takes part, with rows that do not count.
         """
+        return self.weighed(micro_batches, counts)[0]
+
+    @torch.no_grad()
+    def weighed(self, micro_batches: Sequence[Batch], counts: bool = True) -> tuple[dict[str, float], float]:
+        """What `evaluate` returns, and the units it is a mean of."""
         device = self.accelerator.device
         totals: dict[str, Tensor] = {}
         self.objective.eval()
@@ -236,7 +241,7 @@ class Updater:
                 code="not_finite",
                 hint="lower the learning rate, or look at the evaluation rows",
             )
-        return result
+        return result, float(weight)
 
     def _clip(self, parameters: list[nn.Parameter]) -> float:
         return float(torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm))
@@ -312,9 +317,9 @@ def fit(
 ) -> dict[str, float]:
     """Run a supervised objective to the end of its schedule, or until evaluations stop improving.
 
-    `log(step, split, numbers)` is called after every step ("train") and evaluation ("eval"). With patience, the best
-    weights are put back at the end. Returns the last (or best) evaluation's numbers; empty without
-    held-out rows.
+    `log(step, split, numbers)` is called after every step ("train") and evaluation ("eval", with NAME/TASK where rows
+    name several tasks). With patience, the best weights are put back at the end. Returns the last (or best)
+    evaluation's numbers; empty without held-out rows.
     """
     options, process = updater.options, updater.accelerator
     objective = updater.objective
@@ -322,8 +327,7 @@ def fit(
     best = Best()
     final: dict[str, float] = {}
     objective.train()
-    share = _share(held_out, process)
-    held_out_batches = _micro(objective, share or held_out[:1], options.micro_batch_size or options.batch_size)
+    held = _held_out(updater, held_out)
     epoch = 0
     while updater.step_number < updater.steps:
         for index in batches(len(train), options.batch_size, seed, epoch):
@@ -333,13 +337,13 @@ def fit(
             numbers = updater.step(_micro(objective, rows, options.micro_batch_size))
             log(updater.step_number, "train", numbers)
             done = updater.step_number >= updater.steps
-            if held_out_batches and (done or updater.step_number % every == 0):
-                final = updater.evaluate(held_out_batches, counts=bool(share))
+            if held.parts and (done or updater.step_number % every == 0):
+                final = held.evaluate()
                 log(updater.step_number, "eval", final)
                 if options.patience:
                     best.offer(final["loss"], updater.step_number, updater.weights)
             if done or (options.patience and best.misses >= options.patience):
-                return _finish(updater, best, final, lambda: updater.evaluate(held_out_batches, counts=bool(share)))
+                return _finish(updater, best, final, held.evaluate)
         epoch += 1
     return final
 
@@ -353,6 +357,15 @@ def _finish(
         for name, held in updater.held().items():
             held.copy_(best.state[name])
     return {**evaluate(), "best_step": float(best.step)}
+
+
+def _held_out(updater: Updater, rows: Sequence[Any]) -> HeldOut:
+    size = updater.options.micro_batch_size or updater.options.batch_size
+    parts = {}
+    for task, own in by_task(rows).items():
+        share = _share(own, updater.accelerator)
+        parts[task] = _micro(updater.objective, share or own[:1], size), bool(share)
+    return HeldOut(updater, parts)
 
 
 def _share(rows: Sequence[RowT], process: Accelerator) -> list[RowT]:

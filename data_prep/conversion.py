@@ -81,7 +81,8 @@ def as_row(record: Any, target: Format) -> dict[str, Any]:
         UserError: the format cannot say it; names the row.
     """
     file, _, number = record.id.partition("#")[0].rpartition(":")
-    row = Row(file, int(number) if number.isdigit() else 0, target.written(record))
+    task = {"task": record.meta["task"]} if "task" in record.meta else {}
+    row = Row(file, int(number) if number.isdigit() else 0, target.written(record) | task)
     again = list(target.records(target.writes, [row]))
     if len(again) == 1 and _said(again[0]) == _said(record):
         return row.data
@@ -90,10 +91,10 @@ def as_row(record: Any, target: Format) -> dict[str, Any]:
 
 
 def _said(record: Any) -> Any:
-    """What a record says, and the side that it asks for."""
+    """What a record says, its task, and the side that it asks for."""
     if isinstance(record, Skip | UserError):
         return record
-    return replace(record, id="", meta={key: record.meta[key] for key in ("split",) if key in record.meta})
+    return replace(record, id="", meta={key: record.meta[key] for key in ("split", "task") if key in record.meta})
 
 
 # -------------------------------------------------------------------------------------------------------- row by row

@@ -121,7 +121,7 @@ def prepare_preferences(
         if side == "train" and pair.id in noisy:
             flipped += 1
             margin = None if pair.margin is None else -pair.margin
-            pair = PairTokens(pair.prompt, pair.rejected, pair.chosen, pair.id, margin)
+            pair = replace(pair, chosen=pair.rejected, rejected=pair.chosen, margin=margin)
         kept.append((pair, side))
     result.kept = kept
     if noisy:
@@ -304,7 +304,7 @@ def _finish(
 
 def _content(rows: Sequence[Any]) -> list[Any]:
     """What a rendered row says, without the id (paths differ between machines)."""
-    return [[value for name, value in row.__dict__.items() if name not in ("id", "meta")] for row in rows]
+    return [[value for name, value in row.__dict__.items() if name not in ("id", "meta", "task")] for row in rows]
 
 
 def _lost_rows(result: _Rendered[Any]) -> dict[str, Any]:

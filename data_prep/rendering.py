@@ -169,7 +169,13 @@ class Renderer:
             return [[p if p.turn is None else _as_asked(p, said[p.turn]) for p in found]]
 
         def tokens(row: Conversation, parts: list[Encoded]) -> Tokens:
-            return Tokens(ids=parts[0].ids, mask=parts[0].mask, id=row.id, weights=parts[0].weights)
+            return Tokens(
+                ids=parts[0].ids,
+                mask=parts[0].mask,
+                id=row.id,
+                weights=parts[0].weights,
+                task=row.meta.get("task"),
+            )
 
         return self._many(rows, pieces, tokens)
 
@@ -189,7 +195,7 @@ class Renderer:
 
         def tokens(row: Preference, parts: list[Encoded]) -> PairTokens:
             prompt, chosen, rejected = (part.ids for part in parts)
-            return PairTokens(prompt=prompt, chosen=chosen, rejected=rejected, id=row.id, margin=row.margin)
+            return PairTokens(prompt, chosen, rejected, row.id, row.margin, row.meta.get("task"))
 
         return self._many(rows, pieces, tokens)
 

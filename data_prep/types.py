@@ -96,13 +96,15 @@ class Tokens:
     """A rendered row. `mask[i]`: token i is supervised (its log-probability is in the loss).
 
     `ids` and `mask` have the same length T; `mask[0]` is never used, as nothing predicts the first token. `weights`,
-    of length T too, multiply the loss of supervised tokens; None: all weigh 1.
+    of length T too, multiply the loss of supervised tokens; None: all weigh 1. `task` is what the row's record says of
+    itself in `meta`: evaluation losses are told apart by it.
     """
 
     ids: list[int]
     mask: list[bool]
     id: str
     weights: list[float] | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ class PairTokens:
     rejected: list[int]
     id: str
     margin: float | None = None
+    task: str | None = None
 
 
 @dataclass(frozen=True)

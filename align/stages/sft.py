@@ -44,7 +44,9 @@ class SFT(TrainingStage):
         role = work.fresh_role("policy")
         final = supervised_run(work, LanguageModeling(role), role, prepared)
         if final:  # there were held-out rows
-            work.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": math.exp(min(final["loss"], 50.0))}
+            tasks = {f"eval_{name}": value for name, value in final.items() if name.startswith("loss/")}
+            perplexity = math.exp(min(final["loss"], 50.0))
+            work.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": perplexity, **tasks}
         with work.phase("samples"):
             write_samples(work, self.samples(work, role, prepared))
         result = Result(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
-from data_prep.formats.fields import listed, optional_text, split_of, text_field, text_of
+from data_prep.formats.fields import listed, meta_of, optional_text, text_field, text_of
 from data_prep.rows import Row, short
 from data_prep.types import Conversation, Message
 
@@ -49,7 +49,7 @@ class Alpaca(Format):
             messages.append(Message("assistant", text_of(row, f"history[{number}][1]", turn[1])))
         messages.append(Message("user", asked(row, self.about)))
         messages.append(Message("assistant", text_field(row, *self.answers)))
-        return Conversation(tuple(messages), row.id, split_of(row))
+        return Conversation(tuple(messages), row.id, meta_of(row))
 
     def written(self, record: Any) -> dict[str, Any]:
         """System, history, instruction and output; `input` stays empty, its text is in the instruction."""

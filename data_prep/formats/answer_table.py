@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 from data_prep.errors import UserError, unknown
 from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, Found
 from data_prep.formats.damage import damaged
-from data_prep.formats.fields import split_of, text_field, text_of
+from data_prep.formats.fields import meta_of, text_field, text_of
 from data_prep.rows import Row, Skip
 from data_prep.types import Conversation, Message, Preference, Prompt
 
 TOPICS = ("topic", "scenario")
-_NOT_STYLES = {"prompt", "split", "id", "source", *TOPICS}
+_NOT_STYLES = {"prompt", "split", "task", "id", "source", *TOPICS}
 _OTHER_FORMATS = {"completion", "response", "answer", "output", "chosen", "rejected", "messages", "text"}
 
 
@@ -167,7 +167,7 @@ class AnswerTable(Format):
 
     def _meta(self, row: Row) -> dict[str, Any]:
         topic = self._topic(row)
-        return {**({"topic": topic} if topic else {}), **split_of(row)}
+        return {**({"topic": topic} if topic else {}), **meta_of(row)}
 
     def _style_columns(self, row: Row) -> list[str]:
         held = {*_NOT_STYLES, self.options.get("topic")}

@@ -64,14 +64,16 @@ def optional_text(row: Row, *names: str) -> str:
     return ""
 
 
-def split_of(row: Row) -> dict[str, Any]:
-    """{"split": "train" | "eval"} from the row's `split` column, or nothing."""
-    value = row.data.get("split")
+def meta_of(row: Row) -> dict[str, Any]:
+    """{"split": "train" | "eval", "task": text}: what the row's columns of these names say, if it has them."""
+    found, task, value = {}, row.data.get("task"), row.data.get("split")
+    if isinstance(task, str) and task.strip():
+        found["task"] = task.strip()
     if value is None or value == "":
-        return {}
+        return found
     if not isinstance(value, str) or value not in _SPLITS:
         raise row.problem("split", f"unknown split (got {short(str(value))!r}; expected train or eval)")
-    return {"split": _SPLITS[value]}
+    return {**found, "split": _SPLITS[value]}
 
 
 def number_of(row: Row, field: str, value: Any) -> float:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from data_prep.errors import UserError
 from data_prep.formats.alpaca import asked
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Format, Found, Several, each, pair
-from data_prep.formats.fields import find_key, number_of, split_of, text_field, text_of
+from data_prep.formats.fields import find_key, meta_of, number_of, text_field, text_of
 from data_prep.formats.ranked import pairs_of
 from data_prep.rows import Row, Skip
 from data_prep.types import Message, Preference, Prompt
@@ -54,7 +54,7 @@ class Graded(Format):
         """The prompt alone."""
         field = find_key(row, _PROMPTS)
         said = asked(row) if field == "instruction" else text_of(row, field, row.data[field])
-        return Prompt((Message("user", said),), row.id, split_of(row))
+        return Prompt((Message("user", said),), row.id, meta_of(row))
 
     def preference(self, row: Row) -> Several[Preference]:
         """The better reply over the other one."""
@@ -93,7 +93,7 @@ class Graded(Format):
                 if gap is not None and gap > self.min_gap and better.strip() != worse.strip():
                     made += 1
                     message = (Message("user", said),)
-                    yield pair(first, message, better, worse, f"#pair{made}", margin=gap, meta=split_of(first))
+                    yield pair(first, message, better, worse, f"#pair{made}", margin=gap, meta=meta_of(first))
             if not made:
                 yield Skip("tied")
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, pair
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, listed, number_field, split_of, text_of
+from data_prep.formats.fields import find_key, listed, meta_of, number_field, text_of
 from data_prep.formats.turns import shared_prompt
 from data_prep.rows import Row, short
 from data_prep.types import Message, Preference
@@ -30,7 +30,7 @@ class HelpfulHarmless(ChatFormat):
         """The shared turns as the prompt, the two last replies."""
         sides = [self._side(row, field) for field in ("chosen", "rejected")]
         prompt, chosen, rejected = shared_prompt(row, sides[0][0], sides[1][0])
-        more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": split_of(row), "tools": sides[0][1]}
+        more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": meta_of(row), "tools": sides[0][1]}
         return pair(row, prompt, chosen, rejected, **more)
 
     def _side(self, row: Row, field: str) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:

@@ -25,7 +25,7 @@ from data_prep.formats.base import (
 )
 from data_prep.formats.chat import asked_columns, more_columns
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, optional_text, split_of, text_of
+from data_prep.formats.fields import find_key, meta_of, optional_text, text_of
 from data_prep.formats.sharegpt import SHAREGPT_ROLES
 from data_prep.formats.turns import need_question, reply_of
 from data_prep.rows import Row, Skip, kind_of, short
@@ -69,7 +69,7 @@ class Kto(ChatFormat):
         else:
             asked, tools = self._asked(row, field)
             reply = self._reply(row)
-        return Labelled(need_question(row, field, asked), reply, good, row.id, split_of(row), tools)
+        return Labelled(need_question(row, field, asked), reply, good, row.id, meta_of(row), tools)
 
     def conversation(self, row: Row) -> Several[Conversation]:
         """The dialogue, if its reply is good."""

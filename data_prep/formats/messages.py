@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Spellings
 from data_prep.formats.chat import message_entry, more_columns
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, split_of
+from data_prep.formats.fields import find_key, meta_of
 from data_prep.formats.turns import need_reply
 from data_prep.rows import Row
 from data_prep.types import Conversation, Message
@@ -31,7 +31,7 @@ class Messages(ChatFormat):
         field = find_key(row, self.columns)
         messages, tools = self.messages_of(row, field)
         need_reply(row, field, messages)
-        return Conversation(messages, row.id, split_of(row), tools)
+        return Conversation(messages, row.id, meta_of(row), tools)
 
     def written(self, record: Any) -> dict[str, Any]:
         """Messages, tools and split."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from data_prep.errors import UserError, nearest
 from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, Found, pair
-from data_prep.formats.fields import number_of, object_of, split_of, text_of
+from data_prep.formats.fields import meta_of, number_of, object_of, text_of
 from data_prep.formats.ranked import pairs_of
 from data_prep.rows import Row, Skip, kind_of, short
 from data_prep.types import Conversation, Message, Preference, Prompt
@@ -68,7 +68,7 @@ class Oasst(Format):
                 messages = tuple(node.message(False if id(node) in trained else None) for node in path)
                 trained.update(id(node) for node in path)
                 suffix = f"#path{number}" if len(paths) > 1 else ""
-                yield Conversation(messages, tree.row.id + suffix, split_of(tree.row))
+                yield Conversation(messages, tree.row.id + suffix, meta_of(tree.row))
             if not paths:
                 yield Skip("no_reply_in_tree")
 
@@ -83,7 +83,7 @@ class Oasst(Format):
     def prompts(self, rows: Iterable[Row]) -> Found[Prompt]:
         """The first message of every tree."""
         for tree in self._trees(rows):
-            yield Prompt((tree.message(),), tree.row.id, split_of(tree.row)) if isinstance(tree, Node) else tree
+            yield Prompt((tree.message(),), tree.row.id, meta_of(tree.row)) if isinstance(tree, Node) else tree
 
     def _paths(self, tree: Node) -> list[Path]:
         """Paths from the root that end in an assistant's turn, best first; a path inside another is left out."""
@@ -117,7 +117,7 @@ class Oasst(Format):
                     yield Skip("equal_replies")
                     continue
                 made += 1
-                yield pair(tree.row, prompt, better, worse, f"#pair{made}", meta=split_of(tree.row))
+                yield pair(tree.row, prompt, better, worse, f"#pair{made}", meta=meta_of(tree.row))
         if not made:
             yield Skip("no_ranked_replies")
 

@@ -12,7 +12,7 @@ from data_prep.formats.alpaca import SYSTEM, asked
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Spellings, pair
 from data_prep.formats.chat import asked_columns, more_columns
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, number_field, optional_text, split_of, text_of
+from data_prep.formats.fields import find_key, meta_of, number_field, optional_text, text_of
 from data_prep.formats.turns import need_question, reply_of
 from data_prep.rows import Row
 from data_prep.types import Message, Preference, Prompt
@@ -43,7 +43,7 @@ class Pairs(ChatFormat):
                 f"answers another prompt than {self.sides[0]} (got another; expected the same)",
                 "other_prompt",
             )
-        more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": split_of(row), "tools": tools}
+        more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": meta_of(row), "tools": tools}
         return pair(row, prompt, chosen, rejected, **more)
 
     def written(self, record: Any) -> dict[str, Any]:
@@ -55,7 +55,7 @@ class Pairs(ChatFormat):
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone."""
         messages, tools = self._asked(row)
-        return Prompt(messages, row.id, split_of(row), tools)
+        return Prompt(messages, row.id, meta_of(row), tools)
 
     def _asked(self, row: Row) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
         field = find_key(row, self.prompts_are)

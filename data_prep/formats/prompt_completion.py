@@ -14,7 +14,7 @@ from data_prep.errors import UserError
 from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
 from data_prep.formats.chat import asked_columns, message_entry, more_columns, parse_messages, spoken
-from data_prep.formats.fields import find_key, optional_text, split_of, text_of
+from data_prep.formats.fields import find_key, meta_of, optional_text, text_of
 from data_prep.formats.turns import need_question, need_reply
 from data_prep.rows import Row
 from data_prep.types import Conversation, Message, Prompt
@@ -64,7 +64,7 @@ class PromptCompletion(Format):
             answer = (Message("assistant", self._without(row, field, value, self.end_marks)),)
         messages = self._asked(row) + answer
         need_reply(row, field, messages)
-        return Conversation(messages, row.id, split_of(row))
+        return Conversation(messages, row.id, meta_of(row))
 
     def written(self, record: Any) -> dict[str, Any]:
         """What stands before the last message, and that message; as text where there is nothing but words."""
@@ -76,7 +76,7 @@ class PromptCompletion(Format):
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone; the answer need not be there."""
-        return Prompt(self._asked(row), row.id, split_of(row))
+        return Prompt(self._asked(row), row.id, meta_of(row))
 
     def _asked(self, row: Row) -> tuple[Message, ...]:
         field = find_key(row, [left for left, _ in self.spellings])

@@ -11,7 +11,7 @@ from data_prep.formats.alpaca import SYSTEM, asked
 from data_prep.formats.base import FORMATS, PROMPT
 from data_prep.formats.chat import asked_columns, more_columns
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, optional_text, split_of, text_of
+from data_prep.formats.fields import find_key, meta_of, optional_text, text_of
 from data_prep.formats.turns import need_question
 from data_prep.rows import Row
 from data_prep.types import Message, Prompt
@@ -47,7 +47,7 @@ class Prompts(ChatFormat):
             front = (Message("system", system),) if system.strip() else ()
             said = asked(row) if field == "instruction" else text_of(row, field, value)
             messages = (*front, Message("user", said))
-        meta = split_of(row)
+        meta = meta_of(row)
         if row.data.get("topic") is not None:
             meta["topic"] = str(row.data["topic"])
         return Prompt(messages, row.id, meta, tools)

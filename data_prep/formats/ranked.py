@@ -15,7 +15,7 @@ from data_prep.errors import UserError
 from data_prep.formats.alpaca import SYSTEM, asked
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Several, pair
 from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
-from data_prep.formats.fields import find_key, list_field, listed, number_of, optional_text, split_of, text_of
+from data_prep.formats.fields import find_key, list_field, listed, meta_of, number_of, optional_text, text_of
 from data_prep.formats.turns import need_question
 from data_prep.rows import Row, Skip
 from data_prep.types import Message, Preference, Prompt
@@ -81,7 +81,7 @@ class Ranked(ChatFormat):
             front = (Message("system", system),) if system.strip() else ()
             said = asked(row) if field == "instruction" else text_of(row, field, value)
             messages = (*front, Message("user", said))
-        return Prompt(messages, row.id, split_of(row))
+        return Prompt(messages, row.id, meta_of(row))
 
     def _graded(self, row: Row) -> list[Graded]:
         field, replies = list_field(row, *_LISTS)

@@ -10,7 +10,7 @@ from typing import ClassVar
 from data_prep.errors import UserError
 from data_prep.formats.alpaca import asked
 from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Several
-from data_prep.formats.fields import list_field, object_of, split_of, text_field
+from data_prep.formats.fields import list_field, meta_of, object_of, text_field
 from data_prep.rows import Row, Skip
 from data_prep.types import Conversation, Message
 
@@ -34,5 +34,5 @@ class SelfInstruct(Format):
             inner = Row(row.file, row.row, {**whole, "output": None, **one})
             messages = (Message("user", asked(inner)), Message("assistant", text_field(inner, "output")))
             identity = row.id if len(instances) == 1 else f"{row.id}#{number + 1}"
-            talks.append(Conversation(messages, identity, split_of(row)))
+            talks.append(Conversation(messages, identity, meta_of(row)))
         return talks

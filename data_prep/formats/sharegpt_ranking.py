@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, pair
 from data_prep.formats.chat import parse_message, tools_as_text
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, number_field, object_of, split_of, text_of
+from data_prep.formats.fields import find_key, meta_of, number_field, object_of, text_of
 from data_prep.formats.sharegpt import SHAREGPT_ROLES
 from data_prep.formats.turns import need_question, reply_of
 from data_prep.rows import Row
@@ -37,7 +37,7 @@ class ShareGptRanking(ChatFormat):
         """The dialogue so far."""
         field = find_key(row, ("conversations", "conversation"))
         messages, tools = self.messages_of(row, field)
-        return Prompt(need_question(row, field, messages), row.id, split_of(row), tools)
+        return Prompt(need_question(row, field, messages), row.id, meta_of(row), tools)
 
     def _reply(self, row: Row, field: str) -> str:
         value: Any = row.data[find_key(row, (field,))]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_prep.formats.base import DOCUMENT, FORMATS, Format
-from data_prep.formats.fields import split_of, text_field
+from data_prep.formats.fields import meta_of, text_field
 from data_prep.rows import Row
 from data_prep.types import Document
 
@@ -26,4 +26,4 @@ class Text(Format):
 
     def document(self, row: Row) -> Document:
         """The text as it stands."""
-        return Document(text_field(row, "text"), row.id, split_of(row))
+        return Document(text_field(row, "text"), row.id, meta_of(row))
