@@ -83,18 +83,22 @@ def headline(record: Row) -> dict[str, Any]:
     down = metric in LOWER_IS_BETTER
     best = sorted(measured, key=lambda row: float(row["metrics"][metric]), reverse=not down)[0]
     name, show = METRICS[metric]
-    title = f"Best {name}: {show(best['metrics'][metric])}, with {_settings(best, rows) or 'the only settings'}."
+    value = show(best["metrics"][metric])
+    level = [row for row in measured if row["metrics"][metric] == best["metrics"][metric]]
+    title = f"Best {name}: {value}, with {_settings(best, rows) or 'the only settings'}."
+    if len(level) > 1:
+        title = f"No single best: {name} is {value} in {len(level)} of {len(measured)} jobs."
     sentences = [f"{told}."]
     error = finite(best["metrics"].get(f"{metric}_se"))
     if error is not None:
-        alike = [row for row in measured if row is not best and _alike(row, best, metric)]
+        alike = [row for row in measured if row not in level and _alike(row, best, metric)]
         if alike:
             jobs = ", ".join(str(row["job"]) for row in alike)
             sentences.append(
                 f"Not clearly better than job{'s' if len(alike) > 1 else ''} {jobs}: the 95 % intervals overlap."
             )
-        elif len(measured) > 1:
-            sentences.append("Its 95 % interval overlaps no other job's.")
+        elif len(measured) > len(level):
+            sentences.append(f"{'Its' if len(level) == 1 else 'Their'} 95 % interval overlaps no other job's.")
     return {"title": title, "sentences": sentences}
 
 

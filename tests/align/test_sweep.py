@@ -316,6 +316,10 @@ def test_what_is_drawn_follows_from_what_varies():
     best = headline(record_of(rows_of(adapter=["lora", "vera", "full"], gold=[0.5, 0.61, 0.6])))
     assert best["title"] == "Best gold: 0.61, with vera."
     assert best["sentences"] == ["3 of 3 jobs done.", "Not clearly better than job 2: the 95 % intervals overlap."]
+    tied = headline(record_of(rows_of(adapter=["lora", "vera", "full"], gold=[0.6, 0.6, 0.6])))
+    assert tied == {"title": "No single best: gold is 0.60 in 3 of 3 jobs.", "sentences": ["3 of 3 jobs done."]}
+    pair = headline(record_of(rows_of(adapter=["lora", "vera", "full"], gold=[0.6, 0.59, 0.6])))
+    assert pair["title"] == "No single best: gold is 0.60 in 2 of 3 jobs." and "than job 1:" in pair["sentences"][1]
 
 
 def test_plots_place_values_where_they_belong():
