@@ -91,7 +91,7 @@ def dedup(args: argparse.Namespace) -> Answer:
     from data_prep.filters.dedup import Dedup
 
     result = work(options.given(path), Dedup(near=options.near, by=options.by), to)
-    answer = {"file": path, "to": to, "rows": result.rows(), "removed": result.removed}
+    answer: dict[str, Any] = {"file": path, "to": to, "rows": result.rows(), "removed": result.removed}
     _tell(args, to, _counted(answer["rows"]), *(f"  {line}" for line in result.removed))
     return 0, answer
 
@@ -119,7 +119,8 @@ def convert(args: argparse.Namespace) -> Answer:
     from data_prep.conversion import convert as work
 
     result = work(options.given(path), options.form, to)
-    answer = {"file": path, "to": to, "form": options.form, "format": result.stream.form.name, "rows": result.rows()}
+    answer: dict[str, Any] = {"file": path, "to": to, "form": options.form, "rows": result.rows()}
+    answer["format"] = result.stream.form.name
     _tell(args, to, f"{answer['format']} to {options.form}: {_counted(answer['rows'])}")
     return 0, answer
 

@@ -18,6 +18,7 @@ from align.words import number, percent, size
 
 LONGEST_RECIPE = 60_000
 PRINTED = {"rows", "splits", "tokens", "supervised_share", "license", "source", "format", "kind"}
+PRINTED |= {"filters", "overlap", "pairs", "samples"}
 """Keys of a data card that have a place of their own on the page."""
 DIGESTS = {"digest", "template_digest", "tokenizer_digest"}
 
@@ -37,7 +38,12 @@ def data(stages: Sequence[StageFiles]) -> list[Json]:
                 "about": [_name(card[key]) for key in ("source", "format", "license") if card.get(key)],
                 "counts": _counts(rows, mapping(card.get("splits")), tokens, finite(card.get("supervised_share"))),
                 "dropped": dropped,
+                "remarks": [*_filtered(card), *_overlapping(mapping(card.get("overlap"))), *_pairs(card)],
                 "drawings": _histograms(stage.name, card),
+                "samples": [
+                    [(k, _name(v) if k == "id" else str(v)) for k, v in mapping(row).items()]
+                    for row in _listed(card.get("samples"))
+                ],
                 "more": _more(card),
             }
         )
@@ -58,6 +64,43 @@ def _counts(rows: Json, splits: Json, tokens: Json, supervised: float | None) ->
         ("longest", tokens.get("longest")),
     )
     return [*((title, number(count)) for title, count in counts), ("supervised", percent(supervised or None))]
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _filtered(card: Mapping[str, Any]) -> list[str]:
+    """What each filter dropped, in one sentence."""
+    steps = [
+        f"{one['name']} dropped {number(one.get('dropped'))} of {number(one.get('in'))}"
+        for one in map(mapping, _listed(card.get("filters")))
+        if one.get("name")
+    ]
+    return [f"filters, in this order: {'; '.join(steps)}"] if steps else []
+
+
+def _overlapping(overlap: Json) -> list[str]:
+    """What is known of evaluation rows in training, one sentence for each kind."""
+    share = f"from {number(overlap.get('near_from'))}"
+    of = f"; {number(overlap['near_of'])} rows looked at" if overlap.get("near_of") else ""
+    kinds = (
+        ("exact", "also evaluation rows: left out of training"),
+        ("question", "with the question of an evaluation row: left out of training"),
+        ("near", f"nearly an evaluation row ({share} of the word pairs{of}): still trained on"),
+    )
+    return [f"training rows {words}: {number(overlap[key])}" for key, words in kinds if overlap.get(key)]
+
+
+def _pairs(card: Mapping[str, Any]) -> list[str]:
+    """What length alone tells of pairs, and how many contradict another or are tied."""
+    pairs = mapping(card.get("pairs"))
+    longer = finite(pairs.get("chosen_longer"))
+    if longer is None:
+        return []
+    chars = f"mean {number(pairs.get('chosen_chars'))} against {number(pairs.get('rejected_chars'))} characters"
+    faults = [f"{number(pairs[key])} {key}" for key in ("contradictory", "tied") if pairs.get(key)]
+    return [f"the chosen reply is the longer one in {percent(longer)} of the pairs ({chars})", *faults]
 
 
 def _name(source: Any) -> str:

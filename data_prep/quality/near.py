@@ -11,6 +11,7 @@ datasketch, which took twice the time for the same rows.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -53,13 +54,15 @@ def word_pairs(text: str) -> Hashes:
     listed = words(text)
     hashed = np.fromiter(map(_known.__getitem__, listed), dtype=np.uint64, count=len(listed))
     pairs = hashed[:-1] * _LEFT + hashed[1:] * _RIGHT if len(hashed) > 1 else hashed
-    pairs = np.sort(pairs)
-    if len(pairs) < 2:
+    pairs.sort()
+    again = pairs[1:] == pairs[:-1]
+    if not again.any():
         return pairs
-    places = np.arange(len(pairs))
-    first = np.maximum.accumulate(np.where(np.r_[True, pairs[1:] != pairs[:-1]], places, 0))
-    repeated = places - first
-    return np.sort(pairs + repeated.astype(np.uint64) * _TIMES) if repeated.any() else pairs
+    places = np.arange(1, len(pairs))
+    first = np.maximum.accumulate(np.where(again, 0, places))  # where each run of equal pairs begins
+    repeated = np.zeros(len(pairs), dtype=np.uint64)
+    repeated[1:] = places - first
+    return np.sort(pairs + repeated * _TIMES)
 
 
 def similarity(left: Hashes, right: Hashes) -> float:
@@ -107,7 +110,12 @@ class NearIndex:
 
     def find(self, pairs: Hashes) -> Any | None:
         """The name of the first text held that is nearly the same, or None."""
-        return self._nearest(pairs, signature(pairs)) if len(pairs) and self._names else None
+        return next(self.similar(pairs), None)
+
+    def similar(self, pairs: Hashes) -> Iterator[Any]:
+        """The names of all texts held that are nearly the same, oldest first."""
+        if len(pairs) and self._names:
+            yield from self._similar(pairs, signature(pairs))
 
     def add(self, pairs: Hashes, name: Any) -> None:
         """Hold a text."""
@@ -119,23 +127,22 @@ class NearIndex:
         if not len(pairs):
             return None
         marks = signature(pairs)
-        found = self._nearest(pairs, marks) if self._names else None
+        found = next(self._similar(pairs, marks), None)
         if found is None:
             self._hold(pairs, name, marks)
         return found
 
-    def _nearest(self, pairs: Hashes, marks: npt.NDArray[np.uint32]) -> Any | None:
+    def _similar(self, pairs: Hashes, marks: npt.NDArray[np.uint32]) -> Iterator[Any]:
         candidates: set[int] = set()
         for bucket, key in zip(self._buckets, self._keys(marks), strict=True):
             candidates.update(bucket.get(key, ()))
         if not candidates:
-            return None
+            return
         places = np.fromiter(candidates, dtype=np.int64, count=len(candidates))
         agree = (self._signatures[places] == marks).mean(axis=1)
         for place in sorted(places[agree >= self.threshold - 0.15].tolist()):  # 0.15: four standard errors
             if similarity(self._pairs[place], pairs) >= self.threshold:
-                return self._names[place]
-        return None
+                yield self._names[place]
 
     def _hold(self, pairs: Hashes, name: Any, marks: npt.NDArray[np.uint32]) -> None:
         place = len(self._names)

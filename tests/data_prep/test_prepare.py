@@ -401,3 +401,36 @@ def test_the_embedded_data_set_goes_through(renderer: Renderer) -> None:
         card = checked(prepare(data, renderer, length, 0))  # type: ignore[operator]
         assert card["rows"]["kept"] and card["splits"]["eval"]
     assert {row.meta["split"] for row in prepare_prompts(data, renderer, length, 0).eval} == {"eval"}
+
+
+# ------------------------------------------------------------------------------------------------ overlap
+WORDS = [f"word{n}" for n in range(16)]
+
+
+def test_near_copies_of_evaluation_rows_are_told(renderer: Renderer, tmp_path: Path) -> None:
+    """One word changed in the question, in the reply of another question, and a common reply to another question."""
+    rows = talks(20)
+    rows[3] = {"prompt": " ".join([*WORDS[:5], "other", *WORDS[6:]]), "completion": "yes"}
+    rows[5] = {"prompt": "an entirely different question of the same reply", "completion": " ".join(WORDS * 3)}
+    held = [
+        {"prompt": " ".join(WORDS), "completion": "yes"},
+        {"prompt": "what is said here so often by all", "completion": " ".join(WORDS * 3)},
+    ]
+    train = write_jsonl(tmp_path / "train.jsonl", rows)
+    data = options(train, eval_path=str(write_jsonl(tmp_path / "eval.jsonl", held)))
+    overlap = checked(prepare_conversations(data, renderer, LengthOptions(2048), 0))["overlap"]
+    assert overlap["near"] == 1 and overlap["near_rows"] == [f"{train}:4 like {tmp_path}/eval.jsonl:1"]
+    assert overlap["exact"] == overlap["question"] == 0 and "near_of" not in overlap
+
+
+def test_the_work_on_near_copies_is_bounded_and_says_so(
+    renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.quality.overlap.CHECKS", 5)
+    near = [{"prompt": " ".join([*WORDS, str(n)]), "completion": "yes"} for n in range(20)]
+    train = write_jsonl(tmp_path / "train.jsonl", [*talks(10), *near])
+    held = write_jsonl(tmp_path / "eval.jsonl", [{"prompt": " ".join(WORDS), "completion": "yes"}])
+    overlap = checked(prepare_conversations(options(train, eval_path=str(held)), renderer, LengthOptions(2048), 0))[
+        "overlap"
+    ]
+    assert overlap["near"] == 5 and overlap["near_of"] == 15
