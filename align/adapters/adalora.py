@@ -44,7 +44,7 @@ class AdaLora(Lora):
     memory: float = option(0.85, "decay of the running importance", below=1)
     orthogonality: float = option(0.5, "weight of the pull of P and Q towards orthogonal rows")
 
-    lr_factor: ClassVar[float] = 5.0
+    lr_factor: ClassVar[float] = 10.0
 
     @property
     def first_rank(self) -> int:

@@ -25,7 +25,7 @@ class LoraPlus(Lora):
     method: str = "lora_plus"
     lr_ratio: float = option(16.0, "learning rate of B over that of A", above=0)
 
-    lr_factor: ClassVar[float] = 0.5
+    lr_factor: ClassVar[float] = 0.1
 
     def parameter_groups(self, tree: torch.nn.Module, lr: float) -> list[dict[str, Any]]:
         trained = [(name, p) for name, p in tree.named_parameters() if p.requires_grad]

@@ -66,9 +66,10 @@ def test_it_lowers_its_loss(method, load, stage):
     objective, rows = objective_of(stage, method, load)
     roles = [objective.role] if stage != "ppo" else [objective.policy, objective.value]
     lr = 5e-4 * max(1.0, adapters.get(method).lr_factor)
-    groups = [group for role in roles for group in groups_of(role, lr)]
+    chosen = options(optimizer=Optimizer.adamw)
+    groups = [group for role in roles for group in groups_of(role, lr, chosen)]
     hooks = [AdapterHook(role) for role in roles]
-    updater = Updater(objective, groups, options(optimizer=Optimizer.adamw), 12, process(), hooks)
+    updater = Updater(objective, groups, chosen, 12, process(), hooks)
     objective.train()
     losses = [updater.step([objective.collate(rows)])["loss"] for _ in range(12)]
     assert losses[-1] < losses[0] - 1e-4, losses
