@@ -338,7 +338,7 @@ def resolve_target(target: str, out: str) -> Path:
         if stage is not None:
             return stage
     raise UserError(
-        f"no run or checkpoint '{target}' (looked for ./{target} and {Path(out) / target})",
+        f"no run or checkpoint '{target}' (looked for {target} and {Path(out) / target})",
         code="unknown_target",
         hint=_nearby(Path(out) / target),
     )

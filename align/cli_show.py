@@ -127,6 +127,12 @@ def show(args: argparse.Namespace) -> Answer:
         if saved is not None:
             say(args, saved.rstrip())
             return 0, {"recipe": yaml.safe_load(saved)}
+        with recipes(args.config_dir):
+            known = group_choices("experiment")
+        if words[0] not in known:
+            near = nearest(words[0], known)
+            hint = f"did you mean '{near}'?" if near else f"experiments: {', '.join(known)}"
+            raise UserError(f"no run and no experiment '{words[0]}'", hint=hint, code="unknown_target")
         overrides = [f"experiment={words[0]}", *overrides]
     config, origins = explain(overrides, args.config_dir)
     say(args, *_annotated(config.resolved, origins))

@@ -2,7 +2,7 @@
 
 Jobs land in OUT/NAME/jobs/<i>/ as ordinary runs. All combinations are composed before the first job starts, so that a
 typing error costs nothing, and so that it is known which stages jobs have in common: each of these is trained once, in
-OUT/NAME/shared/. A job that fails does not stop the others, and the same command again goes on where it stopped.
+OUT/NAME/shared/. A job that fails does not stop the others; the same command again runs only what is not finished.
 
     sweep.py          what the jobs are; handing them to Hydra
     sweep_job.py      one job, in whatever process a launcher starts it

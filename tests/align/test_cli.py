@@ -143,7 +143,7 @@ def test_terminated_is_interrupted(tmp_path):
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, cwd=tmp_path, env=paths, capture_output=True, text=True, check=False)
-    assert done.returncode == 130 and done.stderr.endswith("goes on where it stopped\n")
+    assert done.returncode == 130 and done.stderr.endswith("goes on with the first unfinished stage\n")
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
