@@ -59,7 +59,8 @@ def _rows(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if isinstance(card["languages"], str):
         yield "languages", f"not looked at: {card['languages']}"
     elif card["languages"]:
-        yield "languages", ", ".join(f"{count:,} {code}" for code, count in list(card["languages"].items())[:12])
+        guessed = ", ".join(f"{count:,} {code}" for code, count in list(card["languages"].items())[:12])
+        yield "languages", f"{guessed} (of {sum(card['languages'].values()):,} rows looked at)"
 
 
 def _quality(card: dict[str, Any]) -> Iterator[tuple[str, str]]:

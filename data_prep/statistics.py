@@ -25,6 +25,8 @@ from data_prep.reading import Stream
 from data_prep.rows import Row, Skip, kind_of, short
 from data_prep.types import Preference
 
+LANGUAGE_ROWS, LANGUAGE_EVERY, LANGUAGE_CHARACTERS = 1000, 20, 400
+"""The language is guessed of so many rows, then of every so many-th, from their first characters: the guess is slow."""
 SHOWN = 20
 WORST = 3
 
@@ -130,7 +132,8 @@ class Statistics:
             self._pairs.add(record)
         if self._held is not None:
             self._leak(record, self._held)
-        self._optional("languages", self._language, text)
+        if len(self._chars) <= LANGUAGE_ROWS or len(self._chars) % LANGUAGE_EVERY == 0:
+            self._optional("languages", self._language, text[:LANGUAGE_CHARACTERS])
         self._optional("repairs", self._repair, record)
 
     def _repeats(self, record: Any, said: Sequence[str]) -> None:

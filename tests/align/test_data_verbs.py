@@ -109,6 +109,14 @@ def test_tokens_are_counted_with_a_model(command, tmp_path):
     assert tokens["total"] == round(20 * tokens["mean"]) > 200 and sum(tokens["histogram"]["counts"]) == 20
 
 
+def test_languages_of_long_files_are_sampled(command, tmp_path, monkeypatch):
+    pytest.importorskip("py3langid")
+    monkeypatch.setattr("data_prep.statistics.LANGUAGE_ROWS", 20)
+    source = write_jsonl(tmp_path / "a.jsonl", talks(60))
+    languages = json.loads(command("stats", source, "--json")[1])["languages"]
+    assert sum(languages.values()) == 22 and languages["en"] > 10
+
+
 def test_show_prints_rows_as_the_model_sees_them(command, tmp_path):
     source = write_jsonl(tmp_path / "a.jsonl", talks(5))
     code, out, _ = command("show", source, "rows=2-3", "--json")
