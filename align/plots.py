@@ -9,15 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations, pairwise
 
 from markupsafe import Markup, escape
 
+from align.plot_labels import CHARACTER, Mark, beside, room, without_overlap
 from align.svg import ticks
 from align.words import MINUS
 
-WIDTH, HEIGHT = 520, 290
-LEFT, RIGHT, TOP, BOTTOM = 52, 22, 30, 46
-ROW, NAMES_WIDTH = 30, 190
+WIDTH, HEIGHT = 520, 310
+RIGHT, TOP, BOTTOM = 12, 36, 58
+INSET = 22
+"""From the ends of the frame to the first and last mark of the axis below, so that its numbers keep off the others."""
+ROW = 52
 COLOURS = 6
 """Classes s0 to s5; further series begin again with the first."""
 
@@ -75,78 +79,124 @@ def spans_decades(values: Sequence[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= 10
 
 
-def plot(series: Sequence[Series], x: Axis, y: Axis, label: str, mark: float | None = None) -> Markup:
-    """Series over a number; `mark` is an x worth a line of its own."""
+def coincide(series: Sequence[Series]) -> bool:
+    """Whether marks of two series stand at one x, where one could hide the other."""
+    return any(one.x == other.x for a, b in combinations(series, 2) for one in a.dots for other in b.dots)
+
+
+def plot(
+    series: Sequence[Series], x: Axis, y: Axis, label: str, mark: float | None = None, apart: bool = False
+) -> Markup:
+    """Series over a number; `mark` is an x worth a line of its own.
+
+    apart: each series is moved sideways by a few units, so that marks at one x stand side by side.
+    """
     dots = [dot for each in series for dot in each.dots]
     xs, x_low, x_high = x.scale([dot.x for dot in dots] + ([mark] if mark is not None else []))
     ends = [end for dot in dots for end in (dot.low, dot.y, dot.high) if end is not None]
     ys, y_low, y_high = y.scale(ends)
-    floor = HEIGHT - BOTTOM
+    floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    left = 12 + max(room(_tick(value)) for value in ys)
 
     def at(dot_x: float, dot_y: float) -> tuple[float, float]:
         across = (x.place(dot_x) - x_low) / ((x_high - x_low) or 1.0)
         up = (y.place(dot_y) - y_low) / ((y_high - y_low) or 1.0)
-        return round(LEFT + across * (WIDTH - LEFT - RIGHT), 1), round(floor - up * (floor - TOP), 1)
+        return round(left + INSET + across * (right - left - 2 * INSET), 1), round(floor - up * (floor - TOP), 1)
 
     parts = []
     for value in ys:
         height = at(dots[0].x, value)[1]
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{height}" y2="{height}"/>')
-        parts.append(f'<text x="{LEFT - 8}" y="{height + 4}" text-anchor="end">{_tick(value)}</text>')
-    for value in xs:
-        across = at(value, ys[0])[0]
-        parts.append(f'<line class="grid" x1="{across}" x2="{across}" y1="{floor}" y2="{floor + 4}"/>')
-        parts.append(f'<text x="{across}" y="{floor + 17}" text-anchor="middle">{_tick(value)}</text>')
-    middle = (LEFT + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{HEIGHT - 6}" text-anchor="middle">{escape(x.title)}</text>')
-    parts.append(f'<text class="axis" x="0" y="{TOP - 16}">{escape(y.title)}</text>')
+        parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{height}" y2="{height}"/>')
+        parts.append(f'<text x="{left - 8}" y="{height}" dy=".34em" text-anchor="end">{_tick(value)}</text>')
+    parts += _ticks(xs, [at(value, ys[0])[0] for value in xs], (floor, floor + 4))
+    parts.append(_title((left + right) / 2, HEIGHT, x.title))
+    parts.append(f'<text class="axis" x="0" y="{TOP - 20}">{escape(y.title)}</text>')
     if mark is not None:
         across = at(mark, ys[0])[0]
         parts.append(f'<line class="mark at" x1="{across}" x2="{across}" y1="{TOP}" y2="{floor}"/>')
-    for index, each in enumerate(series):
+    shifts = _shifts(len(series), [at(dot.x, dot.y)[0] for dot in dots]) if apart else [0.0] * len(series)
+    paths = [_means(each.dots) if each.line else [] for each in series]
+    marks, whiskers = [], []
+    for index, (each, path, shift) in enumerate(zip(series, paths, shifts, strict=True)):
         colour = f"s{index % COLOURS}"
-        if each.line and len({dot.x for dot in each.dots}) > 1:
-            joined = " ".join(f"{a:g},{b:g}" for a, b in (at(*point) for point in _means(each.dots)))
-            parts.append(f'<polyline class="{colour} joined" points="{joined}"/>')
+        if len(path) > 1:
+            points = " ".join(f"{a + shift:g},{b:g}" for a, b in (at(*point) for point in path))
+            parts.append(f'<polyline class="{colour} joined"{_dashes(paths, index)} points="{points}"/>')
         for dot in each.dots:
-            across, height = at(dot.x, dot.y)
+            across, height = round(at(dot.x, dot.y)[0] + shift, 1), at(dot.x, dot.y)[1]
             if dot.low is not None and dot.high is not None:
                 bottom, top = at(dot.x, dot.low)[1], at(dot.x, dot.high)[1]
                 parts.append(f'<line class="{colour} whisker" x1="{across}" x2="{across}" y1="{bottom}" y2="{top}"/>')
+                whiskers.append((across - 2, top, across + 2, bottom))
             if len(each.dots) <= 60:  # more are a curve: the line says it
                 parts.append(_shape(index, across, height, colour, dot.title))
-            if dot.label:
-                parts.append(f'<text x="{across + 8}" y="{height - 6}">{escape(dot.label)}</text>')
+                marks.append(Mark(across, height, colour, dot.label))
+    parts += [
+        f'<text class="{each.colour} told" x="{each.x:g}" y="{each.y:g}" text-anchor="{each.anchor}">'
+        f"{escape(each.text)}</text>"
+        for each in beside(marks, whiskers, (left, 0.0, WIDTH, floor))
+    ]
     return _svg(WIDTH, HEIGHT, label, parts)
 
 
+def _shifts(count: int, places: Sequence[float]) -> list[float]:
+    """How far each series moves sideways: at most 10 units from the next, and never as far as another x."""
+    gaps = [b - a for a, b in pairwise(sorted(places)) if b - a > 10]
+    step = min(10.0, 0.6 * min(gaps, default=WIDTH) / max(1, count - 1))
+    return [round((index - (count - 1) / 2) * step, 1) for index in range(count)]
+
+
+def _dashes(paths: Sequence[Sequence[tuple[float, float]]], index: int) -> str:
+    """Alternating dashes for series whose lines are one, so that each colour shows."""
+    same = [i for i, path in enumerate(paths) if path == paths[index]]
+    if len(same) == 1:
+        return ""
+    return f' stroke-dasharray="8 {8 * (len(same) - 1)}" stroke-dashoffset="{-8 * same.index(index)}"'
+
+
 def dot_chart(rows: Sequence[tuple[str, Sequence[Dot]]], axis: Axis, label: str) -> Markup:
-    """Values by name, one row each; the values are the dots' y."""
+    """Values by name, the name over its values; the values are the dots' y. Dots of one name stand below each other."""
     dots = [dot for _, each in rows for dot in each]
     marks, low, high = axis.scale([end for dot in dots for end in (dot.low, dot.y, dot.high) if end is not None])
-    height = TOP + ROW * len(rows) + BOTTOM
+    height = ROW * len(rows) + BOTTOM
 
     def across(value: float) -> float:
         share = (axis.place(value) - low) / ((high - low) or 1.0)
-        return round(NAMES_WIDTH + share * (WIDTH - NAMES_WIDTH - RIGHT), 1)
+        return round(2 * INSET + share * (WIDTH - 4 * INSET), 1)
 
-    parts = []
-    for mark in marks:
-        at = across(mark)
-        parts.append(f'<line class="grid" x1="{at}" x2="{at}" y1="{TOP}" y2="{height - BOTTOM}"/>')
-        parts.append(f'<text x="{at}" y="{height - BOTTOM + 17}" text-anchor="middle">{_tick(mark)}</text>')
-    middle = (NAMES_WIDTH + WIDTH - RIGHT) / 2
-    parts.append(f'<text class="axis" x="{middle}" y="{height - 6}" text-anchor="middle">{escape(axis.title)}</text>')
+    parts = _ticks(marks, [across(mark) for mark in marks], (0, height - BOTTOM))
+    parts.append(_title(WIDTH / 2, height, axis.title))
     for index, (name, each) in enumerate(rows):
-        y = TOP + ROW * index + ROW / 2
-        shown = name if len(name) <= 34 else f"{name[:33]}\N{HORIZONTAL ELLIPSIS}"
-        parts.append(f'<text class="axis" x="{NAMES_WIDTH - 12}" y="{y + 4}" text-anchor="end">{escape(shown)}</text>')
-        for dot in each:
+        most = int(WIDTH / CHARACTER)
+        shown = name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
+        parts.append(f'<text class="axis told" x="0" y="{ROW * index + 17}">{escape(shown)}</text>')
+        for place, dot in enumerate(each):
+            y = round(ROW * index + 35 + (place - (len(each) - 1) / 2) * min(6.0, 18 / len(each)), 1)
             if dot.low is not None and dot.high is not None:
                 ends = f'x1="{across(dot.low)}" x2="{across(dot.high)}" y1="{y}" y2="{y}"'
                 parts.append(f'<line class="s0 whisker" {ends}/>')
             parts.append(_shape(0, across(dot.y), y, "s0", dot.title))
     return _svg(WIDTH, height, label, parts)
+
+
+def _ticks(values: Sequence[float], places: Sequence[float], ends: tuple[float, float]) -> list[str]:
+    """The marks of the axis below, each a line between two heights, and as many of their numbers as there is room for.
+
+    The numbers hang below the lowest number of the axis at the left, also where the page makes type larger.
+    """
+    texts = [_tick(value) for value in values]
+    tens = [value > 0 and math.log10(value).is_integer() for value in values]
+    parts = []
+    for text, place, shown in zip(texts, places, without_overlap(places, texts, tens), strict=True):
+        parts.append(f'<line class="grid" x1="{place}" x2="{place}" y1="{ends[0]}" y2="{ends[1]}"/>')
+        if shown:
+            parts.append(f'<text x="{place}" y="{ends[1] + 7}" dy=".75em" text-anchor="middle">{text}</text>')
+    return parts
+
+
+def _title(middle: float, height: float, title: str) -> str:
+    """The title of the axis below."""
+    return f'<text class="axis" x="{middle}" y="{height - 6}" text-anchor="middle">{escape(title)}</text>'
 
 
 def _tick(value: float) -> str:

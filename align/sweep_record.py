@@ -203,6 +203,9 @@ def metrics_of(run: Path, entries: Sequence[Json]) -> Json:
         for key, name in (("accuracy", "accuracy"), ("objective/kl_k1", "kl"), ("eval_loss", "eval_loss")):
             if (value := finite(own.get(key))) is not None:
                 found[name] = value
+                if name == "accuracy":
+                    found.pop("accuracy_n", None)
+                    found |= {"accuracy_n": own["n"]} if finite(own.get("n")) and "low" in own else {}
         result = read_json(run / str(entry["dir"]) / "result.json", [])
         named = result.get("stages") or {}
         if named:
@@ -218,9 +221,11 @@ def _evaluated(last: Json, result: Json) -> Json:
     numbers = {
         "gold": gold_of(last.get("gold")),
         "gold_se": finite((last.get("gold") or {}).get("se")),
+        "gold_n": finite((last.get("gold") or {}).get("n")),
         "gain": finite(gain.get("gold")),
         "gain_se": finite(gain.get("se")),
         "win_rate": finite(wins.get("value")),
+        "win_rate_n": finite(wins.get("n")),
         "reward": finite(last.get("reward")),
         "eval_loss": finite(last.get("loss")),
     }
