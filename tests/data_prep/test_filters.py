@@ -46,14 +46,15 @@ def test_exact_duplicates_go_and_the_first_stays():
 
 
 def test_roles_and_calls_make_rows_differ():
-    called = Message("assistant", "", calls=({"name": "f", "arguments": {}},))
+    called, other = (Message("assistant", "", calls=({"name": name, "arguments": {}},)) for name in "fg")
     rows = [
         Conversation((Message("user", "a"), Message("assistant", "b")), "a:1"),
         Conversation((Message("system", "a"), Message("assistant", "b")), "a:2"),
         Conversation((Message("user", "a"), called), "a:3"),
         Conversation((Message("user", "ab"), Message("assistant", "")), "a:4"),
+        Conversation((Message("user", "a"), other), "a:5"),
     ]
-    assert run({"dedup": {}}, rows)[0] == [1, 2, 3, 4]
+    assert run({"dedup": {}}, rows)[0] == [1, 2, 3, 4, 5]
 
 
 def test_near_duplicates_go_when_asked_for():

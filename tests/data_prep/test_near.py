@@ -67,6 +67,17 @@ def test_rows_below_the_threshold_are_left_alone():
     assert NearIndex(0.7).find(word_pairs("")) is None and index.find_or_add(word_pairs(""), "empty") is None
 
 
+def test_a_candidate_is_measured_not_estimated():
+    """Just below the threshold signatures often agree enough; the word pairs themselves do not."""
+    for seed in range(100):
+        row = sentences(1, 60, seed)[0]
+        other = [*row[:50], *sentences(1, 12, seed + 500)[0]]
+        left, right = word_pairs(" ".join(row)), word_pairs(" ".join(other))
+        index = NearIndex(0.7)
+        index.add(left, "row")
+        assert 0.6 < similarity(left, right) < 0.7 and index.find(right) is None
+
+
 def test_signatures_agree_as_often_as_the_jaccard_index_says():
     row = sentences(1, 400)[0]
     for kept in (100, 200, 300):
