@@ -22,7 +22,7 @@ from peft.utils import merge_utils
 from torch import Tensor
 
 from align.low_rank import LowRankTerm, LowRankTerms, stack
-from align.objectives import LanguageModeling
+from align.mixed import Mixed, put_on_one_base
 from align.roles import Role
 from align.typed import build
 from align.weights.drift import measure, of_model, of_role
@@ -36,7 +36,8 @@ from data_prep.options import DataOptions, LengthOptions, OnLong
 from data_prep.prepare import prepare_conversations
 from data_prep.types import Tokens
 
-_CHUNK = 32
+_COMBINATION = "combined"
+_DENSITY = 0.5
 
 
 def combine(targets: Sequence[str], options: CombineOptions) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def combine(targets: Sequence[str], options: CombineOptions) -> dict[str, Any]:
     """
     opened = [Opened.target(target, options.out) for target in targets]
     weights = _weights(options, len(opened))
-    _require_one_base(opened)
+    put_on_one_base(opened)
     first = opened[0]
     folder = place(options.to, first.checkpoint.folder, options.how.value)
     layers = [one.terms("combine") for one in opened]
@@ -64,6 +65,8 @@ def combine(targets: Sequence[str], options: CombineOptions) -> dict[str, Any]:
     tree = first.bases.root(first.load).tree()
     stack(tree, terms)
     joint = Role("combined", tree, None).freeze()
+    tasks = _named(opened)
+    mixed = Mixed.of(tasks, {_COMBINATION: [terms]})
 
     def write(staging: Path) -> dict[str, Any]:
         write_lora(staging, terms, str(first.base_folder), first.role.tree)
@@ -75,7 +78,7 @@ def combine(targets: Sequence[str], options: CombineOptions) -> dict[str, Any]:
             "how": options.how.value,
             "weights": weights,
             "rank": max(term.down_RI.shape[0] for term in terms.values()),
-            "losses": {one.checkpoint.label: _losses(one, joint, options.rows) for one in opened},
+            "losses": {name: _losses(mixed, name, _held_out(one, options.rows)) for name, one in tasks.items()},
             "drift": measure(of_role(joint), of_model(first.on_base(staging)), first.rows()).as_dict(),
         }
 
@@ -85,21 +88,26 @@ def combine(targets: Sequence[str], options: CombineOptions) -> dict[str, Any]:
 def _weights(options: CombineOptions, count: int) -> list[float]:
     if count < 2:
         raise UserError("combine needs two or more TARGETs", code="no_target")
-    given = list(options.weights) or [1.0 / count] * count
+    averages = options.how in (How.ties, How.dare_ties)  # over the adapters that agree, entry by entry
+    given = list(options.weights) or [1.0 if averages else 1.0 / count] * count
     if len(given) != count:
         raise UserError(f"one weight for each TARGET (got {len(given)}; expected {count})", field="weights")
-    if options.how in (How.ties, How.dare_ties, How.dare_linear, How.svd) and options.rank is None:
+    if options.how is How.linear and options.rank is not None:
+        raise UserError("how=linear is exact and keeps every rank", field="rank", hint="how=svd cuts the same sum")
+    if options.how is not How.linear and options.rank is None:
         raise UserError(f"how={options.how.value} needs a rank to cut to", field="rank", hint="rank=16")
+    if options.how in (How.linear, How.svd) and options.density is not None:
+        raise UserError(f"how={options.how.value} drops no entries", field="density", hint="leave it out")
     return given
 
 
-def _require_one_base(opened: Sequence[Opened]) -> None:
-    first = opened[0].bases.identity.fingerprint
-    for one in opened[1:]:
-        if one.bases.identity.fingerprint != first:
-            raise UserError(
-                f"{one.checkpoint.label} stands on another base than {opened[0].checkpoint.label}", code="wrong_base"
-            )
+def _named(opened: Sequence[Opened]) -> dict[str, Opened]:
+    """Checkpoints by label; by folder where two have one label."""
+    labels = [one.checkpoint.label for one in opened]
+    return {
+        label if labels.count(label) == 1 else str(one.checkpoint.folder): one
+        for label, one in zip(labels, opened, strict=True)
+    }
 
 
 def _linear(layers: Sequence[LowRankTerms], weights: Sequence[float], options: CombineOptions) -> LowRankTerms:
@@ -126,7 +134,8 @@ def _dense(combination: Callable[[list[Tensor], Tensor, float], Tensor]) -> Any:
                 (terms[name].delta(), weight) for terms, weight in zip(layers, weights, strict=True) if name in terms
             ]
             deltas, shares = [delta for delta, _ in having], torch.tensor([weight for _, weight in having])
-            found[name] = factored(combination(deltas, shares.to(deltas[0].device), options.density), kept)[0]
+            density = _DENSITY if options.density is None else options.density
+            found[name] = factored(combination(deltas, shares.to(deltas[0].device), density), kept)[0]
         return found
 
     return apply
@@ -141,11 +150,10 @@ _COMBINED: dict[How, Any] = {
 }
 
 
-def _losses(task: Opened, joint: Role, most: int) -> dict[str, float]:
-    """Held-out loss on a task's own conversations: base, its adapter, the combination."""
-    rows = _held_out(task, most)
-    base = Role("base", task.bases.root(task.load).tree(), None).freeze()
-    return {name: _loss(role, rows) for name, role in (("base", base), ("own", task.role), ("combined", joint))}
+def _losses(mixed: Mixed, name: str, rows: Sequence[Tokens]) -> dict[str, float]:
+    """Mean loss per supervised token, in nats, of the base, a task's adapter and the combination on the task's rows."""
+    found = mixed.losses([(who, row) for row in rows for who in (None, name, _COMBINATION)])
+    return {"base": found[None], "own": found[name], "combined": found[_COMBINATION], "rows": len(rows)}
 
 
 def _held_out(opened: Opened, most: int) -> list[Tokens]:
@@ -157,16 +165,10 @@ def _held_out(opened: Opened, most: int) -> list[Tokens]:
     length = LengthOptions(min(recipe.get("max_length", opened.context), opened.context), OnLong.drop, 1.0)
     data = build(DataOptions, recipe["data"], "data")
     prepared = prepare_conversations(data, opened.renderer, length, opened.checkpoint.record.get("seed", 0))
-    return (prepared.eval or prepared.train)[:most]
-
-
-@torch.no_grad()
-def _loss(role: Role, rows: Sequence[Tokens]) -> float:
-    """Mean loss per supervised token, nats."""
-    objective = LanguageModeling(role).eval()
-    total = weight = 0.0
-    for start in range(0, len(rows), _CHUNK):
-        batch = objective.collate(rows[start : start + _CHUNK]).to(role.tree.device)
-        total += float(objective(batch)[0])
-        weight += batch.weight
-    return total / weight
+    if not prepared.eval:
+        raise UserError(
+            f"the task of {opened.checkpoint.label} has no held-out rows to measure on",
+            code="no_rows",
+            hint="train it with data.conversations.eval_share above 0",
+        )
+    return list(prepared.eval[:most])

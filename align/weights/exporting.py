@@ -24,7 +24,7 @@ from align.weights.lora_form import write_lora
 from align.weights.merging import compare_model, merged_model
 from align.weights.opened import Opened
 from align.weights.options import ExportOptions, Form, place
-from align.weights.written import BOUNDS, Written, save_model
+from align.weights.written import Written, bound_for, save_model
 from data_prep.errors import UserError
 
 
@@ -42,7 +42,7 @@ def export(target: str, options: ExportOptions, force: bool = False) -> dict[str
         hint = f"possible: {', '.join(legal)}" if legal else "no other form is possible either"
         raise UserError(f"form={form.value} cannot be: {problem}", code="illegal_form", hint=hint)
     write, compare = _FORMS[form]
-    bound = options.max_kl if options.max_kl is not None else BOUNDS[options.load]
+    bound = bound_for(options, opened)
     written = Written(
         form.value, place(options.to, opened.checkpoint.folder, form.value), bound, force, {"load": options.load.value}
     )

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from align.weights.drift import Drift, measure, of_model, of_role
 from align.weights.opened import Opened
 from align.weights.options import MergeOptions, place
-from align.weights.written import BOUNDS, Written, save_model
+from align.weights.written import Written, bound_for, save_model
 from data_prep.errors import UserError
 
 
@@ -39,7 +39,7 @@ def merge(target: str, options: MergeOptions, force: bool = False) -> dict[str, 
     opened.require_language_model("merging")
     require_mergeable(opened)
     folder = place(options.to, opened.checkpoint.folder, "merged")
-    bound = options.max_kl if options.max_kl is not None else BOUNDS[options.load]
+    bound = bound_for(options, opened)
     written = Written("merged", folder, bound, force, {"load": options.load.value})
     return written.make(
         opened,

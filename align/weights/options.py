@@ -44,7 +44,8 @@ class MergeOptions(OutOptions):
 
     load: Load = option(Load.fp32, "precision of the merged weights: fp32|bf16")
     max_kl: float | None = option(
-        None, "largest KL in nats per token between what was trained and what is written (default: 1e-5, bf16 2e-2)"
+        None,
+        "largest KL in nats per token between what was trained and what is written (default: 1e-5, with bf16 2e-2)",
     )
 
 
@@ -78,10 +79,13 @@ class CombineOptions(OutOptions):
 
     how: How = option(How.linear, "linear|svd|ties|dare_linear|dare_ties")
     weights: list[float] = field(
-        default_factory=list, metadata={"help": "one weight for each TARGET: [0.7,0.3] (default: equal, sum 1)"}
+        default_factory=list,
+        metadata={"help": "one weight for each TARGET: [0.7,0.3] (default: 1 where signs are elected, else 1/n)"},
     )
     rank: int | None = option(None, "rank to cut the combination to; linear alone needs none", low=1)
-    density: float = option(0.5, "ties and dare: share of the entries that stay", above=0, high=1)
+    density: float | None = option(
+        None, "ties and dare: share of the entries that stay (default: 0.5)", above=0, high=1
+    )
     seed: int = option(0, "dare: seed of the dropping")
     rows: int = option(200, "held-out rows of each task to measure on", low=1)
 

@@ -15,12 +15,21 @@ from align.disk import clear_staging, publish, write_json
 from align.options import Load
 from align.weights.drift import Drift
 from align.weights.opened import Opened
+from align.weights.options import MergeOptions
 from data_prep.errors import UserError
 
-BOUNDS = {load: 2e-2 if load is Load.bf16 else 1e-5 for load in Load}
-"""Largest KL in nats per token that counts as the same model; bf16 rounds every weight to 8 bits."""
+BOUNDS = {"fp32": 1e-5, "bf16": 2e-2}
+"""Largest KL in nats per token that counts as the same model; bf16 rounds every product and weight to 8 bits."""
 RECORD = "align_export.json"
 """Where a written folder says what it was made from."""
+
+
+def bound_for(options: MergeOptions, opened: Opened) -> float:
+    """The largest KL allowed: as asked for, else by the coarser of what was trained and what is written."""
+    if options.max_kl is not None:
+        return options.max_kl
+    device = opened.bases.device.type
+    return max(BOUNDS[load.computes_in(device)] for load in (options.load, opened.load))
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -240,7 +241,7 @@ def test_weights_one_and_zero_are_the_first_adapter(tasks, tmp_path, capsys):
 
 @pytest.mark.parametrize("how", ["linear", "svd", "ties", "dare_linear", "dare_ties"])
 def test_every_combination_helps_both_tasks(how, tasks, tmp_path, capsys):
-    rank = [] if how == "linear" else ["rank=24", "density=0.9"]
+    rank = {"linear": [], "svd": ["rank=24"]}.get(how, ["rank=24", "density=0.9"])
     code, answer, err = call(capsys, "combine", *tasks, f"how={how}", "weights=[1,1]", *rank, f"to={tmp_path}/c")
     assert code == 0, err
     assert all(loss["combined"] < loss["base"] for loss in answer["losses"].values())
@@ -266,6 +267,8 @@ def test_ties_elects_signs_on_the_dense_change():
         (["{one}"], "two or more TARGETs"),
         (["{one}", "{two}", "weights=[1]"], "one weight for each TARGET (got 1; expected 2)"),
         (["{one}", "{two}", "how=svd"], "needs a rank"),
+        (["{one}", "{two}", "rank=4"], "how=linear is exact"),
+        (["{one}", "{two}", "how=svd", "rank=4", "density=0.5"], "drops no entries"),
         (["{one}", "{two}", "how=tie"], "did you mean 'ties'"),
         (["{one}", "{reward}"], "would lose its head"),
     ],
@@ -275,3 +278,31 @@ def test_combine_refuses(words, part, tasks, tmp_path, capsys):
     code, _, err = call(capsys, "combine", *(word.format(**names) for word in words), f"to={tmp_path}/x")
     assert part in refused(code, err)
     assert not list(tmp_path.iterdir())
+
+
+def test_default_weights_average_once():
+    """Where signs are elected, what agrees is averaged already: halving it as well would halve the change."""
+    from align.weights.combining import _weights
+    from align.weights.options import CombineOptions, How
+
+    found = {how.value: _weights(CombineOptions(how=how, rank=None if how is How.linear else 4), 2) for how in How}
+    half, one = [0.5, 0.5], [1.0, 1.0]
+    assert found == {"linear": half, "svd": half, "dare_linear": half, "ties": one, "dare_ties": one}
+
+
+def test_two_runs_of_one_name_are_told_apart(tasks, tmp_path, capsys):
+    from pathlib import Path
+
+    run = Path(tasks[1]).parent
+    copy = shutil.copytree(run, tmp_path / "elsewhere" / run.name)
+    code, answer, err = call(capsys, "combine", tasks[0], tasks[1], f"{copy}/sft", f"to={tmp_path}/c")
+    assert code == 0, err
+    assert len(answer["losses"]) == 3 and str(copy / "sft") in answer["losses"]
+    assert all(row["rows"] > 0 for row in answer["losses"].values())
+
+
+def test_a_task_without_held_out_rows_is_not_measured(tmp_path, capsys):
+    rows = own_data(tmp_path / "rows.jsonl", talk(20))
+    runs = [made("sft", *rows, "data.conversations.eval_share=0", f"name=n{i}", out=tmp_path) for i in range(2)]
+    code, _, err = call(capsys, "combine", *(f"{run}/sft" for run in runs), f"to={tmp_path}/c")
+    assert "has no held-out rows" in refused(code, err) and not (tmp_path / "c").exists()
