@@ -148,7 +148,7 @@ def _losses(task: Opened, joint: Role, most: int) -> dict[str, float]:
     return {name: _loss(role, rows) for name, role in (("base", base), ("own", task.role), ("combined", joint))}
 
 
-def _held_out(opened: Opened, most: int) -> list[Tokens]:
+def _held_out(opened: Opened, most: int) -> Sequence[Tokens]:
     """Evaluation rows of the conversations that the checkpoint's stage was trained on."""
     path = opened.checkpoint.folder / "recipe.yaml"
     if not path.is_file():
