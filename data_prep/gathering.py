@@ -170,11 +170,16 @@ def _said_batch(said: list[Said]) -> Any:
     (one,) = said
     ends = np.concatenate([[0], np.cumsum(one.counts)]).astype(np.int32)
     pairs = pa.ListArray.from_arrays(pa.array(ends), pa.array(one.pairs))
-    return pa.record_batch([pa.array(one.ids, pa.string()), pa.array(one.digests), pairs, pa.array(one.asked)], ["id", "digest", "pairs", "asked"])
+    return pa.record_batch(
+        [pa.array(one.ids, pa.string()), pa.array(one.digests), pairs, pa.array(one.asked)],
+        ["id", "digest", "pairs", "asked"],
+    )
 
 
 def _said_of(batch: Any) -> Said:
     pairs = batch.column("pairs")
     counts = np.diff(pairs.offsets.to_numpy()).astype(np.uint32)
     ids = batch.column("id").to_pylist()
-    return Said(ids, batch.column("digest").to_numpy(), pairs.values.to_numpy(), counts, batch.column("asked").to_numpy())
+    return Said(
+        ids, batch.column("digest").to_numpy(), pairs.values.to_numpy(), counts, batch.column("asked").to_numpy()
+    )

@@ -16,6 +16,8 @@ from data_prep.quality.near import NEAR, Hashes, NearIndex, similarity, word_pai
 from data_prep.quality.texts import question_key, question_text, row_digest, whole_text, words
 from data_prep.splitting import EVAL, LEAK, OVERLAP, TRAIN, Sides
 
+CHECKS = 5000
+"""How many training rows a data card compares in full: rows that share most words with evaluation rows."""
 QUESTION_NEAR = 1 / 3
 """Least share of common word pairs of the questions of near rows: one reply may answer many questions."""
 NAMED = 20
@@ -114,7 +116,9 @@ class Said:
         return self.pairs_of(place)[: int(self.asked[place])]
 
 
-def check_overlap(said: Callable[[], Iterable[Said]], sides: Sides, on_leak: OnLeak) -> tuple[dict[str, Any], Sides]:
+def check_overlap(
+    said: Callable[[], Iterable[Said]], sides: Sides, on_leak: OnLeak, documents: bool = False
+) -> tuple[dict[str, Any], Sides]:
     """The `overlap` of a data card, and the sides with LEAK for whole rows that repeat.
 
     Args:
@@ -138,17 +142,24 @@ def check_overlap(said: Callable[[], Iterable[Said]], sides: Sides, on_leak: OnL
     known = np.array(list(held), dtype=np.uint64)
     leaks: list[tuple[str, str]] = []
     near: list[tuple[str, str]] = []
+    left, looked = CHECKS, 0
     for start, part in _numbered(said) if held else ():
         own = sides[start : start + len(part.ids)]
         same = (own != EVAL) & (documents | (own == OVERLAP)) & np.isin(part.digests, known)
         result[start : start + len(own)][same] = LEAK
         leaks += [(part.ids[place], held[int(part.digests[place])]) for place in np.flatnonzero(same).tolist()]
-        for place in np.flatnonzero((own == TRAIN) & ~same & _alike(part, seen)).tolist():
+        candidates = np.flatnonzero((own == TRAIN) & ~same & _alike(part, seen))[:left]
+        left -= len(candidates)
+        if left or len(candidates):
+            looked += int((own[: None if left else candidates[-1] + 1] == TRAIN).sum())
+        for place in candidates.tolist():
             if (other := _near(part, place, index)) is not None:
                 near.append((part.ids[place], other))
     if leaks and on_leak is OnLeak.refuse:
         raise _leaked(leaks)
     card: dict[str, Any] = {"exact": len(leaks), "question": int((result == OVERLAP).sum()), "near": len(near)}
+    if held and looked < int((result == TRAIN).sum()):
+        card["near_of"] = looked
     if near:
         card["near_rows"] = [f"{row} like {other}" for row, other in near[:3]]
     return {**card, "near_from": NEAR}, result
