@@ -6,6 +6,7 @@ This is how the embedded base `nano` began (`experiment=nano_pretrain`).
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,12 +69,20 @@ def make_blank(model: ModelOptions, data: DataOptions, seed: int, folder: Path, 
     return folder
 
 
+def _texts(data: DataOptions) -> Iterator[str]:
+    from data_prep.formats.base import DOCUMENT
+    from data_prep.mixtures import sources_for
+    from data_prep.reading import open_stream
+
+    for source in sources_for(data, DOCUMENT):
+        stream = open_stream(source.given, DOCUMENT, 0)
+        yield from (document.text for document in stream)
+        stream.tally.check_whole()
+
+
 def _train_tokenizer(options: dict[str, Any], data: DataOptions, folder: Path) -> dict[str, int]:
     """Byte-level BPE on the run's text; returns the ids of pad, end and the vocabulary's size."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from data_prep.formats.base import DOCUMENT
-    from data_prep.reading import read_records, source_for
 
     end, pad = str(options.get("end_token", "<|end|>")), str(options.get("pad_token", "<|pad|>"))
     extra = [str(token) for token in options.get("control_tokens", [])]
@@ -86,8 +95,7 @@ def _train_tokenizer(options: dict[str, Any], data: DataOptions, folder: Path) -
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    documents, _, _ = read_records(source_for(data, DOCUMENT), DOCUMENT, 0)
-    tokenizer.train_from_iterator((document.text for document in documents), trainer)
+    tokenizer.train_from_iterator(_texts(data), trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

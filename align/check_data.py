@@ -70,10 +70,10 @@ class Shelf:
         dropped = prepared.card["rows"]["dropped"].get("too_long", 0)
         if dropped and not any(problem.code == "too_long" for problem in problems):
             self.found.add(stage, _too_long(reading, kind), "warning")
-        ends = end_share(prepared, reading.renderer.end_token_id)
+        ends = end_share(prepared)
         if ends is not None and ends < 1:
             self.found.add(stage, [_ends(ends)], "error" if ends == 0 else "warning")
-        first = [*prepared.train, *prepared.eval][:SHOWN_ROWS]
+        first = [*prepared.train[:SHOWN_ROWS], *prepared.eval[:SHOWN_ROWS]][:SHOWN_ROWS]
         self.found.preview += [
             part for row in first for part in preview(row, kind, reading.renderer.tokenizer, reading.spec.name)
         ]
@@ -107,8 +107,13 @@ def _without_long(reading: Reading) -> Reading:
 def _without_bad(reading: Reading) -> Reading:
     """The same reading, with bad rows dropped."""
     data: DataOptions = reading.spec.data
-    sources = {name: replace(getattr(data, name), on_bad_row=OnBadRow.drop) for name in _SOURCES}
-    return replace(reading, spec=replace(reading.spec, data=replace(data, **sources)))
+
+    def lenient(mix: dict[str, Any]) -> dict[str, Any]:
+        return {name: {**source, "on_bad_row": OnBadRow.drop.value} for name, source in mix.items()}
+
+    each = {name: getattr(data, name) for name in _SOURCES}
+    sources = {n: replace(one, on_bad_row=OnBadRow.drop, mix=lenient(one.mix)) for n, one in each.items()}
+    return replace(reading, spec=replace(reading.spec, data=replace(data, mix=lenient(data.mix), **sources)))
 
 
 def _too_long(reading: Reading, kind: str) -> list[UserError]:
@@ -132,16 +137,9 @@ def _ends(share: float) -> UserError:
     )
 
 
-def end_share(prepared: Prepared[Any], end: int) -> float | None:
+def end_share(prepared: Prepared[Any]) -> float | None:
     """Share of rows whose end-of-turn token is supervised; None for rows without an assistant's turn."""
-    rows = [*prepared.train, *prepared.eval]
-    if prepared.card["kind"] == "conversation":
-        good = sum(any(kept and token == end for token, kept in zip(r.ids, r.mask, strict=True)) for r in rows)
-    elif prepared.card["kind"] == "preference":
-        good = sum(row.chosen[-1:] == [end] == row.rejected[-1:] for row in rows)
-    else:
-        return None
-    return good / len(rows)
+    return prepared.ended if prepared.card["kind"] in ("conversation", "preference") else None
 
 
 def preview(row: Any, kind: str, tokenizer: Any, stage: str | None = None) -> list[dict[str, Any]]:

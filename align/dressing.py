@@ -13,9 +13,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from align.fingerprint import cache_folder
 from data_prep.digests import digest_of_template, sha256_json, template_text
 from data_prep.errors import UserError, nearest
+from data_prep.kept import cache_folder
 
 TEMPLATE = "chat_template.jinja"
 _NEEDS = {"chatml": ("<|im_start|>", "<|im_end|>"), "plain": ()}

@@ -14,6 +14,7 @@ from typing import Any
 
 from data_prep.digests import sha256_json
 from data_prep.errors import UserError, nearest
+from data_prep.kept import cache_folder
 
 # Keys of config.json that do not change what the weights compute.
 _VOLATILE = {
@@ -166,13 +167,6 @@ def _hash_bytes(stream: Any, count: int) -> str:
         digest.update(block)
         count -= len(block)
     return digest.hexdigest()
-
-
-def cache_folder() -> Path:
-    """Where things are kept that can be made again at any time: ALIGN_CACHE, else `align` in the user's cache."""
-    own = os.environ.get("ALIGN_CACHE")
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(own) if own else Path(root) / "align"
 
 
 class _Cache:

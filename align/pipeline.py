@@ -30,9 +30,10 @@ from align.run_folder import earlier_entries, finished, locked, make_folder, pla
 from align.shared_stages import Home, SharedStages, home_of
 from align.stages.base import TrainingStage
 from align.tracks import Tracks
+from data_prep.contents import data_digest, source_digest
 from data_prep.digests import sha256_json, template_digest, tokenizer_digest
 from data_prep.errors import TrainingStopped, UserError
-from data_prep.reading import data_digest, has_source, source_digest
+from data_prep.reading import has_source
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

@@ -28,6 +28,7 @@ from align.config import RunConfig, StageSpec
 from align.fingerprint import read_model_config
 from align.trackers.base import check_packages
 from data_prep.errors import UserError
+from data_prep.mixtures import sources_for
 from data_prep.reading import check_options, source_for
 from data_prep.sources import find_files, is_hub_id, resolve
 
@@ -74,10 +75,10 @@ def caught(check: Callable[[], object]) -> list[UserError]:
 
 
 def _check_source(spec: StageSpec, kind: str) -> None:
-    given = source_for(spec.data, KINDS[kind])
-    for path in (given.source.path, given.source.eval_path):
-        _check_file(path, spec.data.root)
-    check_options(given, KINDS[kind])
+    for one in sources_for(spec.data, KINDS[kind]):
+        for path in (one.given.source.path, one.given.source.eval_path):
+            _check_file(path, spec.data.root)
+        check_options(one.given, KINDS[kind])
 
 
 def _check_file(path: str | None, root: str | None) -> None:

@@ -91,10 +91,9 @@ class Reading:
     def _check_vocabulary(self, prepared: Prepared[Any]) -> None:
         """Every token id has a row in the model's embedding."""
         size = (self.model_config.get("text_config") or self.model_config).get("vocab_size")
-        highest = max((max(part) for row in [*prepared.train, *prepared.eval] for part in ids_of(row)), default=0)
-        if size is not None and highest >= int(size):
+        if size is not None and prepared.highest >= int(size):
             raise UserError(
-                f"the tokenizer gives token id {highest}, the model has {size} tokens",
+                f"the tokenizer gives token id {prepared.highest}, the model has {size} tokens",
                 code="vocabulary",
                 hint="use the tokenizer that belongs to this model",
             )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from data_prep.types import LabelledTokens, PairTokens, Tokens
 
 if TYPE_CHECKING:
@@ -16,18 +19,17 @@ LONGEST = 600
 """Characters of a sample that are kept."""
 
 
-def histogram(values: Sequence[int]) -> dict[str, list[int]]:
+def histogram(values: npt.ArrayLike) -> dict[str, list[int]]:
     """{"counts", "edges"} of whole numbers: at most 20 bins of one width, one edge more than counts.
 
     A value on an edge counts in the bin above it. Nothing for no values.
     """
-    if not values:
+    found = np.asarray(values, dtype=np.int64)
+    if not len(found):
         return {}
-    low, high = min(values), max(values)
+    low, high = int(found.min()), int(found.max())
     width = -(-(high - low + 1) // BINS)
-    counts = [0] * ((high - low) // width + 1)
-    for value in values:
-        counts[(value - low) // width] += 1
+    counts = np.bincount((found - low) // width).tolist()
     return {"counts": counts, "edges": [low + width * place for place in range(len(counts) + 1)]}
 
 

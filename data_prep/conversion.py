@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
 from data_prep.discovery import open_any
 from data_prep.errors import UserError
 from data_prep.filters.dedup import Dedup
@@ -17,7 +19,7 @@ from data_prep.options import SourceOptions
 from data_prep.quality.texts import question_key
 from data_prep.reading import Given, Stream, open_stream
 from data_prep.rows import Row, Skip, short
-from data_prep.splitting import Candidate, choose_sides
+from data_prep.splitting import EVAL, choose_sides, rank_bits
 from data_prep.writing import RowWriter, check_new, row_writer
 
 SHOWN = 20
@@ -207,9 +209,10 @@ def _sides_of(given: Given, share: float, by: str | None) -> dict[str, str]:
     options = SourceOptions(eval_share=share, eval_rows=sum(sum(counts.values()) for counts in strata.values()))
     sides: dict[str, str] = {}
     for counts in strata.values():
-        questions = [Candidate(key, None, count) for key, count in counts.items()]
-        chosen, _ = choose_sides(questions, options)
-        sides.update(zip(counts, chosen, strict=True))
+        ranks = np.array([rank_bits(key) for key in counts], dtype=np.uint64)
+        rows = np.array(list(counts.values()), dtype=np.uint32)
+        chosen, _ = choose_sides(ranks, np.zeros(len(ranks), dtype=np.uint8), rows, options)
+        sides.update((key, "eval" if side == EVAL else "train") for key, side in zip(counts, chosen, strict=True))
     return sides
 
 

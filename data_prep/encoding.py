@@ -16,6 +16,7 @@ from data_prep.errors import UserError
 _ANCHORS = ("\n", ":", "x", "0", "|")
 _PROBES = ("x", "hello", "7")
 START, CONTROL, JOIN = "start", "control", "join"
+_BATCH = 64  # texts per call of the tokenizer: half the time per text of calls with thousands
 Section = tuple[str, str]
 
 
@@ -57,7 +58,9 @@ class PlainEncoder:
         backend.no_padding()
         before, backend.encode_special_tokens = backend.encode_special_tokens, True
         try:
-            return [found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+            starts = range(0, len(texts), _BATCH)
+            calls = (backend.encode_batch_fast(texts[i : i + _BATCH], add_special_tokens=False) for i in starts)
+            return [found.ids for call in calls for found in call]
         finally:
             backend.encode_special_tokens = before
 

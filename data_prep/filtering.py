@@ -40,6 +40,14 @@ class Tally:
         self.bad(problem)
         self.fatal = True
 
+    def take(self, other: Tally) -> None:
+        """Add what another source lost."""
+        self.seen += other.seen
+        self.source_rows += other.source_rows
+        self.dropped += other.dropped
+        self.problems += other.problems
+        self.bad_rows += other.bad_rows
+
     def first_problems(self) -> list[UserError]:
         """The first of the problems, by file and row."""
         return sorted(self.problems, key=lambda problem: (problem.file or "", problem.row or 0))[:SHOWN]

@@ -78,6 +78,7 @@ class SourceOptions:
     eval_share: float = field(default=0.05, metadata={"help": "share of prompts held out when rows carry no split"})
     eval_rows: int = field(default=500, metadata={"help": "most evaluation rows held out"})
     limit: Optional[int] = field(default=None, metadata={"help": "read only the first rows, as many as this"})
+    mix: dict[str, Any] = _map("several sources in place of a path: {name: {path: FILE, weight: 2, ...}, ...}")
     columns: dict[str, str] = _map("our columns from theirs: {ours: theirs}, or {ours: 'text with {theirs} in it'}")
     parse: dict[str, str] = _map("take texts apart into columns: {text: 'IN: {prompt} OUT: {completion}'}")
     options: dict[str, Any] = _map("options of the format (or of the generator)")
@@ -87,6 +88,16 @@ class SourceOptions:
     on_leak: OnLeak = field(
         default=OnLeak.refuse,
         metadata={"help": "refuse or drop (and count) training rows that are also rows of eval_path or split=eval"},
+    )
+
+
+@dataclass
+class MixOptions(SourceOptions):
+    """One source of a mixture: a source, and how much is drawn of it."""
+
+    weight: float = field(default=1.0, metadata={"help": "how much more is drawn of it than of others, row by row"})
+    epochs: Optional[float] = field(
+        default=None, metadata={"help": "draw each of its rows this many times, whatever the weights say"}
     )
 
 
@@ -106,6 +117,13 @@ class DataOptions:
     name: str = field(default="files", metadata={"help": "name of the data, for cards and reports"})
     root: Optional[str] = field(default=None, metadata={"help": "folder that relative paths start from (else the cwd)"})
     path: Optional[str] = field(default=None, metadata={"help": "one file for the kind of row it holds"})
+    mix: dict[str, Any] = _map("several sources for the kind of row they hold: {name: {path: FILE, weight: 2}, ...}")
+    temperature: float = field(
+        default=1.0, metadata={"help": "of a mixture: 1 draws in proportion to rows, above 1 more evenly"}
+    )
+    workers: Optional[int] = field(
+        default=None, metadata={"help": "processes that render when rows are many (default: one per core; 0: none)"}
+    )
     license: str = field(default="", metadata={"help": "licence of the data, copied into the data card"})
     system: Optional[str] = field(default=None, metadata={"help": "system message for rows that have none"})
     train_on: TrainOn = field(

@@ -96,7 +96,8 @@ def read_jsonl(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
         except (ValueError, RecursionError) as problem:
             at = f"{problem.msg} at column {problem.colno}" if isinstance(problem, json.JSONDecodeError) else None
             yield UserError(
-                f"invalid JSON: {at or _reason(problem)} (got {short(text.strip())}; expected one JSON object)",
+                f"invalid JSON: {at or _reason(problem)} "
+                f"(got {short(text.strip() or repr(text))}; expected one JSON object)",
                 code="bad_json",
                 file=path,
                 row=number,

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from enum import Enum
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any
 
 from data_prep.columns import mapped
-from data_prep.digests import sha256_json
 from data_prep.errors import UserError, nearest, unknown
 from data_prep.filtering import Tally
-from data_prep.filters.base import Filtering, make_filters, options_of
+from data_prep.filters.base import Filtering, make_filters
 from data_prep.formats.base import (
     CONVERSATION,
     DOCUMENT,
@@ -23,14 +22,14 @@ from data_prep.formats.base import (
     Format,
     detect_format,
 )
-from data_prep.generation import find_generator, generated_rows
+from data_prep.generation import generated_rows
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.rows import Row, RowOrProblem, Skip
-from data_prep.sources import digest_path, read_path, resolve
+from data_prep.sources import find_files, is_hub_id, read_path, resolve
 
 VERSION = 3  # raise it when the same files and options give other rows
 _KEY_ROWS = 50
-_NAMES = {
+NAMES = {
     CONVERSATION: "conversations",
     PREFERENCE: "preferences",
     PROMPT: "prompts",
@@ -46,10 +45,30 @@ class Given:
 
     data: DataOptions
     source: SourceOptions
+    where: str = ""
+    """The option of a mixture that serves, `data.mix` or `data.KIND.mix`."""
+
+    @property
+    def mix(self) -> dict[str, Any]:
+        """The sources of a mixture, by name; {} for a single source."""
+        return dict(self.data.mix if self.where == "data.mix" else self.source.mix)
+
+    def files(self) -> list[str]:
+        """The files of a single source that lie on this machine."""
+        paths = [resolve(path, self.data.root) for path in (self.source.path, self.source.eval_path) if path]
+        return [file for path in paths if os.path.exists(path) or not is_hub_id(path) for file in find_files(path)]
+
+    @property
+    def remote(self) -> bool:
+        """Whether some of it comes from the hub."""
+        paths = [path for path in (self.source.path, self.source.eval_path) if path]
+        return any(not os.path.exists(resolve(path, self.data.root)) and is_hub_id(path) for path in paths)
 
     @property
     def label(self) -> str:
         """What to call the source in cards and errors."""
+        if self.mix:
+            return self.where
         if self.source.generator:
             return f"generator {self.source.generator}"
         return resolve(str(self.source.path), self.data.root)
@@ -64,21 +83,33 @@ def source_for(data: DataOptions, kind: str) -> Given:
         UserError: nothing is given for this kind, or both a path and a generator.
     """
     for name in (kind, *_FALLBACKS.get(kind, ())):
-        source: SourceOptions = getattr(data, _NAMES[name])
+        source: SourceOptions = getattr(data, NAMES[name])
+        if source.mix and (source.path or source.generator):
+            raise UserError(
+                f"data.{NAMES[name]} has both a mix and a {'path' if source.path else 'generator'}",
+                code="two_sources",
+                hint="give one of them",
+            )
+        if source.mix:
+            return Given(data, source, f"data.{NAMES[name]}.mix")
         if source.path and source.generator:
             raise UserError(
-                f"data.{_NAMES[name]} has both a path ({source.path}) and a generator ({source.generator})",
+                f"data.{NAMES[name]} has both a path ({source.path}) and a generator ({source.generator})",
                 code="two_sources",
                 hint="give one of them",
             )
         if source.path or source.generator:
             return Given(data, source)
+    if data.path and data.mix:
+        raise UserError("data has both a path and a mix", code="two_sources", hint="give one of them")
+    if data.mix:
+        return Given(data, getattr(data, NAMES[kind]), "data.mix")
     if data.path:
-        return Given(data, replace(getattr(data, _NAMES[kind]), path=data.path))
+        return Given(data, replace(getattr(data, NAMES[kind]), path=data.path))
     raise UserError(
-        f"data '{data.name}' has no {_NAMES[kind]}",
+        f"data '{data.name}' has no {NAMES[kind]}",
         code="no_source",
-        hint=f"set data.{_NAMES[kind]}.path=FILE (or .generator=NAME)",
+        hint=f"set data.{NAMES[kind]}.path=FILE (or .generator=NAME)",
     )
 
 
@@ -203,6 +234,11 @@ class Stream:
             else:
                 yield record
 
+    def foreign(self) -> bool:
+        """Whether code from outside this package has a say: a format or a filter of a plugin."""
+        own = __package__ + "."
+        return not all(type(each).__module__.startswith(own) for each in (self.form, *self.filtering.filters))
+
     def about(self) -> dict[str, Any]:
         """What the data card says of the source, after it was read."""
         return {
@@ -265,62 +301,7 @@ def _parsed(form: Format, kind: str, rows: Iterable[Row], tally: Tally) -> Itera
             yield record
 
 
-def _plain(value: Any) -> Any:
-    """Options as JSON-able values."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.value if isinstance(value, Enum) else value
-
-
-def data_digest(data: DataOptions, kind: str) -> str:
-    """Hex hash of what a kind of row is made of: bytes of the files (or the generator's version) and the options.
-
-    Args:
-        data: the data options.
-        kind: "conversations", "preferences", "prompts" or "text".
-
-    Raises:
-        UserError: an unknown kind, nothing given, or a missing file.
-    """
-    kinds = {plural: single for single, plural in _NAMES.items() if single != UNPAIRED}
-    if kind not in kinds:
-        raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(kinds)})")
-    given = source_for(data, kinds[kind])
-    filters = [[one.name, options_of(one), one.content(data.root)] for one in make_filters(data.filters, kinds[kind])]
-    return sha256_json(
-        {
-            "kind": kind,
-            "system": data.system,
-            "train_on": data.train_on.value,
-            "source": source_digest(data, given.source),
-            **({"filters": filters} if filters else {}),
-        }
-    )
-
-
 def has_source(data: DataOptions, kind: str) -> bool:
     """Whether a source is given for a kind of row ("conversations", "preferences", "prompts" or "text") itself."""
     source: SourceOptions = getattr(data, kind)
-    return bool(source.path or source.generator)
-
-
-def source_digest(data: DataOptions, source: SourceOptions) -> str:
-    """Hex hash of one source: bytes of its files (or its generator's version) and its options.
-
-    Raises:
-        UserError: a missing file.
-    """
-    options = _plain(asdict(source))
-    for name in ("path", "eval_path", "on_leak"):  # contents count, not names; leaks never train, refused or dropped
-        options.pop(name)
-    content: dict[str, Any] = {"version": VERSION, "options": options}
-    if source.generator:
-        generator = find_generator(source.generator)
-        content["generator"] = [source.generator, str(generator.version)]
-    elif source.path:
-        content["files"] = digest_path(source.path, data.root)
-    if source.eval_path:
-        content["eval_files"] = digest_path(source.eval_path, data.root)
-    return sha256_json(content)
+    return bool(source.path or source.generator or source.mix)

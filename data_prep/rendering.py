@@ -13,8 +13,8 @@ Rules, each held by a test:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 from data_prep.digests import digest_of_template, digest_of_tokenizer, template_digest, tokenizer_digest
 from data_prep.encoding import CONTROL, JOIN, START, PlainEncoder, Section
@@ -38,8 +38,7 @@ S = TypeVar("S")
 _ANYONE = Message("user", "x")
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """A control token (`control` is its text) or a plain section.
 
     `turn` is the assistant turn that says it, `weight` multiplies its loss.
@@ -323,8 +322,8 @@ class Renderer:
 def _as_asked(piece: Piece, said: Message) -> Piece:
     """A piece of an assistant turn, out of the loss if the turn is, and with the turn's weight."""
     if not said.trained:
-        return replace(piece, turn=None)
-    return piece if said.weight is None else replace(piece, weight=said.weight)
+        return piece._replace(turn=None)
+    return piece if said.weight is None else piece._replace(weight=said.weight)
 
 
 def _value(result: R | UserError) -> R:

@@ -5,11 +5,19 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from data_prep.options import SourceOptions
 from data_prep.types import Message
 
+TRAIN, EVAL, OVERLAP, LEAK = 1, 2, 3, 4
+SIDES = {"train": TRAIN, "eval": EVAL}
+Ranks: TypeAlias = npt.NDArray[np.uint64]
+Sides: TypeAlias = npt.NDArray[np.uint8]
+Counts: TypeAlias = npt.NDArray[np.uint32]
 _SPACE = re.compile(r"[\W_]+")
 
 
@@ -22,51 +30,43 @@ def prompt_key(messages: Sequence[Message]) -> str:
     return _SPACE.sub(" ", first.casefold()).strip() or first.strip()
 
 
-def rank(key: str) -> float:
-    """A number in [0, 1) from a hash of the question: the same in every stage and for every seed."""
+def rank_bits(key: str) -> int:
+    """64 bits of a hash of the question, which also stand for it: the same in every stage and for every seed."""
     digest = hashlib.sha256(f"align-split|{key}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return int.from_bytes(digest[:8], "big")
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A row for the split: its question, the side it asks for ("train", "eval" or None), and how many rows it makes."""
-
-    key: str
-    side: str | None
-    weight: int = 1
+def rank(key: str) -> float:
+    """A number in [0, 1) from a hash of the question."""
+    return rank_bits(key) / 2**64
 
 
-def choose_sides(rows: Sequence[Candidate], source: SourceOptions) -> tuple[list[str], str]:
-    """The side of every row, "train", "eval" or "overlap" (a training row whose question evaluates), and the rule.
+def choose_sides(ranks: Ranks, wishes: Sides, rows: Counts, source: SourceOptions) -> tuple[Sides, str]:
+    """The side of every record (TRAIN, EVAL, or OVERLAP: a training record whose question evaluates), and the rule.
 
-    If any row asks to evaluate, the rows' own wishes hold. Else questions whose rank is below `eval_share` evaluate,
-    lowest first and whole groups of the same question: at most `eval_rows` rows, and at least one question unless it
-    is the only one.
+    If any record asks to evaluate, the records' own wishes hold. Else questions whose rank is below `eval_share`
+    evaluate, lowest first and whole groups of the same question: at most `eval_rows` rows, and at least one question
+    unless it is the only one.
+
+    Args:
+        ranks: `rank_bits` of the questions, uint64.
+        wishes: the side that each record asks for (0: none).
+        rows: how many rows each record makes.
+        source: has eval_share and eval_rows.
     """
-    if any(row.side == "eval" for row in rows):
-        held_keys = {row.key for row in rows if row.side == "eval"}
-        sides = ["eval" if r.side == "eval" else "overlap" if r.key in held_keys else "train" for r in rows]
+    if (wishes == EVAL).any():
+        sides = np.where(np.isin(ranks, ranks[wishes == EVAL]), OVERLAP, TRAIN).astype(np.uint8)
+        sides[wishes == EVAL] = EVAL
         return sides, "the rows' own column split (or eval_path)"
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.key] = counts.get(row.key, 0) + row.weight
-    ranked = sorted(counts, key=lambda key: (rank(key), key))
-    held: set[str] = set()
+    held: list[int] = []
     taken = 0
-    if source.eval_share > 0 and source.eval_rows > 0 and len(ranked) > 1:
-        for key in ranked:
-            if held and rank(key) >= source.eval_share:
-                break
-            if taken + counts[key] <= source.eval_rows or not held:
-                held.add(key)
-                taken += counts[key]
+    if source.eval_share > 0 and source.eval_rows > 0 and (ranks != ranks[:1]).any():
+        low = ranks < source.eval_share * 2.0**64  # the few that may evaluate
+        low = low if low.any() else ranks == ranks.min()
+        questions, which = np.unique(ranks[low], return_inverse=True)
+        for question, count in zip(questions.tolist(), np.bincount(which, rows[low]).tolist(), strict=True):
+            if taken + count <= source.eval_rows or not held:
+                held.append(question)
+                taken += int(count)
     rule = f"hash of the question (share {source.eval_share:g}, at most {source.eval_rows} rows)"
-    return ["eval" if row.key in held else "train" for row in rows], rule
-
-
-def in_order(rows: Sequence[Candidate], sides: Sequence[str]) -> list[int]:
-    """Places of the rows: those that train as they stand, then those that evaluate by the rank of their question."""
-    held = [place for place, side in enumerate(sides) if side == "eval"]
-    held.sort(key=lambda place: rank(rows[place].key))
-    return [place for place, side in enumerate(sides) if side != "eval"] + held
+    return np.where(np.isin(ranks, np.array(held, dtype=np.uint64)), EVAL, TRAIN).astype(np.uint8), rule

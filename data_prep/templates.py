@@ -230,18 +230,8 @@ class ChatTemplate:
         self, messages: Sequence[Message], generation_prompt: bool, tools: Tools = ()
     ) -> tuple[str, list[Span]]:
         """Jinja's text of escaped messages, and the spans of its generation marks."""
-        from transformers.utils.chat_template_utils import render_jinja_template
-
         try:
-            rendered: Any = render_jinja_template(
-                conversations=[self._chat(messages)],
-                tools=self.escapes.escape_all(tools) or None,
-                chat_template=self.source,
-                add_generation_prompt=generation_prompt,
-                return_assistant_tokens_mask=self.has_markers,
-                **self._names,
-                **self.switches,
-            )
+            found, marks = self._jinja(self._chat(messages), self.escapes.escape_all(tools) or None, generation_prompt)
         except Exception as problem:
             roles = ", ".join(message.role for message in messages) or "none"
             raise UserError(
@@ -249,8 +239,29 @@ class ChatTemplate:
                 code="template_refuses",
                 hint=_AS_TEXT if tools or any(m.calls or m.role == "tool" for m in messages) else None,
             ) from problem
-        texts, marks = rendered
-        return texts[0], [(int(start), int(end)) for start, end in marks[0]] if marks else []
+        return found, marks
+
+    def _jinja(self, chat: list[dict[str, Any]], tools: Any, generation_prompt: bool) -> tuple[str, list[Span]]:
+        """What transformers' render_jinja_template does for one chat of plain values, at a third of the time."""
+        from transformers.utils import chat_template_utils
+
+        compiled = chat_template_utils._compile_jinja_template(self.source)  # compiles once
+        given = {
+            "messages": chat,
+            "tools": tools,
+            "documents": None,
+            "add_generation_prompt": generation_prompt,
+            **self._names,
+            **self.switches,
+        }
+        if not self.has_markers:
+            return str(compiled.render(**given)), []
+        blocks: list[str] = []
+        marks: list[Span] = []
+        with compiled.environment.activate_tracker(blocks, marks):
+            for block in compiled.generate(**given):
+                blocks.append(block)  # one by one: the marks are counted from what stands there
+        return "".join(blocks), marks
 
     def _check_printed(self, messages: Sequence[Message], tools: Tools) -> None:
         """Refuse what the template would leave out in silence; each sort of thing is tried once.

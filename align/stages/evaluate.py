@@ -9,7 +9,7 @@ No paper; costs one rollout and two scoring passes per stage.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -91,7 +91,7 @@ class Evaluate(Stage):
         return None
 
     def _answers(
-        self, work: Work, checkpoint: Checkpoint | None, rows: list[PromptTokens], judge: Role | None
+        self, work: Work, checkpoint: Checkpoint | None, rows: Sequence[PromptTokens], judge: Role | None
     ) -> Answers:
         from align.experience import score_replies
         from align.roles import Role
@@ -114,7 +114,7 @@ class Evaluate(Stage):
                 self._loss(work, role),
             )
 
-    def _replies(self, work: Work, role: Role, rows: list[PromptTokens]) -> list[Reply]:
+    def _replies(self, work: Work, role: Role, rows: Sequence[PromptTokens]) -> list[Reply]:
         import torch
 
         from align.rollout import RolloutEngine, Sampling
@@ -217,7 +217,7 @@ def gold_rule(data: DataOptions) -> Any:
 
 
 def _gold(
-    work: Work, rows: list[PromptTokens], texts: list[str], replies: list[Reply]
+    work: Work, rows: Sequence[PromptTokens], texts: list[str], replies: list[Reply]
 ) -> list[dict[str, float]] | None:
     """The gold rule's verdict on every reply, where the data names one."""
     gold = work.spec.data.gold
@@ -261,7 +261,7 @@ def _gain(last: Answers, before: Answers) -> dict[str, float]:
     return {"gold": mean, "se": se}
 
 
-def _write_samples(work: Work, rows: list[PromptTokens], answers: dict[str, Answers]) -> None:
+def _write_samples(work: Work, rows: Sequence[PromptTokens], answers: dict[str, Answers]) -> None:
     with (work.staging / "samples.jsonl").open("w", encoding="utf-8") as stream:
         for i, row in enumerate(rows):
             replies = {

@@ -9,6 +9,7 @@ that a pair's prompt is computed once. Costs one forward and backward over promp
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -73,7 +74,7 @@ class RewardModel(TrainingStage):
         return save_result(work, result, work.staging)
 
 
-def measure(objective: Pairwise, rows: list[PairTokens], chunk: int) -> dict[str, Any]:
+def measure(objective: Pairwise, rows: Sequence[PairTokens], chunk: int) -> dict[str, Any]:
     """Held-out quality of a reward model: accuracy with interval, calibration, length correlation, score statistics."""
     import torch
 
@@ -109,7 +110,7 @@ def measure(objective: Pairwise, rows: list[PairTokens], chunk: int) -> dict[str
     return {"metrics": metrics, "norm": norm, "scores": chosen, "rejected": rejected}
 
 
-def _samples(work: Work, rows: list[PairTokens], measured: dict[str, Any]) -> list[dict[str, Any]]:
+def _samples(work: Work, rows: Sequence[PairTokens], measured: dict[str, Any]) -> list[dict[str, Any]]:
     """Held-out pairs as text, with both scores."""
     decode = work.renderer.decode
     return [

@@ -156,7 +156,7 @@ def _losses(mixed: Mixed, name: str, rows: Sequence[Tokens]) -> dict[str, float]
     return {"base": found[None], "own": found[name], "combined": found[_COMBINATION], "rows": len(rows)}
 
 
-def _held_out(opened: Opened, most: int) -> list[Tokens]:
+def _held_out(opened: Opened, most: int) -> Sequence[Tokens]:
     """Evaluation rows of the conversations that the checkpoint's stage was trained on."""
     path = opened.checkpoint.folder / "recipe.yaml"
     if not path.is_file():

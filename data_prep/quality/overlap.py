@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from data_prep.errors import UserError
 from data_prep.options import OnLeak
-from data_prep.quality.near import NEAR, Hashes, NearIndex, similarity, word_pairs
-from data_prep.quality.texts import question_key, question_text, row_digest, whole_text
-from data_prep.types import Document
+from data_prep.quality.near import NEAR, Hashes, NearIndex, similarity, word_pairs, word_pairs_of
+from data_prep.quality.texts import question_key, question_text, row_digest, whole_text, words
+from data_prep.splitting import EVAL, LEAK, OVERLAP, TRAIN, Sides
 
-QUESTION_NEAR = 1 / 3
-"""Least share of common word pairs of the questions of near rows: one reply may answer many questions."""
 CHECKS = 5000
 """How many training rows a data card compares in full: rows that share most words with evaluation rows."""
+QUESTION_NEAR = 1 / 3
+"""Least share of common word pairs of the questions of near rows: one reply may answer many questions."""
 NAMED = 20
 """How many leaks are named."""
+_BITS = np.uint64(1 << 24)  # a table of the evaluation rows' word pairs, so that few training rows are looked up
 
 
 class HeldOut:
@@ -35,8 +38,6 @@ class HeldOut:
         self._index = NearIndex(threshold)
         self._asked: list[Hashes] = []
         self._loose: set[tuple[str, str]] = set()
-        self.checks = 0
-        """How many rows were compared in full."""
         texts: list[Hashes] = []
         for row in rows:
             self.rows.setdefault(row_digest(row), row.id)
@@ -61,7 +62,6 @@ class HeldOut:
         loose = _loose(text)
         if len(loose) >= 3 and len(loose & self._loose) < len(loose) * self._index.threshold / 2:
             return None  # cheap, and most rows end here
-        self.checks += 1
         pairs = word_pairs(text)
         if not len(pairs) or not len(self._pairs):
             return None
@@ -83,39 +83,112 @@ def _loose(text: str) -> set[tuple[str, str]]:
     return set(pairwise(listed))
 
 
-def check_overlap(rows: Sequence[Any], sides: Sequence[str], on_leak: OnLeak) -> tuple[dict[str, Any], list[str]]:
-    """The `overlap` of a data card, and the sides with "leak" in place of "overlap" for whole rows that repeat.
+@dataclass
+class Said:
+    """What some records say, compactly: `ids`, `digests` (uint64, equal for the same row), the word pairs of all, one
+    after another, how many each record has (`counts`), and how many of them are its question's (`asked`).
+    """
+
+    ids: list[str]
+    digests: npt.NDArray[np.uint64]
+    pairs: Hashes
+    counts: npt.NDArray[np.uint32]
+    asked: npt.NDArray[np.uint32]
+
+    @classmethod
+    def of(cls, records: Sequence[Any]) -> Said:
+        """What these records say."""
+        pairs, counts = word_pairs_of([whole_text(record) for record in records])
+        digests = [int.from_bytes(row_digest(record)[:8], "little") for record in records]
+        questions = [len(words(question_text(record))) for record in records]
+        known = np.array(questions, dtype=np.int64)  # of one word: its pair with the next stands for it
+        asked = np.minimum(np.where(known > 1, known - 1, known), counts).astype(np.uint32)
+        ids = [record.id for record in records]
+        return cls(ids, np.array(digests, dtype=np.uint64), pairs, counts, asked)
+
+    def pairs_of(self, place: int) -> Hashes:
+        """The word pairs of one record, those of its question first."""
+        end = int(self.counts[: place + 1].sum())
+        return self.pairs[end - int(self.counts[place]) : end]
+
+    def question_of(self, place: int) -> Hashes:
+        """The word pairs of one record's question."""
+        return self.pairs_of(place)[: int(self.asked[place])]
+
+
+def check_overlap(
+    said: Callable[[], Iterable[Said]], sides: Sides, on_leak: OnLeak, documents: bool = False
+) -> tuple[dict[str, Any], Sides]:
+    """The `overlap` of a data card, and the sides with LEAK for whole rows that repeat.
 
     Args:
-        rows: records of all sides.
-        sides: "train", "eval" or "overlap" (a training row whose question evaluates) of each.
+        said: gives what all records say, in order; called twice.
+        sides: TRAIN, EVAL or OVERLAP (a training row whose question evaluates) of each record.
         on_leak: what to do when a training row says the same as an evaluation row.
+        documents: the records are documents, which are their own question.
 
     Raises:
         UserError: there are such rows and `on_leak` is refuse; the first 20 are named.
     """
-    held = HeldOut([row for row, side in zip(rows, sides, strict=True) if side == "eval"])
+    result = sides.copy()
+    held: dict[int, str] = {}
+    index, seen = NearIndex(NEAR), np.zeros(_BITS, dtype=bool)
+    for start, part in _numbered(said):
+        for place in np.flatnonzero(sides[start : start + len(part.ids)] == EVAL).tolist():
+            held.setdefault(int(part.digests[place]), part.ids[place])
+            pairs = part.pairs_of(place)
+            index.add(pairs, (part.question_of(place).copy(), part.ids[place]))
+            seen[pairs % _BITS] = True
+    known = np.array(list(held), dtype=np.uint64)
     leaks: list[tuple[str, str]] = []
     near: list[tuple[str, str]] = []
-    result, looked = list(sides), 0
-    for place, (row, side) in enumerate(zip(rows, sides, strict=True)):
-        if side == "eval" or not held.rows:
-            continue
-        if (side == "overlap" or isinstance(row, Document)) and (other := held.same(row)):
-            leaks.append((row.id, other))
-            result[place] = "leak"
-        elif side == "train" and held.checks < CHECKS:
-            looked += 1
-            if other := held.near(row):
-                near.append((row.id, other))
+    left, looked = CHECKS, 0
+    for start, part in _numbered(said) if held else ():
+        own = sides[start : start + len(part.ids)]
+        same = (own != EVAL) & (documents | (own == OVERLAP)) & np.isin(part.digests, known)
+        result[start : start + len(own)][same] = LEAK
+        leaks += [(part.ids[place], held[int(part.digests[place])]) for place in np.flatnonzero(same).tolist()]
+        candidates = np.flatnonzero((own == TRAIN) & ~same & _alike(part, seen))[:left]
+        left -= len(candidates)
+        if left or len(candidates):
+            looked += int((own[: None if left else candidates[-1] + 1] == TRAIN).sum())
+        for place in candidates.tolist():
+            if (other := _near(part, place, index)) is not None:
+                near.append((part.ids[place], other))
     if leaks and on_leak is OnLeak.refuse:
         raise _leaked(leaks)
-    card: dict[str, Any] = {"exact": len(leaks), "question": result.count("overlap"), "near": len(near)}
-    if looked < result.count("train"):
+    card: dict[str, Any] = {"exact": len(leaks), "question": int((result == OVERLAP).sum()), "near": len(near)}
+    if held and looked < int((result == TRAIN).sum()):
         card["near_of"] = looked
     if near:
         card["near_rows"] = [f"{row} like {other}" for row, other in near[:3]]
     return {**card, "near_from": NEAR}, result
+
+
+def _near(part: Said, place: int, index: NearIndex) -> str | None:
+    """The id of an evaluation row that says nearly the same, to a question that is not another one, or None."""
+    asked = part.question_of(place)
+    for other, name in index.similar(part.pairs_of(place)):
+        if not len(asked) or similarity(asked, other) >= QUESTION_NEAR:
+            return str(name)
+    return None
+
+
+def _numbered(said: Callable[[], Iterable[Said]]) -> Iterator[tuple[int, Said]]:
+    """(number of the first record, what the records say)."""
+    start = 0
+    for part in said():
+        yield start, part
+        start += len(part.ids)
+
+
+def _alike(part: Said, seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+    """Which records may be near an evaluation row: a share of their pairs that bounds the similarity is known."""
+    known = np.concatenate([[0], np.cumsum(seen[part.pairs % _BITS])])
+    ends = np.cumsum(part.counts, dtype=np.int64)
+    share = (known[ends] - known[ends - part.counts]) / np.maximum(part.counts, 1)
+    alike: npt.NDArray[np.bool_] = share >= NEAR
+    return alike
 
 
 def _leaked(leaks: list[tuple[str, str]]) -> UserError:

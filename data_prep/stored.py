@@ -1,0 +1,152 @@
+"""Rendered rows beyond what memory should hold: an Arrow file, mapped into memory, that is read like a list.
+
+A row is rebuilt when it is asked for; what stays in memory is four bytes a row, the order.
+"""
+
+from __future__ import annotations
+
+import json
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Generic, TypeVar, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from data_prep.types import LabelledTokens, PairTokens, PromptTokens, Tokens
+
+T = TypeVar("T")
+KINDS: dict[str, type] = {one.__name__: one for one in (Tokens, PairTokens, LabelledTokens, PromptTokens)}
+_IDS, _FLAGS, _NUMBERS, _TEXT, _JSON = "ids", "flags", "numbers", "text", "json"
+_COLUMNS: dict[str, str] = {
+    "ids": _IDS,
+    "prompt": _IDS,
+    "chosen": _IDS,
+    "rejected": _IDS,
+    "reply": _IDS,
+    "mask": _FLAGS,
+    "weights": _NUMBERS,
+    "id": _TEXT,
+    "task": _TEXT,
+    "text": _TEXT,
+    "margin": "number",
+    "good": "flag",
+    "meta": _JSON,
+}
+
+
+def _arrow_type(column: str) -> Any:
+    import pyarrow as pa
+
+    return {
+        _IDS: pa.list_(pa.int32()),
+        _FLAGS: pa.list_(pa.bool_()),
+        _NUMBERS: pa.list_(pa.float64()),
+        _TEXT: pa.string(),
+        _JSON: pa.string(),
+        "number": pa.float64(),
+        "flag": pa.bool_(),
+    }[_COLUMNS[column]]
+
+
+def schema_of(kind: type) -> Any:
+    """The Arrow schema of rows of a class; the class's name is in its metadata."""
+    import pyarrow as pa
+
+    names = [field.name for field in fields(kind)]
+    return pa.schema([(name, _arrow_type(name)) for name in names], metadata={"row": kind.__name__})
+
+
+def to_batch(rows: Sequence[Any]) -> Any:
+    """Rows of one class as an Arrow record batch."""
+    import pyarrow as pa
+
+    schema = schema_of(type(rows[0]))
+    columns = []
+    for field in schema:
+        values = [getattr(row, field.name) for row in rows]
+        if _COLUMNS[field.name] == _JSON:
+            values = [json.dumps(value) if value else None for value in values]
+        flat = {_IDS: np.int32, _FLAGS: np.bool_}.get(_COLUMNS[field.name])
+        columns.append(pa.array(values, field.type) if flat is None else _listed(values, flat, field.type))
+    return pa.record_batch(columns, schema=schema)
+
+
+def _listed(values: Sequence[list[Any]], kind: type[np.generic], listed: Any) -> Any:
+    """Lists of token ids or flags as an Arrow array; faster than pa.array, which looks at every number."""
+    import pyarrow as pa
+
+    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
+    if kind is np.bool_:
+        flat: Any = np.frombuffer(b"".join(map(bytes, values)), dtype=np.bool_)
+    else:
+        flat = np.concatenate([np.array(value, dtype=kind) for value in values])
+    return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat), type=listed)
+
+
+class Rows(Sequence[T], Generic[T]):
+    """Rows of an Arrow file in a given order; slices are lists.
+
+    Args:
+        path: an Arrow IPC file that `to_batch` filled.
+        order: places of the rows in the file, uint32.
+        change: what is done to a row at such a place when it is read (None: nothing).
+    """
+
+    def __init__(self, path: Path, order: npt.NDArray[np.uint32], change: Callable[[int, T], T] | None = None) -> None:
+        import pyarrow as pa
+
+        self.path = path
+        self.order = order
+        self.change = change
+        self._file = pa.ipc.open_file(pa.memory_map(str(path)))
+        self._kind = KINDS[self._file.schema.metadata[b"row"].decode()]
+        counts = [self._file.get_batch(number).num_rows for number in range(self._file.num_record_batches)]
+        self._starts = np.cumsum([0, *counts]).tolist()
+        self._opened: dict[int, dict[str, Callable[[int], Any]]] = {}
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[T]: ...
+    def __getitem__(self, place: int | slice) -> T | list[T]:
+        if isinstance(place, slice):
+            return [self._at(int(number)) for number in self.order[place]]
+        return self._at(int(self.order[place]))
+
+    def __iter__(self) -> Iterator[T]:
+        for number in self.order:
+            yield self._at(int(number))
+
+    def __reduce__(self) -> Any:
+        return Rows, (self.path, self.order, self.change)
+
+    def _at(self, number: int) -> T:
+        batch = bisect_right(self._starts, number) - 1
+        readers = self._opened.get(batch)
+        if readers is None:
+            held = self._file.get_batch(batch)
+            readers = self._opened[batch] = {name: _reader(name, held.column(name)) for name in held.schema.names}
+        place = number - self._starts[batch]
+        row: T = self._kind(**{name: read(place) for name, read in readers.items()})
+        return row if self.change is None else self.change(number, row)
+
+
+def _reader(name: str, column: Any) -> Callable[[int], Any]:
+    """What reads one value of a column."""
+    kind = _COLUMNS[name]
+    if kind == _JSON:
+        return lambda place: json.loads(column[place].as_py() or "{}")
+    if kind not in (_IDS, _FLAGS):
+        return lambda place: column[place].as_py()
+    starts = column.offsets.to_numpy()
+    if kind == _FLAGS:
+        flags = column.values
+        return lambda place: flags[starts[place] : starts[place + 1]].to_numpy(zero_copy_only=False).tolist()
+    values = column.values.to_numpy()
+    return lambda place: values[starts[place] : starts[place + 1]].tolist()
