@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import errno
+import gc
 import importlib
 import json
 import os
@@ -166,6 +167,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(versions().get("align-toolkit", "not installed (running from a source tree)"))
         return 0
     as_json = "--json" in words
+    gc.set_threshold(100_000)  # a start makes as many objects that stay; looking for garbage among them takes a quarter
     quieten()
     with json_only() if as_json else contextlib.nullcontext():
         code, answer = _guarded(words)

@@ -15,14 +15,15 @@ from typing import Any
 import yaml
 from hydra import version as hydra_version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -31,6 +32,41 @@ from align.plainness import check_hydra
 from align.stages.base import stages
 from align.typed import convert, option_types, shown, unknown_key
 from data_prep.errors import UserError, unknown
+
+
+class Loader(ConfigLoaderImpl):
+    """Hydra's loader, which reads the recipes of a choice once, however often they are asked for.
+
+    It goes through what is private to Hydra, because the public call composes anew each time, Hydra's own settings
+    included: half of what every configuration error had to wait for.
+    """
+
+    def __init__(self, search_path: ConfigSearchPath) -> None:
+        super().__init__(search_path)
+        self._found: dict[tuple[str, tuple[str, ...]], tuple[DefaultsList, CachingConfigRepository]] = {}
+
+    def found(self, config: str, overrides: Sequence[str]) -> tuple[DefaultsList, CachingConfigRepository]:
+        """The recipes that a choice composes, in order, and where their content is kept."""
+        key = (config, tuple(overrides))
+        if key not in self._found:
+            parsed, kept = self._parse_overrides_and_create_caching_repo(config, list(overrides))
+            self._found[key] = create_defaults_list(kept, config, parsed, prepend_hydra=True, skip_missing=False), kept
+        return self._found[key]
+
+    def compose(self, config: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
+        """What a choice composes, and the choice that each group took; of Hydra's settings those of the recipes."""
+        found, kept = self.found(config, overrides)
+        own = [item for item in found.defaults if not str(item.config_path).startswith("hydra/")]
+        tree = self._compose_config_from_defaults_list(own, kept)
+        OmegaConf.set_struct(tree, True)
+        return tree, {str(group): choice for group, choice in found.overrides.known_choices.items()}
+
+
+def loader() -> Loader:
+    """The loader of the recipes that are set up (inside `recipes`)."""
+    found = GlobalHydra.instance().config_loader()
+    assert isinstance(found, Loader), "called outside recipes()"
+    return found
 
 
 def recipes_place() -> str:
@@ -63,7 +99,7 @@ def recipes(config_dir: str | None) -> Iterator[None]:
     GlobalHydra.instance().clear()
     hydra_version.setbase("1.3")
     try:
-        Hydra.create_main_hydra2("align", search_path)
+        GlobalHydra.instance().initialize(Hydra("align", Loader(search_path)))
         yield
     finally:
         GlobalHydra.instance().clear()
@@ -72,7 +108,7 @@ def recipes(config_dir: str | None) -> Iterator[None]:
 
 def group_choices(group: str) -> list[str]:
     """The names in a config group, the user's own included (inside `recipes`)."""
-    return [str(name) for name in GlobalHydra.instance().config_loader().get_group_options(group)]
+    return _listed(group, ObjectType.CONFIG)
 
 
 def recipe_comment(group: str, name: str) -> str:
@@ -86,7 +122,7 @@ def recipe_comment(group: str, name: str) -> str:
 
 def recipe_file(name: str) -> Path | None:
     """The file of a recipe (`config`, `data/persona`), the user's before the project's (inside `recipes`)."""
-    for source in GlobalHydra.instance().config_loader().get_sources():
+    for source in loader().get_sources():
         if source.scheme() in ("file", "pkg") and source.is_config(name):
             return _folder(source.scheme(), source.path) / f"{name}.yaml"
     return None
@@ -95,7 +131,7 @@ def recipe_file(name: str) -> Path | None:
 def defaults_of(config: str, overrides: Sequence[str]) -> list[tuple[str, str]]:
     """(recipe, dotted place in the tree) of everything that a choice composes, in order (inside `recipes`)."""
     with explained():
-        found = GlobalHydra.instance().config_loader().compute_defaults_list(config, list(overrides), RunMode.RUN)
+        found, _ = loader().found(config, overrides)
     return [
         (str(item.config_path), str(item.package or "").removeprefix("_global_").lstrip("."))
         for item in found.defaults
@@ -139,14 +175,12 @@ def compose_choices(config: str, overrides: Sequence[str]) -> Composition:
         config: name of the primary configuration: `config`, or `adapter/mine` for one preset.
         overrides: in Hydra's own form.
     """
-    hydra = GlobalHydra.instance().hydra
-    assert hydra is not None, "compose_choices is called inside recipes()"
     with explained():
-        tree = hydra.compose_config(config, overrides=list(overrides), run_mode=RunMode.RUN)
-    choices = {str(key): value for key, value in tree.hydra.runtime.choices.items()}
-    check_hydra(tree.hydra)
-    with open_dict(tree):
-        del tree["hydra"]
+        tree, choices = loader().compose(config, overrides)
+    if "hydra" in tree:
+        check_hydra(tree.hydra)
+        with open_dict(tree):
+            del tree["hydra"]
     return Composition(tree, choices)
 
 
@@ -172,10 +206,21 @@ def resolved(tree: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: an interpolation that points nowhere, or a value left as `???`.
     """
+    if not _has_marks(tree):
+        return tree
     with explained():
         content = OmegaConf.to_container(OmegaConf.create(tree), resolve=True, throw_on_missing=True)
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
+
+
+def _has_marks(node: Any) -> bool:
+    """Whether there is anything for OmegaConf to resolve, or to miss."""
+    if isinstance(node, dict):
+        return any(_has_marks(value) for value in node.values())
+    if isinstance(node, list):
+        return any(map(_has_marks, node))
+    return isinstance(node, str) and ("${" in node or node == "???")
 
 
 @contextmanager
@@ -216,7 +261,12 @@ def _explain(problem: Exception) -> UserError:
 
 def _groups() -> list[str]:
     """The config groups that recipes can choose from."""
-    return [str(name) for name in GlobalHydra.instance().config_loader().get_group_options("", ObjectType.GROUP)]
+    return _listed("", ObjectType.GROUP)
+
+
+def _listed(group: str, kind: ObjectType) -> list[str]:
+    """The configs or groups inside `group`. Hydra's own call copies all sources first."""
+    return [str(name) for name in loader().repository.get_group_options(group, kind)]
 
 
 def _explain_node(problem: OmegaConfBaseException) -> UserError:

@@ -92,7 +92,8 @@ def read_recipe(path: Path, notes: list[str]) -> Json:
     import yaml
 
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as fast, where PyYAML has it
+        found = yaml.load(path.read_text(encoding="utf-8"), loader) if path.is_file() else {}
         return found if isinstance(found, dict) else {}
     except (yaml.YAMLError, ValueError, OSError, RecursionError):
         notes.append(f"{path.parent.name}/{path.name} is not YAML")

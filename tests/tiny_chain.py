@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -31,6 +32,9 @@ from align.roles import Bases, Role  # noqa: E402
 from align.stages.base import OnParent, stages  # noqa: E402
 from data_prep.errors import UserError  # noqa: E402
 from tests.tiny import save_tiny_llama, write_jsonl  # noqa: E402
+
+gc.collect()
+gc.freeze()  # every stage ends with a collection, which need not look through the libraries again
 
 WORDS = [
     "the",

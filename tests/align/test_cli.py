@@ -71,7 +71,7 @@ def test_help_of_run_explains_every_option(capfd):
         (["verify"], "verify needs a TARGET"),
         (["lineage", "nothing"], "no run or checkpoint 'nothing'"),
         (["eval", "seed=1"], "eval needs a TARGET"),
-        (["show", "persona"], "unknown experiment 'persona' (did you mean 'persona_rlhf'?"),
+        (["show", "persona"], "no run and no experiment 'persona'; did you mean 'persona_rlhf'?"),
         (["run", "--config-dir", "nowhere"], "--config-dir: no such folder: nowhere"),
         (["run", "pipeline=sft", "data=files", "data.path=no.jsonl"], "no.jsonl: no such file or folder"),
     ],
