@@ -22,6 +22,8 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
         return sweep(args.words, args.config_dir)
     config = compose(args.words, args.config_dir)
+    if config.swept:
+        raise UserError(f"this recipe is a sweep over {' and '.join(config.swept)}", hint="add -m", code="sweep")
     check_sources(config)
     folder = Path(config.out) / config.name
     leads = os.environ.get("RANK", "0") == "0"

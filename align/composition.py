@@ -8,7 +8,7 @@ import importlib.util
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,8 @@ class Composition:
 
     tree: DictConfig
     choices: dict[str, Any]
+    swept: dict[str, str] = field(default_factory=dict)
+    """Lists of values that a recipe brings for `-m`, as Hydra writes them: `hydra.sweeper.params`."""
 
     def change(self, overrides: Sequence[str]) -> None:
         """Apply overrides of values (not of groups), given in Hydra's own form, in Hydra's own way."""
@@ -177,11 +179,14 @@ def compose_choices(config: str, overrides: Sequence[str]) -> Composition:
     """
     with explained():
         tree, choices = loader().compose(config, overrides)
+    swept: dict[str, str] = {}
     if "hydra" in tree:
         check_hydra(tree.hydra)
+        params = OmegaConf.select(tree, "hydra.sweeper.params") or {}
+        swept = {str(key): str(value) for key, value in params.items()}
         with open_dict(tree):
             del tree["hydra"]
-    return Composition(tree, choices)
+    return Composition(tree, choices, swept)
 
 
 def preset(group: str, name: str, where: str) -> dict[str, Any]:

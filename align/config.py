@@ -7,7 +7,7 @@ becomes the registered dataclasses. See `align/overrides.py` for the forms that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.core.override_parser.types import Override
@@ -58,6 +58,8 @@ class RunConfig:
     digest: str
     """SHA-256 of `resolved` without `NOT_IN_DIGEST`."""
     command: list[str]
+    swept: dict[str, str] = field(default_factory=dict)
+    """What the recipe is made to be swept over, key -> values; one run has the recipe's own values."""
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
@@ -91,7 +93,8 @@ def _composed(given: Sequence[Override], words: list[str]) -> RunConfig:
             for group in NAMES:
                 node[group] = _own_options(tree, node, group, f"stages.{name}")
         check_plain(tree)
-        return _checked(resolved(tree), kinds, composition.choices, ["align", "run", *words])
+        config = _checked(resolved(tree), kinds, composition.choices, ["align", "run", *words])
+        return replace(config, swept=composition.swept)
 
 
 def explain(overrides: Sequence[str], config_dir: str | None = None) -> tuple[RunConfig, dict[str, str]]:

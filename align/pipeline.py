@@ -262,6 +262,7 @@ def _train(
         "peak_rss_bytes": peak_rss(),
         "trainable": work.numbers.get("trainable", 0),
         "total": work.numbers.get("total", 0),
+        "tokens": work.numbers.get("tokens"),
         "metrics": work.numbers.get("metrics", {}),
         "phases": {name: round(seconds, 3) for name, seconds in work.phases.items()},
     }

@@ -92,8 +92,8 @@ def read_recipe(path: Path, notes: list[str]) -> Json:
     import yaml
 
     try:
-        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as fast, where PyYAML has it
-        found = yaml.load(path.read_text(encoding="utf-8"), loader) if path.is_file() else {}
+        safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's, ten times as fast, where PyYAML has it
+        found = safe(path.read_text(encoding="utf-8")).get_single_data() if path.is_file() else {}
         return found if isinstance(found, dict) else {}
     except (yaml.YAMLError, ValueError, OSError, RecursionError):
         notes.append(f"{path.parent.name}/{path.name} is not YAML")

@@ -63,7 +63,7 @@ def sweep(overrides: Sequence[str], config_dir: str | None) -> tuple[int, dict[s
     _check(given)
     with recipes(config_dir):
         _check_plugins(given)
-        words = rewrite(given, survey([item for item in given if not _is_hydra(item)])[1])
+        given, words = _with_lists_of_the_recipe(given)
     plan = plan_of(words, config_dir)
     swept = [word for word in words if not _is_place(word)]
     named = any(item.key_or_group == "name" for item in given)
@@ -78,12 +78,25 @@ def sweep(overrides: Sequence[str], config_dir: str | None) -> tuple[int, dict[s
         print(f"sweep {folder}: {_counted(plan)}", file=sys.stderr)
         interrupted = True
         try:
-            _launch([*swept, *_parallel(given, len(plan.jobs))], folder, config_dir)
+            own_lists = [] if not plan.jobs else ["hydra.sweeper.params=null"]  # they are among the words
+            _launch([*swept, *own_lists, *_parallel(given, len(plan.jobs))], folder, config_dir)
             interrupted = False
         finally:
             (folder / "multirun.yaml").unlink(missing_ok=True)  # Hydra's; sweep.json says the same
             finish(folder, interrupted)
         return bring_up_to_date(folder)
+
+
+def _with_lists_of_the_recipe(given: Sequence[Override]) -> tuple[list[Override], list[str]]:
+    """The overrides with those lists that the recipe brings and nobody replaced; and all in Hydra's form."""
+    composition, land = survey([item for item in given if not _is_hydra(item)])
+    every = list(given)
+    if not any(item.key_or_group == "hydra/sweeper" for item in given):
+        named = {item.key_or_group for item in given}
+        every += parse([f"{key}={values}" for key, values in composition.swept.items() if key not in named])
+    if len(every) > len(given):  # among them may be an adapter for every stage
+        land = survey([item for item in every if not _is_hydra(item)])[1]
+    return every, rewrite(every, land)
 
 
 def _check(given: Sequence[Override]) -> None:

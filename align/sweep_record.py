@@ -16,6 +16,7 @@ from align.disk import write_json
 from align.run_files import Json, finite, gold_of, read_json
 from align.run_folder import earlier_entries, locked
 from align.sweep_table import as_csv, as_text
+from align.sweep_verdict import tuned
 from data_prep.errors import UserError
 
 FORMAT_VERSION = 1
@@ -73,7 +74,7 @@ def finish(folder: Path, interrupted: bool) -> None:
         write_json(folder / "sweep.json", record)
     _, record = bring_up_to_date(folder)
     if any(row["status"] != PENDING for row in record["rows"]):
-        print(as_text(record, _width()))
+        print(as_text(record, _width(), tuned(record["rows"])))
         print(f"\ntable: {folder / 'table.csv'}\nreport: {folder / 'report.html'}")
 
 
@@ -88,7 +89,7 @@ def bring_up_to_date(folder: Path) -> tuple[int, Json]:
             row["varied"] = varied
         if os.environ.get("RANK", "0") == "0":
             write_json(folder / "sweep.json", record)
-            _write(folder / "table.txt", as_text(record) + "\n")
+            _write(folder / "table.txt", as_text(record, best=tuned(record["rows"])) + "\n")
             _write(folder / "table.csv", as_csv(record))
             _report(folder)
     codes = [int(job["exit_code"]) for job in record["jobs"] if job.get("exit_code")]
@@ -161,10 +162,10 @@ def _value(text: str) -> Any:
 
 
 def row_of(folder: Path, job: Json) -> Json:
-    """One job's line of the table: its metrics, trainable parameters, peak memory and seconds.
+    """One job's line of the table: its metrics, trainable parameters, bytes, peak memory, speed and seconds.
 
-    `seconds` counts the job's own stages, `shared_seconds` those it has in common with other jobs. Parameters are those
-    of the last stage that trained any.
+    `seconds` counts the job's own stages, `shared_seconds` those it has in common with other jobs. Parameters, bytes of
+    weights on disk and tokens per second of training (evaluations included) are those of the last stage that trained.
     """
     run = folder / str(job["dir"])
     entries = [entry for entry in _entries(run) if entry.get("digest")]
@@ -183,6 +184,8 @@ def row_of(folder: Path, job: Json) -> Json:
         "trainable": last.get("trainable"),
         "total": last.get("total"),
         "share": share,
+        "weights_bytes": _weights_bytes(run / str(last["dir"])) if last else None,
+        "tokens_per_second": _speed(last),
         "peak_rss_bytes": max(peaks, default=None),
         "seconds": round(times[False], 3) if entries else None,
         "shared_seconds": round(times[True], 3) if entries else None,
@@ -193,6 +196,18 @@ def row_of(folder: Path, job: Json) -> Json:
             if finite(value) is not None
         },
     }
+
+
+def _weights_bytes(stage: Path) -> int | None:
+    """Size of what a stage trained, as it is saved."""
+    sizes = [path.stat().st_size for path in stage.glob("*.safetensors")]
+    return sum(sizes) if sizes else None
+
+
+def _speed(entry: Json) -> float | None:
+    """Tokens that the model saw in training per second of the training phase; None where nobody counted them."""
+    tokens, seconds = finite(entry.get("tokens")), finite((entry.get("phases") or {}).get("train"))
+    return round(tokens / seconds, 1) if tokens and seconds else None
 
 
 def metrics_of(run: Path, entries: Sequence[Json]) -> Json:

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.plots import Axis, Dot, Series, coincide, dot_chart, key, plot, spans_decades
+from align.plots import COLOURS, Axis, Dot, Series, coincide, dot_chart, key, plot, spans_decades
 from align.run_files import finite, read_json
 from align.sweep_table import METRICS, cells, short, varied_keys
-from align.sweep_verdict import REPEATS, Row, headline, interval, main_metric, settings
+from align.sweep_verdict import RATES, REPEATS, Row, headline, interval, main_metric, settings, tuned
 from align.words import duration, number, visible
 from data_prep.errors import UserError
 
@@ -73,6 +73,11 @@ def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
     found = []
     across = numeric_key(rows)
     measured = [row for row in rows if metric in row["metrics"]]
+    best = tuned(rows)
+    if best:
+        found += _tuned(best, rows, metric)
+    if len(best) > COLOURS:
+        return found
     if across and len({row["varied"][across] for row in measured if across in row["varied"]}) > 1:
         found.append(_over_key(measured, rows, across, metric))
     elif len(rows) > 1:
@@ -80,9 +85,23 @@ def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
     if metric != "kl" and sum("kl" in row["metrics"] for row in measured) > 1:
         found.append(_over_kl(measured, rows, metric))
     sizes = {row["trainable"] for row in measured if row["trainable"]}
-    if len(sizes) > 1:
+    if len(sizes) > 1 and not best:
         found.append(_over_size(measured, rows, metric))
     return found
+
+
+def _tuned(best: Sequence[Row], rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
+    """What is compared, each at its best learning rate: side by side, and over the parameters that it trains."""
+    dots = _over_names(best, rows, metric)
+    dots["title"] += ", each at its best learning rate"
+    sized = [row for row in best if row["trainable"]]
+    if len({row["trainable"] for row in sized}) < 2:
+        return [dots]
+    rates = [key for key in varied_keys(rows) if key.rpartition(".")[2] in RATES]
+    marks = [_dot(row, float(row["trainable"]), metric, settings(row, rows, [*rates, REPEATS])) for row in sized]
+    axis = Axis("trainable parameters", spans_decades([mark.x for mark in marks]))
+    title = f"{METRICS[metric][0]} over trainable parameters, each at its best learning rate"
+    return [dots, _chart(title, [Series("", marks, line=False)], axis, Axis(TITLES[metric]))]
 
 
 def numeric_key(rows: Sequence[Row]) -> str | None:

@@ -49,22 +49,37 @@ def cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     keys, metrics = varied_keys(rows), shown_metrics(rows)
     names = short(keys)
     headings = ["job", *(names[key] for key in keys), *(METRICS[key][0] for key in metrics)]
-    headings += ["trainable", "share", "memory", "time", "status"]
+    timed = any(row["tokens_per_second"] for row in rows)
+    headings += ["trainable", "share", "saved", "memory", *(["tokens/s"] if timed else []), "time", "status"]
     lines = []
     for row in rows:
         line = [str(row["job"]), *(str(row["varied"].get(key, NONE)) for key in keys)]
         line += [METRICS[key][1](row["metrics"][key]) if key in row["metrics"] else NONE for key in metrics]
-        line += [number(row["trainable"]), percent(row["share"]), size(row["peak_rss_bytes"])]
+        line += [number(row["trainable"]), percent(row["share"]), size(row["weights_bytes"])]
+        line += [size(row["peak_rss_bytes"]), *([number(row["tokens_per_second"])] if timed else [])]
         lines.append([*line, duration(row["seconds"]), row["status"]])
     return headings, lines
 
 
-def as_text(record: dict[str, Any], width: int | None = None) -> str:
+def as_text(record: dict[str, Any], width: int | None = None, best: Sequence[dict[str, Any]] = ()) -> str:
     """The table; where the lines are longer than `width`, each job as a block of its own.
 
-    Under it: what was shared, and why jobs failed.
+    Under it: the rows of `best` once more, what was shared, and why jobs failed.
     """
     rows = record["rows"]
+    text = _laid_out(rows, width)
+    if best:
+        text += ["", "each at its best learning rate:", *_laid_out(best, width), ""]
+    for shared in record["shared"]:
+        jobs = ", ".join(map(str, shared["used_by"]))
+        took = f"trained once in {duration(shared['seconds'])}" if shared["digest"] else "not trained yet"
+        text.append(f"shared {shared['stage']} ({shared['adapter'] or NONE}): {took}, used by jobs {jobs}")
+    text += [f"job {row['job']}: {row['error']}" for row in rows if row["error"]]
+    return "\n".join(text)
+
+
+def _laid_out(rows: Sequence[dict[str, Any]], width: int | None) -> list[str]:
+    """The lines of a table of rows."""
     headings, lines = cells(rows)
     widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
     right = [all(_is_number(line[i]) for line in lines) for i in range(len(headings))]
@@ -73,16 +88,9 @@ def as_text(record: dict[str, Any], width: int | None = None) -> str:
             [cell.rjust(w) if r else cell.ljust(w) for cell, w, r in zip(line, widths, right, strict=True)]
             for line in [headings, *lines]
         ]
-        text = ["  ".join(line).rstrip() for line in padded]
-    else:
-        gap = max(len(heading) for heading in headings)
-        text = ["\n".join(f"{h:<{gap}}  {c}" for h, c in zip(headings, line, strict=True)) + "\n" for line in lines]
-    for shared in record["shared"]:
-        jobs = ", ".join(map(str, shared["used_by"]))
-        took = f"trained once in {duration(shared['seconds'])}" if shared["digest"] else "not trained yet"
-        text.append(f"shared {shared['stage']} ({shared['adapter'] or NONE}): {took}, used by jobs {jobs}")
-    text += [f"job {row['job']}: {row['error']}" for row in rows if row["error"]]
-    return "\n".join(text)
+        return ["  ".join(line).rstrip() for line in padded]
+    gap = max(len(heading) for heading in headings)
+    return ["\n".join(f"{h:<{gap}}  {c}" for h, c in zip(headings, line, strict=True)) + "\n" for line in lines]
 
 
 def _is_number(text: str) -> bool:
@@ -96,7 +104,8 @@ def as_csv(record: dict[str, Any]) -> str:
     keys = varied_keys(rows)
     metrics = list(dict.fromkeys(key for row in rows for key in row["metrics"]))
     every = list(dict.fromkeys(key for row in rows for key in row["every"]))
-    plain = ["trainable", "total", "share", "peak_rss_bytes", "seconds", "shared_seconds"]
+    plain = ["trainable", "total", "share", "weights_bytes", "peak_rss_bytes", "tokens_per_second"]
+    plain += ["seconds", "shared_seconds"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["job", "status", *keys, *metrics, *plain, *every, "error"])

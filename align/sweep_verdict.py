@@ -18,6 +18,8 @@ REPEATS = "seed"
 LOWER_IS_BETTER = {"eval_loss", "kl"}
 SHARES = {"gold", "win_rate", "accuracy"}
 MOST_LISTED = 6
+RATES = ("lr", "lr_scale")
+"""Last words of the keys that are tuned rather than compared."""
 
 
 def main_metric(rows: Sequence[Row]) -> str | None:
@@ -33,6 +35,30 @@ def settings(row: Row, rows: Sequence[Row], without: Sequence[str] = ()) -> str:
         if name not in without:
             told.append(f"{names[name]} {value}" if finite(value) is not None else str(value))
     return ", ".join(told)
+
+
+def tuned(rows: Sequence[Row]) -> list[Row]:
+    """Of jobs that differ in their learning rate alone the best each, best first; none where nothing else varies.
+
+    A method at a rate that does not suit it says little about the method.
+    """
+    metric = main_metric(rows)
+    rates = [key for key in varied_keys(rows) if key.rpartition(".")[2] in RATES]
+    if metric is None or not rates:
+        return []
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if metric in row["metrics"]:
+            groups.setdefault(settings(row, rows, [*rates, REPEATS]), []).append(row)
+    if len(groups) < 2:
+        return []
+    down = metric in LOWER_IS_BETTER
+
+    def value(row: Row) -> float:
+        return float(row["metrics"][metric])
+
+    best = [(min if down else max)(held, key=value) for held in groups.values()]
+    return sorted(best, key=value, reverse=not down)
 
 
 def interval(row: Row, metric: str) -> tuple[float, float] | None:

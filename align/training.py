@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from align.held_out import HeldOut, by_task
+from align.packing import Packed
 from align.stages.base import Autocast, Optimizer, Schedule, TrainingStage
 from data_prep.errors import TrainingStopped, UserError
 
@@ -31,6 +32,8 @@ class Batch(Protocol):
     """Units (tokens, pairs) its summed loss is over."""
     ids: Sequence[str]
     """Names of its rows, for error messages."""
+    packed: Packed
+    """Its tokens, as the model sees them."""
 
     def to(self, device: torch.device) -> Batch: ...
 
@@ -165,7 +168,7 @@ class Updater:
         return nullcontext()
 
     def step(self, window: Sequence[Batch]) -> dict[str, float]:
-        """One optimiser step over a window of micro-batches; returns its loss, gradient norms and numbers.
+        """One optimiser step over a window of micro-batches; returns its loss, gradient norms, tokens and numbers.
 
         Raises:
             TrainingStopped: a loss or gradient is not finite; weights are as before the step.
@@ -196,6 +199,8 @@ class Updater:
         for hook in self._hooks:
             hook.after_step(self.optimizer, self.step_number)
         result["lr"] = self._peaks[0] * factor
+        tokens = torch.tensor(sum(batch.packed.tokens for batch in window), device=device)
+        result["tokens"] = int(self._reduce(tokens))
         return result
 
     def held(self) -> dict[str, Tensor]:

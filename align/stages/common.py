@@ -34,6 +34,7 @@ def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepa
             if work.is_main:
                 work.metrics.log(step, split, numbers)
             if split == "train":
+                work.numbers["tokens"] = work.numbers.get("tokens", 0) + int(numbers["tokens"])
                 progress.advance(1, loss=numbers["loss"])
             else:
                 progress.show(eval_loss=numbers["loss"])

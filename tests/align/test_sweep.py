@@ -276,7 +276,7 @@ def rows_of(**columns: list) -> list[dict]:
         metrics = {"gold": columns["gold"][i], "gold_se": 0.01} if columns["gold"][i] is not None else {}
         made.append({"job": i, "status": "done" if metrics else "failed", "error": None, "varied": varied})
         made[-1] |= {"metrics": metrics, "trainable": 10, "total": 100, "share": 0.1, "peak_rss_bytes": 2**20}
-        made[-1] |= {"seconds": 1.0, "shared_seconds": 0.0, "every": {}}
+        made[-1] |= {"weights_bytes": 40, "tokens_per_second": None, "seconds": 1.0, "shared_seconds": 0.0, "every": {}}
     return made
 
 

@@ -17,6 +17,7 @@ from reward.metrics import Z95, accuracy_interval
 def row(job: int, metrics: dict, **varied) -> dict:
     """A finished job."""
     numbers = {"trainable": 10, "total": 100, "share": 0.1, "peak_rss_bytes": 2**20, "seconds": 1.0}
+    numbers |= {"weights_bytes": 40, "tokens_per_second": None}
     return {"job": job, "status": "done", "error": None, "metrics": metrics, "varied": varied, "every": {}, **numbers}
 
 
