@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -128,9 +129,10 @@ def pipeline_words(pipeline: str, *more: str, model: Path | None = None) -> list
     return [f"pipeline={pipeline}", "model=hf", f"model.path={model or base()}", *data_words(), *short, *more]
 
 
-def made(pipeline: str, *more: str, out: Path | None = None, model: Path | None = None) -> Path:
-    """Run a short pipeline; returns its run folder."""
+def made(pipeline: str, *more: str, out: Path | None = None, model: Path | None = None, without: str = "") -> Path:
+    """Run a short pipeline, one of its stages left out if need be; returns its run folder."""
     config = compose([*pipeline_words(pipeline, *more, model=model), f"out={out or HOME / 'runs'}"])
+    config = replace(config, stages=[spec for spec in config.stages if spec.name != without])
     execute(config)
     return Path(config.out) / config.name
 
@@ -179,17 +181,18 @@ def methods_and_loads() -> list[tuple[str, Load]]:
     return [(name, load) for name, cls in adapters.items() for load in legal_loads(cls)]  # type: ignore[arg-type]
 
 
-def covered(cases: list[tuple[str, Load]]) -> list[Any]:
-    """Cases as pytest parameters: each method at its first precision and one other; the rest is for the grid."""
+def covered(cases: list[tuple[str, Load]], turn: int = 0) -> list[Any]:
+    """Cases as pytest parameters: of each method one precision, in turn; the rest is for the grid.
+
+    Tests that take other turns cover each two of (test, method, precision) together.
+    """
     import pytest
 
-    methods = list(dict.fromkeys(method for method, _ in cases))
     found = []
-    for number, method in enumerate(methods):
+    for number, method in enumerate(dict.fromkeys(method for method, _ in cases)):
         loads = [load for name, load in cases if name == method]
-        always = {loads[0], loads[1:][number % (len(loads) - 1)] if len(loads) > 1 else loads[0]}
         for load in loads:
-            marks = [] if load in always else [pytest.mark.grid]
+            marks = [] if load is loads[(number + turn) % len(loads)] else [pytest.mark.grid]
             found.append(pytest.param(method, load, marks=marks, id=f"{method}-{load.value}"))
     return found
 

@@ -5,6 +5,8 @@ A new method enters by existing: nothing here names one.
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 import torch
 
@@ -34,10 +36,14 @@ from tests.tiny_chain import (
 )
 
 CASES = methods_and_loads()
-EACH = pytest.mark.parametrize(("method", "load"), covered(CASES))
 EXACT = [(method, load) for method, load in CASES if load is not Load.bf16]
-EACH_EXACT = pytest.mark.parametrize(("method", "load"), covered(EXACT))
 METHODS = adapters.names()
+_TURNS = count()
+
+
+def each(cases=CASES):
+    """Every method at one precision, at another one in every test; `make test-grid` takes them all."""
+    return pytest.mark.parametrize(("method", "load"), covered(cases, next(_TURNS)))
 
 
 def rows() -> list[Tokens]:
@@ -64,7 +70,7 @@ def train(role: Role, steps: int = 3) -> None:
         role.adapter.after_step(role.carrier, optimizer, step + 1)
 
 
-@EACH
+@each()
 def test_only_what_the_method_declares_is_trained(method, load):
     found = bases()
     role = fresh(method, load, found)
@@ -87,7 +93,7 @@ def test_not_trainable_means_no_gradient_at_all(method):
     assert not any(p.requires_grad for p in adapter.attach(tree, trainable=False).parameters())
 
 
-@EACH
+@each()
 def test_counts_equal_the_modules(method, load):
     config = read(base() / "config.json")
     found = bases()
@@ -118,26 +124,28 @@ def test_counts_follow_the_targets(method):
         fresh(method, legal_loads(cls)[0], target_modules=["nothing_here"])
 
 
-@EACH
+@each()
 def test_base_keeps_its_bytes_and_other_trees_their_outputs(method, load, tmp_path):
     found = bases()
     root = found.root(load)
     before = shared_bytes(root)
     bare = Role("bare", root.tree(), None)
     others = [fresh(name, load, found, seed=5) for name, at in CASES if at is load]
-    role = fresh(method, load, found, seed=9)
     kept = [logits(other) for other in (bare, *others)]
+    trained = [[p.requires_grad for p in other.parameters()] for other in others]
+    role = fresh(method, load, found, seed=9)
     own = logits(role)
     train(role)
     role.adapter.save(role.carrier, tmp_path)
     assert not torch.equal(logits(role), own), "training must change the trained tree"
-    assert all(torch.equal(logits(other), was) for other, was in zip((bare, *others), kept, strict=True))
+    assert trained == [[p.requires_grad for p in other.parameters()] for other in others]
+    assert all(p.grad is None for other in others for p in other.parameters())
     del role
     assert shared_bytes(root) == before
     assert all(torch.equal(logits(other), was) for other, was in zip((bare, *others), kept, strict=True))
 
 
-@EACH
+@each()
 def test_same_seed_same_start(method, load):
     adapter = adapters.get(method)
     tensors = []
@@ -150,7 +158,7 @@ def test_same_seed_same_start(method, load):
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 
 
-@EACH
+@each()
 def test_every_trained_tensor_gets_a_gradient_and_no_other(method, load):
     found = gradients(fresh(method, load))
     role = fresh(method, load)
@@ -161,7 +169,7 @@ def test_every_trained_tensor_gets_a_gradient_and_no_other(method, load):
             assert found[name] is None, name
 
 
-@EACH
+@each()
 def test_gradient_checkpointing_gives_equal_gradients(method, load, monkeypatch):
     if not adapters.get(method).traits.gradient_checkpointing:
         pytest.skip("the method does not allow it")
@@ -185,7 +193,7 @@ def test_gradient_checkpointing_gives_equal_gradients(method, load, monkeypatch)
             torch.testing.assert_close(again[name], gradient, rtol=1e-5, atol=1e-8)
 
 
-@EACH
+@each()
 def test_rollout_logprobs_equal_teacher_forced_ones(method, load):
     role = fresh(method, load)
     prompts, temperature = sentences(6), 0.7
@@ -199,7 +207,7 @@ def test_rollout_logprobs_equal_teacher_forced_ones(method, load):
         torch.testing.assert_close(forced, torch.tensor(reply.logprobs), rtol=0, atol=close)
 
 
-@EACH_EXACT
+@each(EXACT)
 def test_company_in_a_packed_batch_changes_nothing(method, load):
     """Rows of other lengths beside a row pad it on the right inside attention; logits and scores stay."""
     role = fresh(method, load)
@@ -215,7 +223,7 @@ def test_company_in_a_packed_batch_changes_nothing(method, load):
     torch.testing.assert_close(scores, each, rtol=0, atol=1e-5)
 
 
-@EACH_EXACT
+@each(EXACT)
 def test_left_padding_changes_nothing(method, load):
     role = fresh(method, load)
     prompts = sentences(6, longest=20)
@@ -227,7 +235,7 @@ def test_left_padding_changes_nothing(method, load):
         torch.testing.assert_close(torch.tensor(alone.logprobs), torch.tensor(reply.logprobs), rtol=0, atol=1e-5)
 
 
-@EACH_EXACT
+@each(EXACT)
 def test_low_rank_terms_are_the_function(method, load):
     if not adapters.get(method).traits.low_rank:
         pytest.skip("the method has no low-rank form")
@@ -244,7 +252,7 @@ def test_low_rank_terms_are_the_function(method, load):
         torch.testing.assert_close(logits(Role("merged", folded, None)), logits(role), rtol=0, atol=1e-5)
 
 
-@EACH
+@each()
 def test_saved_and_loaded_is_bit_equal(method, load, tmp_path):
     found = bases()
     role = fresh(method, load, found)
@@ -278,7 +286,7 @@ def test_missing_and_left_over_tensors_are_refused(method, tmp_path):
             role.adapter.load(bases().root(load).tree(), tmp_path, trainable=False)
 
 
-@EACH_EXACT
+@each(EXACT)
 def test_opens_in_stock_peft_with_equal_logits(method, load, tmp_path):
     if not adapters.get(method).traits.portable:
         pytest.skip("not peft's")
