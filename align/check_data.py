@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from align.reading import Reading, ids_of
 from data_prep.errors import UserError
 from data_prep.options import DataOptions, OnBadRow, OnLong
+from data_prep.stored import lengths_of
 from data_prep.types import LabelledTokens, PairTokens, Tokens
 
 if TYPE_CHECKING:
+    from align.config import StageSpec
     from align.findings import Findings
     from data_prep.prepare import Prepared
 
@@ -25,8 +27,8 @@ class _Read:
 
     key: tuple[Any, ...]
     """What decides the rows."""
-    count: int | None
-    """Training rows; None where there are none to be had."""
+    prepared: Prepared[Any] | None
+    """None where there are none to be had."""
     entry: dict[str, Any]
 
 
@@ -53,15 +55,18 @@ class Shelf:
                 self.found.data[kind if kind not in self.found.data else f"{kind} of {stage}"] = known.entry
         if known.entry:
             known.entry["stages"].append(stage)
-        if known.count is not None:
-            try:
-                reading.spec.stage.check_rows(f"stages.{stage}", known.count)
-            except UserError as problem:
-                self.found.add(stage, [problem])
-        return known.count
+        if known.prepared is None:
+            return None
+        try:
+            reading.spec.stage.check_rows(f"stages.{stage}", len(known.prepared.train))
+        except UserError as problem:
+            self.found.add(stage, [problem])
+        if kind in reading.spec.stage.needs_data:
+            self.found.add(stage, _over_budget(reading.spec, known.prepared.train), "warning")
+        return len(known.prepared.train)
 
-    def _fresh(self, reading: Reading, kind: str) -> tuple[int | None, dict[str, Any]]:
-        """(training rows, the entry of the data), read as far as they can be."""
+    def _fresh(self, reading: Reading, kind: str) -> tuple[Prepared[Any] | None, dict[str, Any]]:
+        """(the rows, the entry of the data), read as far as they can be."""
         stage = reading.spec.name
         prepared, problems = read_on(reading, kind)
         self.found.add(stage, problems)
@@ -78,7 +83,7 @@ class Shelf:
             part for row in first for part in preview(row, kind, reading.renderer.tokenizer, reading.spec.name)
         ]
         entry = {"kind": kind, "stages": [], **prepared.card, "end_supervised_share": ends}
-        return len(prepared.train), entry
+        return prepared, entry
 
 
 def read_on(reading: Reading, kind: str) -> tuple[Prepared[Any] | None, list[UserError]]:
@@ -125,6 +130,27 @@ def _too_long(reading: Reading, kind: str) -> list[UserError]:
     except UserError as problem:
         return [problem]
     return []
+
+
+def _over_budget(spec: StageSpec, rows: Sequence[Any]) -> list[UserError]:
+    """Rows that hold more tokens than a forward pass should."""
+    budget = getattr(spec.stage, "micro_tokens", 0)
+    if not budget:
+        return []
+    lengths = lengths_of(rows) + spec.stage.reply_tokens
+    over = (lengths > budget).nonzero()[0]
+    if not len(over):
+        return []
+    longest = int(lengths.argmax())
+    return [
+        UserError(
+            f"{len(over)} of {len(rows)} rows have more than {budget} tokens (the longest, {rows[longest].id}, "
+            f"{lengths[longest]}): each of them takes a forward pass of its own",
+            field=f"stages.{spec.name}.micro_tokens",
+            code="over_budget",
+            hint="raise it, or drop such rows with max_length",
+        )
+    ]
 
 
 def _ends(share: float) -> UserError:

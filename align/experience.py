@@ -73,19 +73,19 @@ def collect(
     prompts: Sequence[Sequence[int]],
     replies: Sequence[Reply],
     rule: RewardRule,
-    chunk: int,
+    passes: Sequence[Sequence[int]],
     reduce: Callable[[Tensor], Tensor],
 ) -> Experience:
     """Score replies and turn them into experience.
 
-    `chunk` rows are computed at a time; `reduce` sums a tensor over processes.
+    `passes` are the places of the rows that are computed at a time, in order; `reduce` sums a tensor over processes.
     """
     for role in cast.all():
         role.eval()
     pairs = [(prompt, reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
     lengths_B = torch.tensor([len(reply.ids) for reply in replies])
     mask_BT = torch.arange(int(lengths_B.max()))[None] < lengths_B[:, None]
-    parts = [_pass(cast, pairs[start : start + chunk], rule.temperature) for start in range(0, len(pairs), chunk)]
+    parts = [_pass(cast, [pairs[i] for i in places], rule.temperature) for places in passes]
     logprobs_BT, reference_BT, values_BT, entropy_BT = (
         _unpack(torch.cat([part[i] for part in parts]), mask_BT) for i in range(4)
     )

@@ -9,7 +9,7 @@ import torch
 
 from align.experience import Cast, Experience, RewardRule, collect, score_replies
 from align.rollout import Reply, RolloutEngine, Sampling
-from align.training import batches
+from align.windows import batches, in_order
 from align.work import write_samples
 
 if TYPE_CHECKING:
@@ -46,9 +46,10 @@ class Rollouts:
         prompts = [row.ids for row in rows]
         with self._work.phase("rollout"):
             replies = self._engine.generate(prompts, self._sampling, generator)
-        chunk = self._options.micro_batch_size or len(rows)
+        lengths = [len(prompt) + len(reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
+        passes = in_order(lengths, self._options.micro_batch_size, self._options.micro_tokens)
         with self._work.phase("score"):
-            experience = collect(self._cast, prompts, replies, rule, chunk, self._sum)
+            experience = collect(self._cast, prompts, replies, rule, passes, self._sum)
         for made, row in zip(experience.rows, rows, strict=True):
             made.id = row.id
         self._latest = list(zip(rows, replies, strict=True))[:_SAMPLES]

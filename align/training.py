@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -20,7 +19,9 @@ from torch import Tensor, nn
 from align.held_out import HeldOut, by_task
 from align.packing import Packed
 from align.stages.base import Autocast, Optimizer, Schedule, TrainingStage
+from align.windows import Windows, cut, rows_at
 from data_prep.errors import TrainingStopped, UserError
+from data_prep.stored import lengths_of
 
 RowT = TypeVar("RowT")
 
@@ -102,15 +103,6 @@ def learning_rate_factor(step: int, total: int, warmup: int, schedule: Schedule)
     if schedule is Schedule.cosine:
         return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
     return 1.0
-
-
-def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """Row numbers of every batch of an epoch: a function of (seed, epoch) alone, so nothing needs saving.
-
-    Sizes differ by at most one and are never below `batch_size`, unless the data is.
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(count)
-    return list(np.array_split(order, max(1, count // batch_size)))
 
 
 def make_optimizer(groups: list[dict[str, Any]], options: TrainingStage) -> torch.optim.Optimizer:
@@ -333,13 +325,17 @@ def fit(
     final: dict[str, float] = {}
     objective.train()
     held = _held_out(updater, held_out)
+    windows = Windows(lengths_of(train), options, seed, process.num_processes)
     epoch = 0
     while updater.step_number < updater.steps:
-        for index in batches(len(train), options.batch_size, seed, epoch):
-            rows = _share([train[i] for i in index], process)
-            if not rows:
+        for window in windows.epoch(epoch):
+            if not all(window.passes):
                 raise UserError(f"{len(train)} training rows cannot be spread over {process.num_processes} processes")
-            numbers = updater.step(_micro(objective, rows, options.micro_batch_size))
+            own = rows_at(train, window.passes[process.process_index])
+            numbers = updater.step([objective.collate(rows) for rows in own])
+            numbers["tokens"] = float(window.tokens)
+            if options.micro_tokens:
+                numbers["micro_batches"] = float(sum(map(len, window.passes)))
             log(updater.step_number, "train", numbers)
             done = updater.step_number >= updater.steps
             if held.parts and (done or updater.step_number % every == 0):
@@ -365,18 +361,13 @@ def _finish(
 
 
 def _held_out(updater: Updater, rows: Sequence[Any]) -> HeldOut:
-    size = updater.options.micro_batch_size or updater.options.batch_size
+    options, process = updater.options, updater.accelerator
+    size = options.micro_batch_size or (0 if options.micro_tokens else options.batch_size)
+    options = replace(options, micro_batch_size=size)
     parts = {}
-    for task, own in by_task(rows).items():
-        share = _share(own, updater.accelerator)
-        parts[task] = _micro(updater.objective, share or own[:1], size), bool(share)
+    for task, every in by_task(rows).items():
+        own = every[process.process_index :: process.num_processes]
+        counted = own or every[:1]
+        passes = rows_at(counted, cut(lengths_of(counted), options))
+        parts[task] = [updater.objective.collate(one) for one in passes], bool(own)
     return HeldOut(updater, parts)
-
-
-def _share(rows: Sequence[RowT], process: Accelerator) -> list[RowT]:
-    return list(rows[process.process_index :: process.num_processes])
-
-
-def _micro(objective: Objective, rows: Sequence[Any], size: int) -> list[Batch]:
-    size = size or len(rows)
-    return [objective.collate(rows[start : start + size]) for start in range(0, len(rows), size or 1)]

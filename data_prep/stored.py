@@ -126,6 +126,14 @@ class Rows(Sequence[T], Generic[T]):
     def __reduce__(self) -> Any:
         return Rows, (self.path, self.order, self.change)
 
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """What `lengths_of` says of these rows, without making any."""
+        names = [name for name in self._file.schema.names if _COLUMNS[name] == _IDS]
+        batches = (self._file.get_batch(number) for number in range(self._file.num_record_batches))
+        found = [sum(np.diff(batch.column(name).offsets.to_numpy()) for name in names) for batch in batches]
+        lengths: npt.NDArray[np.int64] = np.concatenate([np.zeros(0, dtype=np.int64), *found])[self.order]
+        return lengths
+
     def _at(self, number: int) -> T:
         batch = bisect_right(self._starts, number) - 1
         readers = self._opened.get(batch)
@@ -135,6 +143,14 @@ class Rows(Sequence[T], Generic[T]):
         place = number - self._starts[batch]
         row: T = self._kind(**{name: read(place) for name, read in readers.items()})
         return row if self.change is None else self.change(number, row)
+
+
+def lengths_of(rows: Sequence[Any]) -> npt.NDArray[np.int64]:
+    """Token ids of every row, over all its sequences: what it takes in a packed batch."""
+    if isinstance(rows, Rows):
+        return rows.lengths()
+    names = [field.name for field in fields(rows[0]) if _COLUMNS.get(field.name) == _IDS] if len(rows) else []
+    return np.array([sum(len(getattr(row, name)) for name in names) for row in rows], dtype=np.int64)
 
 
 def _reader(name: str, column: Any) -> Callable[[int], Any]:

@@ -143,6 +143,9 @@ class TrainingStage(Stage):
     max_steps: int = option(0, "stop after this many optimiser steps (0: as epochs say)")
     batch_size: int = option(32, "rows per optimiser step, over all processes", low=1)
     micro_batch_size: int = option(0, "rows per forward pass of one process (0: the whole share of the batch)")
+    micro_tokens: int = option(
+        0, "tokens per forward pass: rows are packed best-fit into as few as hold them, the largest first (0: off)"
+    )
     optimizer: Optimizer = option(Optimizer.adamw, "adamw|adamw_8bit|paged_adamw_8bit|sgd")
     weight_decay: float = option(0.0, "decoupled weight decay of trained weights; not of biases and norms")
     head_decay: float | None = option(None, "weight decay of the score head (default: weight_decay)", low=0)

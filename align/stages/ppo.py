@@ -241,6 +241,8 @@ class PPO(TrainingStage):
 
         from align import ppo_checks
         from align.actor_critic import ActorCritic
+        from align.windows import cut
+        from data_prep.stored import lengths_of
 
         objective = updater.objective
         assert isinstance(objective, ActorCritic)
@@ -248,19 +250,15 @@ class PPO(TrainingStage):
         objective.policy_weight = 0.0 if warming else 1.0
         updater.hold("policy", warming)
         objective.train()
-        rows = experience.rows
+        rows, lengths = experience.rows, lengths_of(experience.rows)
         numbers: dict[str, float] = {}
         for number in range(self.ppo_epochs):
             order = np.random.default_rng([work.seed, update, number, work.accelerator.process_index]).permutation(
                 len(rows)
             )
             for part in np.array_split(order, min(self.minibatches, len(rows))):
-                size = self.micro_batch_size or len(part)
-                window = [
-                    objective.collate([rows[i] for i in part[start : start + size]])
-                    for start in range(0, len(part), size)
-                ]
-                numbers = updater.step(window)
+                passes = cut(lengths[part], self)
+                numbers = updater.step([objective.collate([rows[i] for i in part[one]]) for one in passes])
                 if update == 0 and number == 0 and "ratio_dev" not in step0:
                     ppo_checks.record_first_minibatch(numbers, objective, work, step0)
                 if numbers["policy/ratio_mean"] > self.max_ratio:

@@ -44,7 +44,9 @@ class RewardModel(TrainingStage):
 
         from align.objectives import Pairwise
         from align.stages.common import supervised_run
+        from align.windows import in_order
         from align.work import Result, save_result, write_samples
+        from data_prep.stored import lengths_of
         from reward.head import ScalarHead
 
         with work.phase("data"):
@@ -57,7 +59,9 @@ class RewardModel(TrainingStage):
         objective = Pairwise(role, self.centering)
         supervised_run(work, objective, role, prepared)
         with work.phase("measure"):
-            measured = measure(objective, prepared.eval or prepared.train, self.micro_batch_size or 64)
+            rows = prepared.eval or prepared.train
+            limits = (self.micro_batch_size or (0 if self.micro_tokens else 64), self.micro_tokens)
+            measured = measure(objective, rows, in_order(lengths_of(rows), *limits))
         work.numbers["metrics"] = measured.pop("metrics")
         write_samples(work, _samples(work, (prepared.eval or prepared.train)[:8], measured))
         probe_rows = (prepared.eval or prepared.train)[:4]
@@ -74,8 +78,11 @@ class RewardModel(TrainingStage):
         return save_result(work, result, work.staging)
 
 
-def measure(objective: Pairwise, rows: Sequence[PairTokens], chunk: int) -> dict[str, Any]:
-    """Held-out quality of a reward model: accuracy with interval, calibration, length correlation, score statistics."""
+def measure(objective: Pairwise, rows: Sequence[PairTokens], passes: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """Held-out quality of a reward model: accuracy with interval, calibration, length correlation, score statistics.
+
+    `passes` are the places of the rows that are computed at a time, in order.
+    """
     import torch
 
     from reward.metrics import accuracy_interval, calibration_bins, calibration_error, length_correlation
@@ -85,8 +92,8 @@ def measure(objective: Pairwise, rows: Sequence[PairTokens], chunk: int) -> dict
     device = objective.role.tree.device
     objective.eval()
     with torch.no_grad():
-        for start in range(0, len(rows), chunk):
-            chosen_P, rejected_P = objective.scores(objective.collate(rows[start : start + chunk]).to(device))
+        for places in passes:
+            chosen_P, rejected_P = objective.scores(objective.collate([rows[i] for i in places]).to(device))
             chosen += chosen_P.tolist()
             rejected += rejected_P.tolist()
     if not all(math.isfinite(score) for score in chosen + rejected):

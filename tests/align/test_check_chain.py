@@ -164,6 +164,8 @@ WARNED = [
     ("stages.ppo.temperature=5", "stages.ppo.temperature: 5 samples replies far"),
     ("stages.ppo.minibatches=3", "stages.ppo.minibatches: 3 minibatches of a batch of 8 are of unequal size"),
     ("stages.ppo.micro_batch_size=3", "stages.ppo.micro_batch_size: 3 rows at a time leave a remainder"),
+    ("stages.sft.micro_tokens=20", "stages.sft.micro_tokens: 25 of 32 rows have more than 20 tokens (the longest,"),
+    ("stages.ppo.micro_tokens=20", "stages.ppo.micro_tokens: 24 of 32 rows have more than 20 tokens (the longest,"),
 ]
 
 

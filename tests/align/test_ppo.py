@@ -16,6 +16,7 @@ from align.options import Load
 from align.packing import pack
 from align.roles import Role
 from align.rollout import Reply, RolloutEngine, Sampling
+from align.windows import in_order
 from reward.head import ScalarHead
 from tests.tiny import save_tiny_llama
 from tests.tiny_chain import (
@@ -65,7 +66,8 @@ def sampled(policy: Role, count: int = 6, tokens: int = 7, temperature: float = 
 
 
 def gather(cast: Cast, prompts, replies, rule=RULE, chunk=100):
-    return collect(cast, prompts, replies, rule, chunk, lambda total: total)
+    passes = in_order([1] * len(replies), chunk, 0)
+    return collect(cast, prompts, replies, rule, passes, lambda total: total)
 
 
 # ---------------------------------------- equal start

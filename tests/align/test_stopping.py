@@ -7,7 +7,8 @@ import torch
 
 from align.objectives import LanguageModeling
 from align.stages.base import Optimizer
-from align.training import batches, fit
+from align.training import fit
+from align.windows import batches
 from data_prep.errors import TrainingStopped
 from tests.tiny_chain import made
 from tests.tiny_training import (

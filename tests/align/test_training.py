@@ -10,7 +10,8 @@ import torch
 
 from align.objectives import LanguageModeling
 from align.stages.base import Schedule
-from align.training import Updater, batches, fit
+from align.training import Updater, fit
+from align.windows import batches
 from tests.tiny_training import (
     OBJECTIVES,
     actor_critic,
@@ -23,8 +24,12 @@ from tests.tiny_training import (
     updater,
 )
 
-CUTS = [1, 2, 3, 5, 8, 16]
-"""Rows per forward pass of a batch of 16."""
+CUTS = [
+    *({"micro_batch_size": rows} for rows in (16, 1, 2, 3, 5, 8)),
+    *({"micro_tokens": tokens} for tokens in (1, 40, 1000)),
+    {"micro_tokens": 60, "micro_batch_size": 2},
+]
+"""How a batch of 16 rows is cut into forward passes."""
 
 
 @pytest.fixture
@@ -44,12 +49,12 @@ def double_precision(monkeypatch):
 @pytest.mark.parametrize("make", OBJECTIVES, ids=lambda make: make.__name__)
 def test_gradient_of_step_1_does_not_depend_on_the_cut(make, double_precision):
     found, losses = [], []
-    for micro in CUTS:
+    for cut in CUTS:
         torch.manual_seed(0)
         objective, rows = make()
         objective.double()
         numbers = {}
-        chosen = options(micro_batch_size=micro)
+        chosen = options(**cut)
         fit(updater(objective, chosen, 1), rows, [], 0, lambda step, split, n, into=numbers: into.update(n))
         found.append(gradients(objective))
         losses.append(numbers["loss"])

@@ -16,7 +16,7 @@ from data_prep import kept, preparing, workers
 from data_prep.options import DataOptions, LengthOptions, OnBadRow, SourceOptions
 from data_prep.prepare import Prepared, Renderer, prepare_conversations, prepare_preferences, prepare_text
 from data_prep.quality.near import word_pairs, word_pairs_of
-from data_prep.stored import Rows
+from data_prep.stored import Rows, lengths_of
 from data_prep.types import Tokens
 from tests.tiny import tiny_tokenizer
 
@@ -73,6 +73,18 @@ def test_rows_of_a_file_equal_rows_of_a_list(
     assert (stored.card, stored.digest) == (lists.card, lists.digest)
     assert (stored.highest, stored.ended) == (lists.highest, lists.ended)
     assert list(pickle.loads(pickle.dumps(stored.eval))) == lists.eval
+
+
+def test_lengths_are_known_without_making_rows(
+    renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lists, stored = (
+        found(write(tmp_path / "a.jsonl"))
+        for found in (lambda path: in_lists(path, renderer, monkeypatch), lambda path: prepared(path, renderer))
+    )
+    monkeypatch.setattr(Rows, "_at", None)
+    for rows, same in ((stored.train, lists.train), (stored.eval, lists.eval)):
+        assert lengths_of(rows).tolist() == lengths_of(same).tolist() == [len(row.ids) for row in same]
 
 
 def test_worker_processes_change_nothing(renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
