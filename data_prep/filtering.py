@@ -36,7 +36,8 @@ class Tally:
             self.problems = self.first_problems()
 
     def broken(self, problem: UserError) -> None:
-        """Count a file whose rest cannot be read."""
+        """Count a file whose rest cannot be read, as one row more."""
+        self.seen += 1
         self.bad(problem)
         self.fatal = True
 
@@ -47,6 +48,7 @@ class Tally:
         self.dropped += other.dropped
         self.problems += other.problems
         self.bad_rows += other.bad_rows
+        self.fatal = self.fatal or other.fatal
 
     def first_problems(self) -> list[UserError]:
         """The first of the problems, by file and row."""
@@ -60,6 +62,11 @@ class Tally:
         """
         if self.fatal:
             self.check_bad_rows(OnBadRow.refuse)
+
+    def _advice(self) -> str:
+        if self.fatal:
+            return "mend the file: nobody knows how many rows are missing"
+        return "mend the data, or set on_bad_row=drop to drop and count such rows"
 
     def check_bad_rows(self, on_bad_row: OnBadRow) -> None:
         """Refuse, in one line with the first problem, if there were bad rows; the first 20 are in `details`.
@@ -75,7 +82,7 @@ class Tally:
         refused = UserError(
             first.message + extra,
             code=first.code,
-            hint=first.hint or "mend the data, or set on_bad_row=drop to drop and count such rows",
+            hint=first.hint or self._advice(),
             file=first.file,
             row=first.row,
             field=first.field,

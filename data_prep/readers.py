@@ -8,214 +8,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-import re
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from data_prep.errors import UserError
-from data_prep.rows import Row, RowOrProblem, kind_of, short
+from data_prep.json_readers import read_json, read_jsonl
+from data_prep.rows import BOM, BROKEN, Row, RowOrProblem, bad_byte, empty, short
 
-_BOM = b"\xef\xbb\xbf"
-_SPACE = re.compile(r"[ \t\n\r]*")
-_BROKEN = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as surrogateescape writes them
-_WRAPPERS = ("data", "rows", "examples", "train")  # {"data": [rows]}
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _BATCH = 1000
 Reader = Callable[[str, IO[bytes]], Iterator[RowOrProblem]]
-
-
-def empty(path: str, what: str = "") -> UserError:
-    """The error for a file without rows."""
-    return UserError(f"is empty{what}", code="empty_file", file=path)
-
-
-def _bad_byte(path: str, row: int | None, found: str | int, field: str | None = None) -> UserError:
-    """The error for text that is not UTF-8; `found` is the byte, or the surrogate that stands for it."""
-    byte = ord(found) - 0xDC00 if isinstance(found, str) else found
-    return UserError(
-        f"invalid UTF-8 (got byte 0x{byte:02x}; expected UTF-8 text)", code="encoding", file=path, row=row, field=field
-    )
-
-
-# -------------------------------------------------------------------------------------------------------------- JSON
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's pairs; a key that stands twice is refused, as one value would silently win."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"the key '{next(key for key in keys if keys.count(key) > 1)}' stands twice")
-    return found
-
-
-def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
-_LENIENT = json.JSONDecoder()  # only to find where a refused value ends
-
-
-def _reason(problem: Exception) -> str:
-    if isinstance(problem, json.JSONDecodeError):
-        return f"{problem.msg} at line {problem.lineno}, column {problem.colno}"
-    return "nested too deeply" if isinstance(problem, RecursionError) else str(problem)
-
-
-def _as_row(path: str, number: int, value: Any) -> RowOrProblem:
-    if isinstance(value, dict):
-        return Row(path, number, value)
-    shown = "" if value is None else f" {short(str(value))}"
-    return UserError(
-        f"is not an object (got {kind_of(value)}{shown}; expected an object with named columns)",
-        code="bad_row",
-        file=path,
-        row=number,
-    )
-
-
-def read_jsonl(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
-    """One object per line."""
-    first = True
-    for number, raw in enumerate(file, start=1):
-        line = raw.removeprefix(_BOM) if number == 1 else raw
-        if not line.strip():
-            continue
-        if first and line.lstrip()[:1] == b"[":
-            raise UserError(
-                "holds an array (got '['; expected one JSON object per line)", hint="call it .json", file=path
-            )
-        first = False
-        try:
-            text = line.decode("utf-8")
-        except UnicodeDecodeError as problem:
-            yield _bad_byte(path, number, line[problem.start])
-            continue
-        try:
-            value = _STRICT.decode(text)
-        except (ValueError, RecursionError) as problem:
-            at = f"{problem.msg} at column {problem.colno}" if isinstance(problem, json.JSONDecodeError) else None
-            yield UserError(
-                f"invalid JSON: {at or _reason(problem)} "
-                f"(got {short(text.strip() or repr(text))}; expected one JSON object)",
-                code="bad_json",
-                file=path,
-                row=number,
-            )
-            continue
-        yield _as_row(path, number, value)
-
-
-def read_json(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
-    """An array of objects; also objects one after another, one object, and {"data": [objects]}."""
-    content = file.read().removeprefix(_BOM)
-    text = content.decode("utf-8", "surrogateescape")
-    start = _end_of_space(text, 0)
-    if text[start : start + 1] == "{":
-        line = text[start:].split("\n", 1)[0]
-        try:
-            _LENIENT.decode(line)
-        except (ValueError, RecursionError):
-            yield from _objects(path, text, start)
-        else:
-            yield from read_jsonl(path, io.BytesIO(content))
-    elif text[start : start + 1] == "[":
-        yield from _elements(path, text, start)
-    elif start < len(text):
-        value = _fatal_unless(path, 1, text, start)[0]
-        raise UserError(
-            f"holds {kind_of(value)} (got {short(str(value))}; expected an array of objects)",
-            code="bad_json",
-            file=path,
-        )
-
-
-def _end_of_space(text: str, place: int) -> int:
-    found = _SPACE.match(text, place)
-    return found.end() if found else place
-
-
-def _fatal_unless(path: str, number: int, text: str, place: int) -> tuple[Any, int, str | None]:
-    """(value, its end, what is wrong with it) of the JSON value at `place`.
-
-    Raises:
-        UserError: it is not JSON, so nothing behind it can be read.
-    """
-    try:
-        value, end = _STRICT.raw_decode(text, place)
-        wrong = None
-    except (ValueError, RecursionError) as problem:
-        try:
-            value, end = _LENIENT.raw_decode(text, place)
-            wrong = _reason(problem)
-        except (ValueError, RecursionError):
-            raise _broken(path, number, _reason(problem)) from problem
-    bad = _BROKEN.search(text, place, end)
-    return value, end, (f"invalid UTF-8 byte 0x{ord(bad[0]) - 0xDC00:02x}" if bad else wrong)
-
-
-def _broken(path: str, number: int, what: str) -> UserError:
-    return UserError(
-        f"invalid JSON: {what} (got a broken file; expected an array of objects): the rest cannot be read",
-        code="broken_file",
-        file=path,
-        row=number,
-    )
-
-
-def _at(text: str, place: int) -> str:
-    line = text.count("\n", 0, place) + 1
-    return f"line {line}, column {place - text.rfind(chr(10), 0, place)}"
-
-
-def _row_or_wrong(path: str, number: int, value: Any, wrong: str | None) -> RowOrProblem:
-    if wrong is None:
-        return _as_row(path, number, value)
-    code = "encoding" if wrong.startswith("invalid UTF-8") else "bad_json"
-    shown = short(json.dumps(value)) if code == "bad_json" else "other bytes"
-    what = wrong if code == "encoding" else f"invalid JSON: {wrong}"
-    return UserError(f"{what} (got {shown}; expected an object of UTF-8 text)", code=code, file=path, row=number)
-
-
-def _elements(path: str, text: str, start: int) -> Iterator[RowOrProblem]:
-    """The elements of the array that begins at `start`, decoded one at a time."""
-    place = _end_of_space(text, start + 1)
-    number = 0
-    closed = text[place : place + 1] == "]"
-    while not closed:
-        number += 1
-        value, end, wrong = _fatal_unless(path, number, text, place)
-        yield _row_or_wrong(path, number, value, wrong)
-        place = _end_of_space(text, end)
-        sign = text[place : place + 1]
-        if sign not in (",", "]"):
-            raise _broken(path, number + (sign != ""), f"Expecting ',' delimiter at {_at(text, place)}")
-        closed = sign == "]"
-        place = place if closed else _end_of_space(text, place + 1)
-    place = _end_of_space(text, place + 1)
-    if place < len(text):
-        raise _broken(path, number + 1, f"Extra data at {_at(text, place)}")
-    if not number:
-        raise empty(path, " (an array without rows)")
-
-
-def _objects(path: str, text: str, place: int) -> Iterator[RowOrProblem]:
-    """Objects one after another over any number of lines; one object that wraps the rows is opened."""
-    number = 0
-    while place < len(text):
-        number += 1
-        value, end, wrong = _fatal_unless(path, number, text, place)
-        place = _end_of_space(text, end)
-        inner = [key for key in _WRAPPERS if isinstance(value, dict) and _are_objects(value.get(key))]
-        if number == 1 and place == len(text) and wrong is None and len(inner) == 1:
-            for inside, item in enumerate(value[inner[0]], start=1):
-                yield _as_row(path, inside, item)
-            return
-        yield _row_or_wrong(path, number, value, wrong)
-
-
-def _are_objects(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
@@ -230,34 +32,61 @@ def _table(path: str, file: IO[bytes], **dialect: Any) -> Iterator[RowOrProblem]
             record = next(records, None)
         except csv.Error as problem:
             number += 1
-            yield UserError(
-                f"broken quoting: {problem} (got an odd quote; expected quotes around whole fields, doubled inside)",
-                code="bad_row",
+            cut = "unexpected end" in str(problem)  # the quote has swallowed rows of unknown number
+            wrong = UserError(
+                f"broken quoting: {problem} (got an odd quote; expected quotes around whole fields, doubled inside)"
+                + (": the rest cannot be read" if cut else ""),
+                code="broken_file" if cut else "bad_row",
                 file=path,
                 row=number,
             )
+            if cut:
+                raise wrong from problem
+            yield wrong
             continue
         if record is None:
             break
         if not record or (len(record) == 1 < len(header) and not record[0].strip()):
             continue
         number += 1
-        bad = next(((at, found) for at, value in enumerate(record) if (found := _BROKEN.search(value))), None)
-        if bad:
-            yield _bad_byte(path, number, bad[1][0], header[bad[0]] if bad[0] < len(header) else None)
-        elif len(record) != len(header):
-            yield UserError(
-                f"{'short' if len(record) < len(header) else 'long'} row (got {len(record)} fields; "
-                f"expected {len(header)}: {', '.join(header)})",
-                code="bad_row",
-                file=path,
-                row=number,
-            )
-        else:
-            yield Row(path, number, dict(zip(header, record, strict=True)))
+        yield _wrong_in(path, number, record, header, quotes=not dialect) or Row(
+            path, number, dict(zip(header, record, strict=True))
+        )
     text.detach()
     if header and not number:
         raise empty(path, " (a header without rows)")
+
+
+def _wrong_in(path: str, number: int, record: list[str], header: list[str], *, quotes: bool) -> UserError | None:
+    """What is wrong with a record of a table; `quotes`: whether fields may stand in them."""
+    bad = next(((at, found) for at, value in enumerate(record) if (found := BROKEN.search(value))), None)
+    if bad:
+        return bad_byte(path, number, bad[1][0], header[bad[0]] if bad[0] < len(header) else None)
+    if len(record) != len(header):
+        return UserError(
+            f"{'short' if len(record) < len(header) else 'long'} row (got {len(record)} fields; "
+            f"expected {len(header)}: {', '.join(header)})",
+            code="bad_row",
+            file=path,
+            row=number,
+        )
+    quoted = [] if quotes else [at for at, value in enumerate(record) if _quoted(value)]
+    if quoted:
+        return UserError(
+            f"a quoted field (got {short(record[quoted[0]])}; expected no quoting in .tsv)",
+            code="bad_row",
+            hint="save it as .csv",
+            file=path,
+            row=number,
+            field=header[quoted[0]],
+        )
+    return None
+
+
+def _quoted(field: str) -> bool:
+    """Whether a field stands in quotes and has doubled ones inside, as other programs write tables."""
+    inside = field[1:-1]
+    return field[:1] == '"' == field[-1:] and '""' in inside and '"' not in inside.replace('""', "")
 
 
 def _header(path: str, records: Iterator[list[str]], delimiter: str) -> list[str]:
@@ -273,8 +102,9 @@ def _header(path: str, records: Iterator[list[str]], delimiter: str) -> list[str
             f"broken quoting in the header: {problem} (got an odd quote; expected names)", code="bad_header", file=path
         ) from problem
     for name in header:
-        if bad := _BROKEN.search(name):
-            raise _bad_byte(path, None, bad[0], "header")
+        if bad := BROKEN.search(name):
+            raise bad_byte(path, None, bad[0], "header")
+    header = [name.strip() for name in header]
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise UserError(
@@ -309,13 +139,13 @@ def read_tsv(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
 def read_text(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
     """One row {"text"} per line that is not blank."""
     for number, raw in enumerate(file, start=1):
-        line = (raw.removeprefix(_BOM) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
+        line = (raw.removeprefix(BOM) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
         if not line.strip():
             continue
         try:
             yield Row(path, number, {"text": line.decode("utf-8")})
         except UnicodeDecodeError as problem:
-            yield _bad_byte(path, number, line[problem.start])
+            yield bad_byte(path, number, line[problem.start])
 
 
 def read_parquet(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
@@ -349,10 +179,10 @@ def read_parquet(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
 
 
 def _records(path: str, before: int, batch: Any) -> Iterator[RowOrProblem]:
-    """The rows of a record batch; text that is not UTF-8 is found row by row."""
+    """The rows of a record batch; what Python cannot hold (text that is not UTF-8, the year 300000) is found by row."""
     try:
         values = batch.to_pylist()
-    except UnicodeDecodeError:
+    except (ValueError, OverflowError):  # UnicodeDecodeError is one
         values = None
     for place in range(batch.num_rows):
         number = before + place + 1
@@ -365,7 +195,15 @@ def _records(path: str, before: int, batch: Any) -> Iterator[RowOrProblem]:
                 field = name
                 data[name] = batch.column(name)[place].as_py()
         except UnicodeDecodeError as problem:
-            yield _bad_byte(path, number, problem.object[problem.start], field)
+            yield bad_byte(path, number, problem.object[problem.start], field)
+        except (ValueError, OverflowError) as problem:
+            yield UserError(
+                f"cannot be read: {short(str(problem), 160)} (got {batch.column(field).type}; expected a value of it)",
+                code="bad_row",
+                file=path,
+                row=number,
+                field=field,
+            )
         else:
             yield Row(path, number, data)
 

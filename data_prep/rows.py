@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from data_prep.errors import UserError
+
+BOM = b"\xef\xbb\xbf"
+BROKEN = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as surrogateescape writes them
 
 
 @dataclass(frozen=True)
@@ -45,3 +49,16 @@ def kind_of(value: Any) -> str:
 def short(text: str, length: int = 40) -> str:
     """The text, or its beginning and three dots."""
     return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def empty(path: str, what: str = "") -> UserError:
+    """The error for a file without rows."""
+    return UserError(f"is empty{what}", code="empty_file", file=path)
+
+
+def bad_byte(path: str, row: int | None, found: str | int, field: str | None = None) -> UserError:
+    """The error for text that is not UTF-8; `found` is the byte, or the surrogate that stands for it."""
+    byte = ord(found) - 0xDC00 if isinstance(found, str) else found
+    return UserError(
+        f"invalid UTF-8 (got byte 0x{byte:02x}; expected UTF-8 text)", code="encoding", file=path, row=row, field=field
+    )

@@ -22,13 +22,33 @@ from typing import IO, cast
 
 from data_prep.errors import UserError, nearest
 from data_prep.hub import read_hub
-from data_prep.readers import READERS, empty
-from data_prep.rows import Row, RowOrProblem
+from data_prep.readers import READERS
+from data_prep.rows import Row, RowOrProblem, empty
 
 __all__ = ["Row", "RowOrProblem", "digest_path", "find_files", "is_hub_id", "read_file", "read_path", "resolve"]
 SUFFIXES = tuple(READERS)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
-_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_UTF16 = re.compile(rb"\xff\xfe|\xfe\xff|[ -~]\0[ -~]\0|\0[ -~]\0[ -~]")
+_MISTAKEN: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "is gzip'd", "let its name end in .gz"),
+    (b"\x28\xb5\x2f\xfd", "is packed with zstd", "unpack it"),
+    (b"BZh", "is packed with bzip2", "unpack it"),
+    (b"\xfd7zXZ", "is packed with xz", "unpack it"),
+    (b"PK\x03\x04", "is a zip archive", "unpack it"),
+    (b"PAR1", "is a Parquet file", "let its name end in .parquet"),
+    (b"ARROW1", "is an Arrow file", "save it as Parquet"),
+)
+"""First bytes of files that are not what their names say -> what they are, what to do."""
+_LFS = b"version https://git-lfs.github.com/"
+_OTHER_KINDS = {
+    **dict.fromkeys((".zst", ".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz", ".rar"), "unpack it, or pack it with gzip"),
+    **dict.fromkeys((".jsonlines", ".jl"), "let its name end in .jsonl"),
+    **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as .csv"),
+    **dict.fromkeys((".arrow", ".feather", ".orc", ".avro"), "save it as .parquet"),
+    **dict.fromkeys((".pkl", ".pickle", ".pt", ".npy"), "save it as .jsonl; pickles can run code and are never read"),
+}
+_NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
+_SIDE = re.compile(r"(train|training)|(test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
 def suffix_of(path: str) -> tuple[str, bool]:
@@ -57,13 +77,22 @@ def find_files(path: str) -> list[str]:
         UserError: there are none; the nearest existing name is offered.
     """
     if os.path.isdir(path):
-        found = _once(name for name in _walk(path) if suffix_of(name)[0])
+        names = [name for name in _walk(path) if os.path.basename(name) not in _NO_DATA]
+        found = _once(name for name in names if suffix_of(name)[0])
         if not found:
-            raise UserError(f"no data file in this folder (expected {_kinds()})", code="no_file", file=path)
+            raise UserError(
+                f"no data file in this folder (expected {_kinds()})", code="no_file", hint=_advice(names), file=path
+            )
         return found
     if os.path.exists(path):
         if not suffix_of(path)[0]:
-            raise UserError(f"unknown kind of file (expected {_kinds()}, also with .gz)", code="file_kind", file=path)
+            got = os.path.splitext(path.lower().removesuffix(".gz"))[1] or "no ending"
+            raise UserError(
+                f"unknown kind of file (got {got}; expected {_kinds()}, also with .gz)",
+                code="file_kind",
+                hint=_advice([path]),
+                file=path,
+            )
         return [path]
     if any(sign in path for sign in "*?["):
         found = _once(name for name in glob.glob(path, recursive=True) if suffix_of(name)[0] and os.path.isfile(name))
@@ -93,6 +122,13 @@ def _once(names: Iterable[str]) -> list[str]:
     for name in sorted(names):
         found.setdefault(os.path.realpath(name), name)
     return list(found.values())
+
+
+def _advice(names: Iterable[str]) -> str | None:
+    """What to do with files of a kind that is not read, if that is known."""
+    return next(
+        (_OTHER_KINDS[end] for name in names if (end := os.path.splitext(name)[1].lower()) in _OTHER_KINDS), None
+    )
 
 
 def _kinds() -> str:
@@ -151,8 +187,7 @@ def read_file(path: str) -> Iterator[RowOrProblem]:
     kind = suffix_of(path)[0]
     nothing = True
     with _opened(path) as file:
-        if file.peek(2)[:2] in _UTF16 and kind != ".parquet":
-            raise UserError("is UTF-16 (expected UTF-8)", code="encoding", file=path)
+        _require_kind(path, kind, file.peek(64)[:64])
         seekable = io.BytesIO(file.read()) if kind == ".parquet" and suffix_of(path)[1] else file
         for row in READERS[kind](path, cast(IO[bytes], seekable)):
             nothing = False
@@ -161,8 +196,46 @@ def read_file(path: str) -> Iterator[RowOrProblem]:
         raise empty(path)
 
 
+def _require_kind(path: str, kind: str, head: bytes) -> None:
+    """Refuse a file whose first bytes are those of another kind.
+
+    Raises:
+        UserError: says what it is and what to do.
+    """
+    what, hint = "", None
+    if head.startswith(_LFS):
+        what, hint = "is a pointer of Git LFS, not the file itself", "fetch it with `git lfs pull`"
+    elif kind != ".txt" and head.lstrip()[:9].lower() in (b"<!doctype", b"<html>", b"<html lan"):
+        what, hint = "is a web page (HTML)", "download the file itself"
+    elif kind != ".parquet" and _UTF16.match(head):
+        what, hint = "is UTF-16", "save it as UTF-8"
+    elif kind != ".parquet":
+        what, hint = next(((is_a, do) for magic, is_a, do in _MISTAKEN if head.startswith(magic)), ("", None))
+    if what:
+        expected = "UTF-8" if "UTF" in what else f"{kind.removeprefix('.')}"
+        raise UserError(
+            f"{what} (expected {expected})", code="encoding" if "UTF" in what else "bad_file", hint=hint, file=path
+        )
+
+
+def _sides(files: list[str]) -> dict[str, str]:
+    """Of files called train... and test..., valid..., dev... or eval... which side they are; {} without both."""
+    found = {}
+    for file in files:
+        if side := _SIDE.match(os.path.basename(file)):
+            found[file] = "train" if side[1] else "eval"
+    return found if len(set(found.values())) > 1 else {}
+
+
+def _on_side(row: RowOrProblem, side: str | None) -> RowOrProblem:
+    """The row with the side of its file, unless it says one itself."""
+    if side is None or not isinstance(row, Row) or row.data.get("split") not in (None, ""):
+        return row
+    return Row(row.file, row.row, {**row.data, "split": side})
+
+
 def read_path(path: str, root: str | None = None) -> Iterator[RowOrProblem]:
-    """The rows of a file, folder, glob or hub id, in a fixed order.
+    """The rows of a file, folder, glob or hub id, in a fixed order; of several files, names say which evaluate.
 
     Raises:
         UserError: nothing is there, or a file as a whole cannot be read.
@@ -171,8 +244,10 @@ def read_path(path: str, root: str | None = None) -> Iterator[RowOrProblem]:
     if not os.path.exists(where) and is_hub_id(path):
         yield from read_hub(path)
         return
-    for file in find_files(where):
-        yield from read_file(file)
+    files = find_files(where)
+    sides = _sides(files)
+    for file in files:
+        yield from (_on_side(row, sides.get(file)) for row in read_file(file))
 
 
 def digest_path(path: str, root: str | None = None) -> str:

@@ -1,7 +1,7 @@
 """alpaca: {"instruction", "input", "output"} (tatsu-lab/stanford_alpaca); `response` is read as `output`.
 
-A non-empty `input` follows the instruction after a blank line. `system` (or `system_prompt`) and `history`
-([[question, answer], ...]), as LLaMA-Factory writes them, are read when present.
+So are `completion` and `answer`. A non-empty `input` follows the instruction after a blank line. `system` (or
+`system_prompt`) and `history` ([[question, answer], ...]), as LLaMA-Factory writes them, are read when present.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from data_prep.rows import Row, short
 from data_prep.types import Conversation, Message
 
 SYSTEM = ("system", "system_prompt")
+_ANSWERS = ("output", "response", "completion", "answer")
 
 
 def asked(row: Row, extra: str = "input") -> str:
@@ -28,10 +29,10 @@ class Alpaca(Format):
     """One instruction, an optional input, one answer."""
 
     kinds = (CONVERSATION, PROMPT)
-    spellings: ClassVar[Spellings] = (("instruction", "output"), ("instruction", "response"))
+    spellings: ClassVar[Spellings] = tuple(("instruction", name) for name in _ANSWERS)
     extras: ClassVar[tuple[str, ...]] = ("input", "history", *SYSTEM)
     about: ClassVar[str] = "input"
-    answers: ClassVar[tuple[str, ...]] = ("output", "response")
+    answers: ClassVar[tuple[str, ...]] = _ANSWERS
     writes: ClassVar[str] = CONVERSATION
 
     def conversation(self, row: Row) -> Conversation:

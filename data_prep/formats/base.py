@@ -209,7 +209,7 @@ def detect_format(keys: Iterable[str], kind: str, file: str | None = None) -> tu
     useful = [name for name in fitting if kind in FORMATS.get(name).kinds]
     shown = _listed(seen)
     if len(useful) == 1:
-        rest = seen - used[useful[0]]
+        rest = seen - used[useful[0]] - {"split", "task"}  # which every format reads
         return FORMATS.get(useful[0]), f"columns {_listed(used[useful[0]])}" + (
             f"; unused {_listed(rest)}" * bool(rest)
         )
@@ -234,7 +234,7 @@ def detect_format(keys: Iterable[str], kind: str, file: str | None = None) -> tu
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
+    return ", ".join(name or "(without a name)" for name in sorted(names)) or "none"
 
 
 def _no_format(seen: frozenset[str], file: str | None) -> UserError:

@@ -21,6 +21,20 @@ OPENAI_ROLES = {
     "function": "tool",
 }
 CALL = "call"  # a turn of ShareGPT whose text is a tool call
+SHAREGPT_ROLES: Mapping[str, str] = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+    "function_call": CALL,
+    "tool_call": CALL,
+    "observation": "tool",
+    "tool": "tool",
+}
 _TOOLS_INTRO = "You may call these tools:"
 
 
@@ -34,6 +48,27 @@ def content_of(row: Row, field: str, value: Any, *, empty: bool = False) -> str:
             parts.append(text_of(row, f"{field}[{number}].text", part.get("text"), empty=True))
         value = "".join(parts)
     return text_of(row, field, value, empty=empty)
+
+
+def spelled_messages(value: Any) -> Any:
+    """A list of messages from what stands in a row: the list, one message, or text that spells either in JSON.
+
+    Anything else comes back as it is: a question may well begin with a bracket, an answer be an object.
+    """
+    found = value
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        try:
+            found = json.loads(value)
+        except (ValueError, RecursionError):
+            return value
+    found = [found] if isinstance(found, dict) else found
+    if isinstance(value, list) or (isinstance(found, list) and found and all(_is_message(entry) for entry in found)):
+        return found
+    return value
+
+
+def _is_message(entry: Any) -> bool:
+    return isinstance(entry, dict) and (entry.keys() >= {"role", "content"} or entry.keys() >= {"from", "value"})
 
 
 def parse_messages(
@@ -79,10 +114,12 @@ def parse_message(
         "role" if "role" in entry or "from" not in entry else "from",
         "content" if "content" in entry or "value" not in entry else "value",
     )
+    if role_key == "from":
+        known = {**SHAREGPT_ROLES, **known}
     role = entry.get(role_key)
     if not isinstance(role, str) or role not in known:
         near = nearest(str(role), known)
-        guess = f"; did you mean '{near}'?" if near else ""
+        guess = f"; did you mean '{near}'?" if near else "; options.roles={theirs: ours} names others"
         raise row.problem(
             f"{place}.{role_key}",
             f"unknown role (got {short(repr(role))}; expected {', '.join(known)}{guess})",

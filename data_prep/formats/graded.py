@@ -1,40 +1,47 @@
 """graded: {"instruction", "output_1", "output_2", "preference"}: 1 to 2, below 1.5 the first is better (AlpacaEval).
 
 Other spellings: response_0/response_1 with better_response_id (PKU-SafeRLHF), human_ref_A/human_ref_B with labels
-(SHP), answer_0/answer_1 with score_0/score_1 (WebGPT). Rows nearer to a tie than `min_gap` are skipped and counted.
+(SHP), answer_0/answer_1 with score_0/score_1 (WebGPT), response_1/response_2 with preference_strength (HelpSteer2) and
+response1/response2 with overall_preference (HelpSteer3), both -3 to 3. Rows nearer to a tie than `min_gap` are skipped
+and counted.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 from data_prep.errors import UserError
-from data_prep.formats.alpaca import asked
-from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Format, Found, Several, each, pair
-from data_prep.formats.fields import find_key, meta_of, number_of, text_field, text_of
+from data_prep.formats.alpaca import SYSTEM
+from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Found, Several, each, pair
+from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
+from data_prep.formats.fields import find_key, meta_of, number_of, text_field
 from data_prep.formats.ranked import pairs_of
 from data_prep.rows import Row, Skip
-from data_prep.types import Message, Preference, Prompt
+from data_prep.types import Preference, Prompt
 
-_PROMPTS = ("instruction", "prompt", "question", "history")
+_PROMPTS = ("instruction", "prompt", "question", "history", "context")
 _SIDES = {
     ("output_1", "output_2"): ("preference", 1.0, 2.0),
     ("response_0", "response_1"): ("better_response_id", 0.0, 1.0),
     ("human_ref_A", "human_ref_B"): ("labels", 1.0, 0.0),
     ("answer_0", "answer_1"): ("score_0", None, None),
+    ("response_1", "response_2"): ("preference_strength", -3.0, 3.0),
+    ("response1", "response2"): ("overall_preference", -3.0, 3.0),
 }
 """Columns of both replies -> (column of the judgement, its value for the first reply, its value for the second)."""
 
 
 @FORMATS.register("graded")
-class Graded(Format):
+class Graded(ChatFormat):
     """A prompt, two replies, and how much better one is."""
 
     kinds = (PREFERENCE, PROMPT)
     spellings = tuple((name, *sides, grade[0]) for sides, grade in _SIDES.items() for name in _PROMPTS)
-    extras = ("input", "score_1")
+    extras = ("input", "score_1", "tools", *SYSTEM)
     option_help: ClassVar[Mapping[str, str]] = {
+        **CHAT_OPTIONS,
         "min_gap": "least distance from a tie, as a share of the whole scale (default 0: only ties are skipped)",
         "across": "column of a shared opponent: replies to one prompt are paired by how they did against it",
     }
@@ -53,8 +60,11 @@ class Graded(Format):
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone."""
         field = find_key(row, _PROMPTS)
-        said = asked(row) if field == "instruction" else text_of(row, field, row.data[field])
-        return Prompt((Message("user", said),), row.id, meta_of(row))
+        value = row.data[field]
+        if isinstance(value, dict) and "full_text" in value:  # WebGPT
+            row = Row(row.file, row.row, {**row.data, field: value["full_text"]})
+        messages, tools = self.asked_of(row, field)
+        return Prompt(messages, row.id, meta_of(row), tools)
 
     def preference(self, row: Row) -> Several[Preference]:
         """The better reply over the other one."""
@@ -65,7 +75,8 @@ class Graded(Format):
         if abs(lead) <= max(self.min_gap, 1e-12):
             return Skip("tied")
         chosen, rejected = texts if lead > 0 else texts[::-1]
-        return pair(row, prompt.messages, chosen, rejected, margin=abs(lead), meta=prompt.meta)
+        more: dict[str, Any] = {"margin": abs(lead), "meta": prompt.meta, "tools": prompt.tools}
+        return pair(row, prompt.messages, chosen, rejected, **more)
 
     def preferences(self, rows: Iterable[Row]) -> Found[Preference]:
         """Every row as a preference; with `across`, the second replies of rows that share prompt and opponent."""
@@ -73,27 +84,27 @@ class Graded(Format):
 
     def _across(self, rows: Iterable[Row]) -> Found[Preference]:
         opponent = str(self.options["across"])
-        groups: dict[tuple[str, str], list[tuple[float, str, Row]]] = {}
+        groups: dict[tuple[str, str], list[tuple[float, str, Row, Prompt]]] = {}
 
         def place(row: Row) -> Skip:
             left, right = self._sides(row)
-            said = self.prompt(row).messages[-1].content
-            against = text_field(row, opponent)
-            grade = (self._lead(row, left, right), text_field(row, right), row)
-            groups.setdefault((said, against), []).append(grade)
+            prompt = self.prompt(row)
+            said = json.dumps([[message.role, message.content] for message in prompt.messages])
+            grade = (self._lead(row, left, right), text_field(row, right), row, prompt)
+            groups.setdefault((said, text_field(row, opponent)), []).append(grade)
             return Skip("grouped")
 
         placed: Found[Preference] = each(place, rows)
         yield from (problem for problem in placed if isinstance(problem, UserError))
-        for (said, _), members in groups.items():
-            first = members[0][2]
-            replies = [(lead, text, -lead) for lead, text, _ in members]
+        for members in groups.values():
+            first, prompt = members[0][2:]
+            replies = [(lead, text, -lead) for lead, text, *_ in members]
             made = 0
             for better, worse, gap in pairs_of(replies, "all"):
                 if gap is not None and gap > self.min_gap and better.strip() != worse.strip():
                     made += 1
-                    message = (Message("user", said),)
-                    yield pair(first, message, better, worse, f"#pair{made}", margin=gap, meta=meta_of(first))
+                    more: dict[str, Any] = {"margin": gap, "meta": meta_of(first), "tools": prompt.tools}
+                    yield pair(first, prompt.messages, better, worse, f"#pair{made}", **more)
             if not made:
                 yield Skip("tied")
 

@@ -1,22 +1,20 @@
 """hh: {"chosen", "rejected"}, each a whole dialogue (Bai et al. 2022, arXiv 2204.05862; anthropics/hh-rlhf).
 
-As text with turns after "\\n\\nHuman:" and "\\n\\nAssistant:", or as message lists (TRL's implicit prompt). Both sides
-share everything but the last reply.
+As text with turns after "\\n\\nHuman:" and "\\n\\nAssistant:" ("System:" may stand first), or as message lists (TRL's
+implicit prompt). Both sides share everything but the last reply.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, pair
 from data_prep.formats.chat_format import ChatFormat
 from data_prep.formats.fields import find_key, listed, meta_of, number_field, text_of
+from data_prep.formats.transcripts import turns_of
 from data_prep.formats.turns import shared_prompt
 from data_prep.rows import Row, short
 from data_prep.types import Message, Preference
-
-_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 
 
 @FORMATS.register("hh")
@@ -37,13 +35,12 @@ class HelpfulHarmless(ChatFormat):
         value = row.data[find_key(row, (field,))]
         if isinstance(listed(row, field, value), list):
             return self.messages_of(row, field)
-        pieces = _TURN.split(text_of(row, field, value))
-        if len(pieces) < 3 or pieces[0].strip():
+        turns, before = turns_of(text_of(row, field, value))
+        if before.strip() or not turns:
             expected = "turns that start with 'Human:' and 'Assistant:', or a prompt column"
-            raise row.problem(field, f"is not a dialogue (got {short(pieces[0])!r}; expected {expected})")
-        roles = {"Human": "user", "Assistant": "assistant"}
-        turns = [(roles[who], said.strip()) for who, said in zip(pieces[1::2], pieces[2::2], strict=True)]
-        for number, (role, said) in enumerate(turns):
-            if not said:
-                raise row.problem(field, f"turn {number + 1} ({role}) is empty (got ''; expected text)", code="empty")
-        return tuple(Message(role, said) for role, said in turns), ()
+            raise row.problem(field, f"is not a dialogue (got {short(before)!r}; expected {expected})")
+        for number, turn in enumerate(turns):
+            if not turn.content:
+                what = f"turn {number + 1} ({turn.role}) is empty (got ''; expected text)"
+                raise row.problem(field, what, code="empty")
+        return turns, ()

@@ -1,6 +1,7 @@
 """kto: {"prompt", "completion", "label"} or {"messages", "label"}: one reply and whether it is good (arXiv 2402.01306).
 
-Dialogues are made of the good replies; preferences of a good and a bad reply to the same prompt, where both exist.
+The label may be called `kto_tag` (LLaMA-Factory). Dialogues are made of the good replies; preferences of a good and a
+bad reply to the same prompt, where both exist.
 """
 
 from __future__ import annotations
@@ -23,17 +24,19 @@ from data_prep.formats.base import (
     each,
     pair,
 )
-from data_prep.formats.chat import asked_columns, more_columns
+from data_prep.formats.chat import SHAREGPT_ROLES, asked_columns, more_columns
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, meta_of, optional_text, text_of
-from data_prep.formats.sharegpt import SHAREGPT_ROLES
+from data_prep.formats.fields import find_key, meta_of
 from data_prep.formats.turns import need_question, reply_of
 from data_prep.rows import Row, Skip, kind_of, short
 from data_prep.types import Conversation, Labelled, Message, Preference, Prompt
 
 _LISTS = ("messages", "conversations")
-_REPLIES = ("completion", "response")
-_WORDS = {"true": True, "1": True, "false": False, "0": False}
+_PROMPTS = ("prompt", "instruction")
+_REPLIES = ("completion", "response", "output")
+_COLUMNS = (("messages",), ("conversations",), ("prompt", "completion"), ("prompt", "response"))
+_LABELS = ("label", "kto_tag")
+_WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 @FORMATS.register("kto")
@@ -42,11 +45,11 @@ class Kto(ChatFormat):
 
     kinds = (UNPAIRED, CONVERSATION, PREFERENCE, PROMPT)
     spellings = (
-        ("messages", "label"),
-        ("conversations", "label"),
-        ("prompt", "completion", "label"),
-        ("prompt", "response", "label"),
+        *((*columns, label) for columns in _COLUMNS for label in _LABELS),
+        ("instruction", "output", "kto_tag"),
+        ("instruction", "response", "kto_tag"),
     )
+    extras = ("input", "tools", *SYSTEM)
     roles = SHAREGPT_ROLES
     writes = UNPAIRED
 
@@ -62,13 +65,14 @@ class Kto(ChatFormat):
     def labelled(self, row: Row) -> Labelled:
         """The last reply, what stands before it, and its label."""
         good = self._label(row)
-        field = find_key(row, (*_LISTS, "prompt"))
+        field = find_key(row, (*_LISTS, *_PROMPTS))
         if field in _LISTS:
             messages, tools = self.messages_of(row, field)
             reply, asked = reply_of(row, field, messages), messages[:-1]
         else:
-            asked, tools = self._asked(row, field)
-            reply = self._reply(row)
+            asked, tools = self.asked_of(row, field)
+            right = find_key(row, _REPLIES)
+            reply = reply_of(row, right, self.replied(row, right))
         return Labelled(need_question(row, field, asked), reply, good, row.id, meta_of(row), tools)
 
     def conversation(self, row: Row) -> Several[Conversation]:
@@ -109,28 +113,12 @@ class Kto(ChatFormat):
                     yield problem
 
     def _label(self, row: Row) -> bool:
-        value: Any = row.data.get("label")
+        field = next((name for name in _LABELS if row.data.get(name) is not None), _LABELS[0])
+        value: Any = row.data.get(field)
         if isinstance(value, bool):
             return value
         word = str(value).strip().lower()
-        if isinstance(value, (int, str)) and word in _WORDS:
+        if isinstance(value, (int, float, str)) and word in _WORDS:
             return _WORDS[word]
         got = kind_of(value) if value is None else f"{kind_of(value)} {short(str(value))}"
-        raise row.problem("label", f"wrong type (got {got}; expected true or false)")
-
-    def _asked(self, row: Row, field: str) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
-        value = row.data[field]
-        if isinstance(value, list):
-            return self.messages_of(row, field)
-        system = optional_text(row, *SYSTEM)
-        front = (Message("system", system),) if system.strip() else ()
-        return (*front, Message("user", text_of(row, field, value))), ()
-
-    def _reply(self, row: Row) -> str:
-        field = find_key(row, _REPLIES)
-        value = row.data[field]
-        return (
-            reply_of(row, field, self.messages_of(row, field)[0])
-            if isinstance(value, list)
-            else text_of(row, field, value)
-        )
+        raise row.problem(field, f"wrong type (got {got}; expected true or false)")

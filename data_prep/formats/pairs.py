@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from data_prep.formats.alpaca import SYSTEM, asked
+from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Spellings, pair
 from data_prep.formats.chat import asked_columns, more_columns
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, meta_of, number_field, optional_text, text_of
-from data_prep.formats.turns import need_question, reply_of
+from data_prep.formats.fields import find_key, meta_of, number_field
+from data_prep.formats.turns import reply_of
 from data_prep.rows import Row
 from data_prep.types import Message, Preference, Prompt
 
@@ -35,7 +35,7 @@ class Pairs(ChatFormat):
 
     def preference(self, row: Row) -> Preference:
         """The prompt and both replies."""
-        asked, tools = self._asked(row)
+        asked, tools = self.asked_of(row, find_key(row, self.prompts_are))
         (prompt, chosen), (other, rejected) = (self._reply(row, field, asked) for field in self.sides)
         if prompt != other:
             raise row.problem(
@@ -54,26 +54,12 @@ class Pairs(ChatFormat):
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone."""
-        messages, tools = self._asked(row)
+        messages, tools = self.asked_of(row, find_key(row, self.prompts_are))
         return Prompt(messages, row.id, meta_of(row), tools)
-
-    def _asked(self, row: Row) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
-        field = find_key(row, self.prompts_are)
-        value: Any = row.data[field]
-        if isinstance(value, list):
-            messages, tools = self.messages_of(row, field)
-            return need_question(row, field, messages), tools
-        system = optional_text(row, *SYSTEM)
-        front = (Message("system", system),) if system.strip() else ()
-        said = asked(row) if field == "instruction" else text_of(row, field, value)
-        return (*front, Message("user", said)), ()
 
     def _reply(self, row: Row, field: str, asked: tuple[Message, ...]) -> tuple[tuple[Message, ...], str]:
         """(prompt, reply): the column may repeat the prompt, with a system message that the prompt column lacks."""
-        value: Any = row.data[find_key(row, (field,))]
-        if not isinstance(value, list):
-            return asked, text_of(row, field, value)
-        messages, _ = self.messages_of(row, field)
+        messages = self.replied(row, field)
         reply, before = reply_of(row, field, messages), messages[:-1]
         rest = [message for message in before if message.role != "system"]
         if rest and rest != [message for message in asked if message.role != "system"]:

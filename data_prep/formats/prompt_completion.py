@@ -1,21 +1,22 @@
 """prompt_completion: one prompt and one answer in two columns, as text or as message lists (TRL).
 
-The columns may be called prompt/completion, prompt/response, query/response or input/output; `system` is read when
-present. A literal end mark at the end of an answer (P3/T0 exports) is cut off and counted: the template's own end token
-takes its place.
+The columns may be called prompt/completion, prompt/response, query/response, input/output or user/assistant; `system`
+and `tools` are read when present. A literal end mark at the end of an answer (P3/T0 exports) is cut off and counted:
+the template's own end token takes its place.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from data_prep.errors import UserError
-from data_prep.formats.alpaca import SYSTEM
-from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
-from data_prep.formats.chat import asked_columns, message_entry, more_columns, parse_messages, spoken
-from data_prep.formats.fields import find_key, meta_of, optional_text, text_of
-from data_prep.formats.turns import need_question, need_reply
+from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Spellings
+from data_prep.formats.chat import asked_columns, message_entry, more_columns, spoken
+from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
+from data_prep.formats.fields import find_key, meta_of, text_of
+from data_prep.formats.turns import need_reply
 from data_prep.rows import Row
 from data_prep.types import Conversation, Message, Prompt
 
@@ -23,7 +24,7 @@ END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 
 
 @FORMATS.register("prompt_completion")
-class PromptCompletion(Format):
+class PromptCompletion(ChatFormat):
     """A prompt and its answer."""
 
     kinds = (CONVERSATION, PROMPT)
@@ -32,10 +33,11 @@ class PromptCompletion(Format):
         ("prompt", "response"),
         ("query", "response"),
         ("input", "output"),
+        ("user", "assistant"),
     )
-    extras: ClassVar[tuple[str, ...]] = SYSTEM
     writes: ClassVar[str] = CONVERSATION
     option_help: ClassVar[Mapping[str, str]] = {
+        **CHAT_OPTIONS,
         "end_marks": f"texts to cut off the end of answers, counted (default: {', '.join(END_MARKS)})",
         "prompt_marks": "texts to cut off the end of prompts, counted, such as ' ->' (default: none)",
     }
@@ -56,15 +58,11 @@ class PromptCompletion(Format):
 
     def conversation(self, row: Row) -> Conversation:
         """The prompt's messages, then the answer's."""
-        field = find_key(row, [right for _, right in self.spellings])
-        value = row.data[field]
-        if isinstance(value, list):
-            answer = parse_messages(row, field, value)
-        else:
-            answer = (Message("assistant", self._without(row, field, value, self.end_marks)),)
-        messages = self._asked(row) + answer
-        need_reply(row, field, messages)
-        return Conversation(messages, row.id, meta_of(row))
+        left, right = self._columns(row)
+        asked, tools = self.asked_of(row, left)
+        messages = asked + self.replied(row, right)
+        need_reply(row, right, messages)
+        return Conversation(messages, row.id, meta_of(row), tools)
 
     def written(self, record: Any) -> dict[str, Any]:
         """What stands before the last message, and that message; as text where there is nothing but words."""
@@ -76,20 +74,30 @@ class PromptCompletion(Format):
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone; the answer need not be there."""
-        return Prompt(self._asked(row), row.id, meta_of(row))
+        messages, tools = self.asked_of(row, find_key(row, [left for left, _ in self.spellings]))
+        return Prompt(messages, row.id, meta_of(row), tools)
 
-    def _asked(self, row: Row) -> tuple[Message, ...]:
-        field = find_key(row, [left for left, _ in self.spellings])
-        value = row.data[field]
-        system = optional_text(row, *SYSTEM)
-        front = (Message("system", system),) if system else ()
-        if isinstance(value, list):
-            return front + need_question(row, field, parse_messages(row, field, value))
-        return (*front, Message("user", self._without(row, field, value, self.prompt_marks)))
+    def question(self, row: Row, field: str, said: str) -> str:
+        """The question without marks at its end."""
+        return self._without(row, field, said, self.prompt_marks)
 
-    def _without(self, row: Row, field: str, value: Any, marks: Sequence[str]) -> str:
+    def replied(self, row: Row, field: str) -> tuple[Message, ...]:
+        """The answer without marks at its end."""
+        found = super().replied(row, field)
+        if not isinstance(row.data[field], str):
+            return found
+        return (*found[:-1], replace(found[-1], content=self._without(row, field, found[-1].content, self.end_marks)))
+
+    def _columns(self, row: Row) -> tuple[str, str]:
+        """The columns of prompt and answer: the first pair of names that the row has."""
+        for left, right in self.spellings:
+            if row.data.get(left) is not None and row.data.get(right) is not None:
+                return left, right
+        right = find_key(row, [right for _, right in self.spellings])
+        return find_key(row, [left for left, _ in self.spellings]), right
+
+    def _without(self, row: Row, field: str, text: str, marks: Sequence[str]) -> str:
         """The text without the marks at its end."""
-        text = text_of(row, field, value)
         while mark := next((mark for mark in marks if text.rstrip().endswith(mark.rstrip())), None):
             text = text.rstrip().removesuffix(mark.rstrip())
             self.notes[f"literal {mark} cut off"] += 1

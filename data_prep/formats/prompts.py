@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_prep.formats.alpaca import SYSTEM, asked
+from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import FORMATS, PROMPT
 from data_prep.formats.chat import asked_columns, more_columns
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, meta_of, optional_text, text_of
-from data_prep.formats.turns import need_question
+from data_prep.formats.fields import find_key, meta_of
 from data_prep.rows import Row
-from data_prep.types import Message, Prompt
+from data_prep.types import Prompt
 
 _NAMES = ("prompt", "question", "query", "instruction")
 
@@ -37,16 +36,7 @@ class Prompts(ChatFormat):
     def prompt(self, row: Row) -> Prompt:
         """The prompt's messages."""
         field = find_key(row, _NAMES)
-        value = row.data[field]
-        tools: tuple[dict[str, object], ...] = ()
-        if isinstance(value, list):
-            messages, tools = self.messages_of(row, field)
-            messages = need_question(row, field, messages)
-        else:
-            system = optional_text(row, *SYSTEM)
-            front = (Message("system", system),) if system.strip() else ()
-            said = asked(row) if field == "instruction" else text_of(row, field, value)
-            messages = (*front, Message("user", said))
+        messages, tools = self.asked_of(row, field)
         meta = meta_of(row)
         if row.data.get("topic") is not None:
             meta["topic"] = str(row.data["topic"])

@@ -12,13 +12,12 @@ from itertools import combinations, pairwise
 from typing import Any, ClassVar, TypeAlias
 
 from data_prep.errors import UserError
-from data_prep.formats.alpaca import SYSTEM, asked
+from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Several, pair
 from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
-from data_prep.formats.fields import find_key, list_field, listed, meta_of, number_of, optional_text, text_of
-from data_prep.formats.turns import need_question
+from data_prep.formats.fields import find_key, list_field, listed, meta_of, number_of, text_of
 from data_prep.rows import Row, Skip
-from data_prep.types import Message, Preference, Prompt
+from data_prep.types import Preference, Prompt
 
 _PROMPTS = ("prompt", "question", "instruction", "query")
 _LISTS = ("responses", "answers", "completions", "replies")
@@ -49,7 +48,7 @@ class Ranked(ChatFormat):
 
     kinds = (PREFERENCE, PROMPT)
     spellings = tuple((left, right) for left in _PROMPTS for right in _LISTS)
-    extras = ("input", *_RANKS, *_SCORES, *SYSTEM)
+    extras = ("input", "tools", *_RANKS, *_SCORES, *SYSTEM)
     option_help: ClassVar[Mapping[str, str]] = {
         **CHAT_OPTIONS,
         "order": "best_first or worst_first: what the order of a bare list means (else such lists are refused)",
@@ -67,21 +66,14 @@ class Ranked(ChatFormat):
         found: list[Any] = []
         for better, worse, gap in pairs_of(replies, self.pairs):
             suffix = f"#pair{len(found) + 1}"
-            found.append(pair(row, prompt.messages, better, worse, suffix, margin=gap, meta=dict(prompt.meta)))
+            more: dict[str, Any] = {"margin": gap, "meta": dict(prompt.meta), "tools": prompt.tools}
+            found.append(pair(row, prompt.messages, better, worse, suffix, **more))
         return found or Skip("tied")
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone."""
-        field = find_key(row, _PROMPTS)
-        value = row.data[field]
-        if isinstance(value, list):
-            messages = need_question(row, field, self.messages_of(row, field)[0])
-        else:
-            system = optional_text(row, *SYSTEM)
-            front = (Message("system", system),) if system.strip() else ()
-            said = asked(row) if field == "instruction" else text_of(row, field, value)
-            messages = (*front, Message("user", said))
-        return Prompt(messages, row.id, meta_of(row))
+        messages, tools = self.asked_of(row, find_key(row, _PROMPTS))
+        return Prompt(messages, row.id, meta_of(row), tools)
 
     def _graded(self, row: Row) -> list[Graded]:
         field, replies = list_field(row, *_LISTS)

@@ -6,25 +6,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from data_prep.formats.base import FORMATS
-from data_prep.formats.chat import CALL, message_entry
+from data_prep.formats.chat import SHAREGPT_ROLES, message_entry
 from data_prep.formats.messages import Messages
 from data_prep.types import Message
-
-SHAREGPT_ROLES: Mapping[str, str] = {
-    "human": "user",
-    "gpt": "assistant",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "function_call": CALL,
-    "tool_call": CALL,
-    "observation": "tool",
-    "tool": "tool",
-}
 
 
 @FORMATS.register("sharegpt")

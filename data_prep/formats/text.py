@@ -1,4 +1,4 @@
-"""text: {"text"}, one document per row; a plain text file gives one row per line."""
+"""text: {"text"} (or `content`, `document`), one document per row; a plain text file gives one row per line."""
 
 from __future__ import annotations
 
@@ -9,15 +9,22 @@ from data_prep.formats.fields import meta_of, text_field
 from data_prep.rows import Row
 from data_prep.types import Document
 
+_NAMES = ("text", "content", "document")
+
 
 @FORMATS.register("text")
 class Text(Format):
     """Plain documents."""
 
     kinds = (DOCUMENT,)
-    spellings = (("text",),)
+    spellings = tuple((name,) for name in _NAMES)
 
     writes = DOCUMENT
+
+    @classmethod
+    def uses(cls, keys: frozenset[str]) -> frozenset[str]:
+        """The text's column; rows that name a role are messages, not documents."""
+        return frozenset() if "role" in keys and "text" not in keys else super().uses(keys)
 
     def written(self, record: Any) -> dict[str, Any]:
         """The text, and its side where it is known."""
@@ -26,4 +33,4 @@ class Text(Format):
 
     def document(self, row: Row) -> Document:
         """The text as it stands."""
-        return Document(text_field(row, "text"), row.id, meta_of(row))
+        return Document(text_field(row, *_NAMES), row.id, meta_of(row))

@@ -1,0 +1,198 @@
+"""Rows as users bring them, beyond the plain form of each format: read exactly, or refused in one line that helps."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import gzip
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.data_options import StatsOptions
+from data_prep.discovery import open_any
+from data_prep.errors import UserError
+from data_prep.options import DataOptions, LengthOptions, SourceOptions
+from data_prep.rendering import Renderer
+from data_prep.rows import Row
+from data_prep.sources import read_path
+from tests.data_prep.field_rows import HI, LOADS, ONE, REFUSED, YO, C, assistant
+from tests.data_prep.test_golden_rows import PREPARE, shown
+from tests.tiny import tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Renderer:
+    return Renderer(tiny_tokenizer())
+
+
+@pytest.mark.parametrize(
+    ("form", "kind", "rows", "options", "expected"), [one[1:] for one in LOADS], ids=[one[0] for one in LOADS]
+)
+def test_it_loads(
+    renderer: Renderer, tmp_path: Path, form: str, kind: str, rows: Any, options: Any, expected: list[str]
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (rows if isinstance(rows, list) else [rows])))
+    prepare, source = PREPARE[kind]
+    data = DataOptions(**{source: SourceOptions(path=str(path), options=options, eval_share=0.0)})
+    prepared = prepare(data, renderer, LengthOptions(512), 0)
+    assert [shown(renderer, row) for row in prepared.train] == expected
+    assert prepared.card["format"] == form
+
+
+@pytest.mark.parametrize(("row", "field", "words"), [one[1:] for one in REFUSED], ids=[one[0] for one in REFUSED])
+def test_it_is_refused_by_file_row_and_field(tmp_path: Path, row: Any, field: str, words: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    stream = open_any(StatsOptions().given(str(path)))
+    assert not list(stream)
+    (problem,) = stream.tally.problems
+    assert str(problem).startswith(f"{path}:1:{field}: ") and words in str(problem), str(problem)
+
+
+def test_what_messages_say_beside_their_content_is_counted() -> None:
+    from data_prep.formats import FORMATS
+
+    form = FORMATS.get("messages")()
+    rows = [Row("f", 1, {"messages": [HI, assistant("yo", reasoning_content="so", weight=1, refusal=None)]})]
+    assert len(list(form.conversations(rows))) == 1
+    assert dict(form.notes) == {"messages with 'reasoning_content', which is not read": 1}
+
+
+# --------------------------------------------------------------------------------------------------------- containers
+ROWS = [{"prompt": "q", "completion": "a"}, {"prompt": "r", "completion": "b"}]
+LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+HEAD = b"prompt,completion\n"
+
+
+def parquet(**columns: Any) -> bytes:
+    import pyarrow
+    import pyarrow.parquet
+
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), out)
+    return out.getvalue()
+
+
+FILES: dict[str, bytes] = {
+    "lines.json": LINES,
+    "array.json": json.dumps(ROWS).encode(),
+    "data.json": json.dumps({"version": "1", "data": ROWS}).encode(),
+    "wide.json": json.dumps({"version": "1", "rows": ROWS}, indent=1).encode(),
+    "some.ndjson": LINES,
+    "SOME.JSONL": LINES,
+    "two.jsonl.gz": gzip.compress(LINES[: LINES.index(b"\n") + 1]) + gzip.compress(LINES[LINES.index(b"\n") + 1 :]),
+    "array.json.gz": gzip.compress(json.dumps(ROWS).encode()),
+    "plain.csv.gz": gzip.compress(HEAD + b"q,a\nr,b\n"),
+    "plain.tsv.gz": gzip.compress(b"prompt\tcompletion\nq\ta\nr\tb\n"),
+    "quoted.csv": b'\xef\xbb\xbf"prompt","completion"\r\n"q","a"\r\n"r","b"\r\n',
+    "blank_in_header.csv": b"prompt, completion\nq,a\nr,b\n",
+    "old_mac.csv": b"prompt,completion\rq,a\rr,b\r",
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_container_gives_its_rows(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(FILES[name])
+    assert [row.data if isinstance(row, Row) else row for row in read_path(str(tmp_path / name))] == ROWS
+
+
+def test_arrow_types(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    talk = [[{"role": "user", "content": "q", "tool_calls": None, "weight": None}, YO | {"weight": 1.0}]]
+    cases: dict[str, bytes] = {
+        "large": parquet(prompt=pa.array(["q"], pa.large_string()), completion=pa.array(["a"], pa.string_view())),
+        "dictionary": parquet(prompt=pa.array(["q"]).dictionary_encode(), completion=["a"]),
+        "decimal": parquet(prompt=["q"], chosen=["a"], rejected=["b"], margin=[decimal.Decimal("1.50")]),
+        "structs": parquet(messages=pa.array(talk)),
+        "date": parquet(prompt=["q"], completion=["a"], when=[datetime.datetime(2026, 1, 2)]),
+        "index": parquet(prompt=["q"], completion=["a"], __index_level_0__=[0]),
+    }
+    for name, content in cases.items():
+        (tmp_path / f"{name}.parquet").write_bytes(content)
+        stream = open_any(StatsOptions().given(str(tmp_path / f"{name}.parquet")))
+        (record,) = stream
+        assert (record.messages if hasattr(record, "messages") else record.prompt)[0].content == "q"
+        assert getattr(record, "margin", 1.5) == 1.5 and not stream.tally.problems
+
+
+def test_a_date_that_python_cannot_hold(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(parquet(prompt=["q", "r"], completion=["a", "b"], at=pa.array([2**62, 0], pa.timestamp("us"))))
+    bad, good = read_path(str(path))
+    assert str(bad).startswith(f"{path}:1:at: cannot be read: ") and isinstance(good, Row)
+
+
+NOT_WHAT_IT_SAYS: dict[str, tuple[bytes, str]] = {
+    "rows.jsonl": (gzip.compress(LINES), "is gzip'd (expected jsonl); let its name end in .gz"),
+    "zipped.csv": (b"PK\x03\x04" + b"\0" * 30, "is a zip archive (expected csv); unpack it"),
+    "columns.json": (b"PAR1" + b"\0" * 30, "is a Parquet file (expected json)"),
+    "page.json": (b"<!DOCTYPE html>\n<html></html>", "is a web page (HTML) (expected json); download"),
+    "page.csv": (b"\n <html lang='en'>, </html>", "is a web page (HTML) (expected csv)"),
+    "page.parquet": (b"<!doctype html>", "is a web page (HTML) (expected parquet)"),
+    "lfs.parquet": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS"),
+    "lfs.txt": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "is a pointer of Git LFS"),
+    "marked.tsv": ("prompt\tcompletion\nq\ta\n".encode("utf-16"), "is UTF-16 (expected UTF-8); save it as UTF-8"),
+    "unmarked.csv": ("prompt,completion\nq,a\n".encode("utf-16-le"), "is UTF-16 (expected UTF-8)"),
+    "quoted.tsv": (b'prompt\tcompletion\n"q ""x"""\ta\n', ':1:prompt: a quoted field (got "q ""x"""; expected no quo'),
+    "open.csv": (HEAD + b'q,a\n"r,b\ns,c\nt,d\n', ":2: broken quoting: unexpected end of data"),
+    "splits.json": (json.dumps({"train": ROWS, "test": ROWS}).encode(), "several lists of rows (got train, test; exp"),
+    "none.json": (b'{"data": [], "version": "1"}', "is empty (no rows under 'data')"),
+    "rows.jsonl.zst": (b"\x28\xb5\x2f\xfd", "unknown kind of file (got .zst; expected .jsonl, .ndjson"),
+    "rows.xlsx": (b"PK", "also with .gz); save it as .csv"),
+    "rows.pkl": (b"\x80", "pickles can run code and are never read"),
+    "rows": (LINES, "(got no ending; expected .jsonl"),
+}
+
+
+@pytest.mark.parametrize("name", NOT_WHAT_IT_SAYS)
+def test_a_file_that_is_not_what_its_name_says(tmp_path: Path, name: str) -> None:
+    content, words = NOT_WHAT_IT_SAYS[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    try:
+        (problem,) = [found for found in read_path(str(path)) if isinstance(found, UserError)]
+    except UserError as raised:
+        problem = raised
+    assert str(problem).startswith(f"{path}:") and words in str(problem), str(problem)
+
+
+# ------------------------------------------------------------------------------------------------------------- folders
+def test_names_of_files_say_which_rows_evaluate(tmp_path: Path) -> None:
+    def sides() -> list[Any]:
+        return [row.data.get("split") for row in read_path(str(tmp_path)) if isinstance(row, Row)]
+
+    (tmp_path / "train-00000-of-00001.jsonl").write_bytes(LINES)
+    (tmp_path / "trainer.csv").write_bytes(HEAD + b"s,c\n")
+    assert sides() == [None] * 3
+    (tmp_path / "test.jsonl").write_bytes(LINES + b'{"prompt": "s", "completion": "c", "split": "train"}\n')
+    assert sides() == ["eval", "eval", "train", "train", "train", "train"]
+    (tmp_path / "train-00000-of-00001.jsonl").unlink()
+    (tmp_path / "trainer.csv").unlink()
+    assert sides() == [None, None, "train"]
+
+
+def test_cards_and_saved_data_sets_beside_the_rows(tmp_path: Path) -> None:
+    (tmp_path / "dataset_info.json").write_text('{"features": {}}')
+    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+    with pytest.raises(UserError, match=r"no data file in this folder \(expected .*\); save it as \.parquet"):
+        list(read_path(str(tmp_path)))
+    (tmp_path / "rows.jsonl").write_bytes(LINES)
+    assert len(list(read_path(str(tmp_path)))) == 2
+
+
+def test_a_mapping_for_names_of_any_sort(tmp_path: Path, renderer: Renderer) -> None:
+    row = {"Frage (de)": "Hi", "meta": {"answers": [{"text": "yo"}]}, "prompt": "no", "context": {"text": ["x"]}}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    columns = {"prompt": "{Frage (de)}", "completion": "meta.answers.0.text"}
+    source = SourceOptions(path=str(tmp_path / "rows.jsonl"), columns=columns, eval_share=0.0)
+    prepare, _ = PREPARE[C]
+    prepared = prepare(DataOptions(conversations=source), renderer, LengthOptions(512), 0)
+    assert [shown(renderer, row) for row in prepared.train] == [ONE]
