@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from align.adapters.shapes import require_decoder
 from align.chain import Planned
 from align.config import RunConfig, StageSpec
 from align.findings import Findings
@@ -155,6 +156,7 @@ def _training(
     stage = spec.stage
     numbers: dict[str, Any] = {"adapter": spec.adapter.method, "lr": stage.peak_lr(spec.adapter, config.model.lr_scale)}
     try:
+        require_decoder(model_config)
         problems = spec.adapter.check(model_config)
         found.add(spec.name, problems)
         if not problems:

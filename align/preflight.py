@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic
 
+from align.adapters.shapes import require_decoder
 from align.chain import (
     Footing,
     Planned,
@@ -200,5 +201,6 @@ def require_grounds(config: RunConfig, base_folder: Path | None) -> None:
     for ground in walk(config, base_folder):
         ground.require()
         if ground.spec.stage.makes is not None and base_folder is not None:
+            require_decoder(read_model_config(base_folder))
             for problem in ground.spec.adapter.check(read_model_config(base_folder)):
                 raise problem

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from align.adapters.targets import fits
 
-KEYS = ("k_proj", "key", "wk")
-VALUES = ("v_proj", "value", "wv")
+KEYS = ("k_proj", "key", "wk", "key_proj", "k_lin", "SelfAttention.k", "EncDecAttention.k")
+VALUES = ("v_proj", "value", "wv", "value_proj", "v_lin", "SelfAttention.v", "EncDecAttention.v")
 FUSED = ("c_attn", "query_key_value", "qkv_proj", "qkv", "Wqkv", "wqkv")
 """Queries, keys and values in one layer."""
 _ATTENTION_OUT = (
@@ -16,10 +16,24 @@ _ATTENTION_OUT = (
     "attn.c_proj",
     "attention.dense",
     "self_attention.dense",
+    "self_attn.dense",
     "attention.output.dense",
-    "wo",
+    "out_lin",
+    "SelfAttention.o",
+    "EncDecAttention.o",
+    "attention.wo",
 )
-_FEEDFORWARD_OUT = ("down_proj", "fc2", "mlp.c_proj", "dense_4h_to_h", "fc_out", "w2", "output.dense")
+_FEEDFORWARD_OUT = (
+    "down_proj",
+    "fc2",
+    "mlp.c_proj",
+    "dense_4h_to_h",
+    "fc_out",
+    "w2",
+    "output.dense",
+    "lin2",
+    "DenseReluDense.wo",
+)
 
 
 def called(names: Iterable[str], choices: Iterable[str]) -> list[str]:

@@ -87,13 +87,18 @@ class Lora(PeftAdapter):
                 hint="lower it, or set rank_pattern for narrow layers",
             )
             for name, rank in ranks.items()
-            if not 1 <= rank <= min(shapes[name])
+            if not 1 <= rank <= min(shapes[name]) and not (min(shapes[name]) == 1 and self._gates_go_along)
         ]
         for pattern in [*self.rank_pattern, *self.alpha_pattern]:
             if not any(fits(pattern, name) for name in shapes):
                 field = "adapter.rank_pattern" if pattern in self.rank_pattern else "adapter.alpha_pattern"
                 problems.append(UserError(f"'{pattern}' matches no targeted layer", field=field, code="no_target"))
         return problems[:1]
+
+    @property
+    def _gates_go_along(self) -> bool:
+        """Whether layers with one output (gates of shared experts) take any rank: all-linear means them too."""
+        return self.target_modules == "all-linear" and self.init is Init.default
 
     def ranks(self, model_config: dict[str, Any]) -> dict[str, int]:
         """Rank of the term of every targeted layer, by full name; the last pattern that fits counts."""

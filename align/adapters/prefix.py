@@ -145,10 +145,17 @@ class Prefix(SoftPrompt):
 
 
 def _shape(config: Any) -> tuple[int, int, int]:
-    """Layers, key-value heads and head width."""
+    """Layers, key-value heads and head width.
+
+    Raises:
+        UserError: a model without attention, or with more than one kind of it.
+    """
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    every = getattr(text, "num_attention_heads", None)
+    if not every or config.is_encoder_decoder:
+        raise UserError(f"{config.model_type} has no keys and values of a decoder", code="no_target", field="adapter")
+    heads = getattr(text, "num_key_value_heads", None) or every
+    width = getattr(text, "head_dim", None) or text.hidden_size // every
     return text.num_hidden_layers, heads, width
 
 

@@ -39,8 +39,23 @@ def config_of(model_config: dict[str, Any]) -> Any:
     return whole_config_of(model_config).get_text_config()
 
 
+def require_decoder(model_config: dict[str, Any]) -> None:
+    """Refuse what can be counted but not trained here.
+
+    Raises:
+        UserError: an encoder, or an encoder with a decoder.
+    """
+    config = whole_config_of(model_config)
+    if config.is_encoder_decoder or not _speaks(config):
+        raise UserError(
+            f"a {config.model_type} is no causal language model",
+            code="unsupported_architecture",
+            hint="`align count` counts it; training takes decoders such as llama, qwen3 or gpt2",
+        )
+
+
 def base_parameters(model_config: dict[str, Any]) -> int:
-    """Number of parameters of the causal language model a `config.json` describes; tied weights count once."""
+    """Number of parameters of the model that a `config.json` describes; tied weights count once."""
     return sum(parameter.numel() for parameter in meta_model(model_config).parameters())
 
 
@@ -64,7 +79,10 @@ def linear_shapes(model_config: dict[str, Any], targets: Any, layers: Any = "all
 
 
 def meta_model(model_config: dict[str, Any]) -> PreTrainedModel:
-    """The causal language model that a `config.json` describes, on the meta device; shared, so not to be changed."""
+    """The model that a `config.json` describes, on the meta device; shared, so not to be changed.
+
+    It is the causal language model, the encoder-decoder, or an encoder without a head.
+    """
     return _meta_model(_key(model_config))
 
 
@@ -81,10 +99,24 @@ def _key(model_config: dict[str, Any]) -> str:
 @lru_cache(maxsize=8)
 def _meta_model(key: str) -> PreTrainedModel:
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     fields = json.loads(key)
     config = whole_config_of(fields)
-    with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    kind: Any = AutoModelForCausalLM if _speaks(config) else AutoModel
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else kind).from_config(config)
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"architecture {config.model_type} cannot be counted here ({reason})", code="unsupported_architecture"
+        ) from error
     return model
+
+
+def _speaks(config: Any) -> bool:
+    """Whether transformers has a causal language model of this configuration."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return type(config) in MODEL_FOR_CAUSAL_LM_MAPPING

@@ -51,6 +51,9 @@ def _model_config(path: str | None, options: Any) -> dict[str, Any]:
 
 
 def _of(spec: Any, model: dict[str, Any]) -> dict[str, Any]:
+    for problem in spec.adapter.check(model):
+        if problem.code != "not_supported":  # what cannot be trained here can still be counted
+            raise problem
     counts = spec.adapter.count(model)
     saved = counts.trainable if counts.saved is None else counts.saved
     head = config_of(model).hidden_size + 1 if spec.stage.has_head else 0

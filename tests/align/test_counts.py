@@ -6,13 +6,20 @@ follow from its formula, the formula's is here. Heads are never counted.
 
 from __future__ import annotations
 
+import json
+import shutil
 from typing import Any
 
 import pytest
 
 from align.adapters.base import adapters
 from align.adapters.bottleneck import Placement
+from align.adapters.lora import Init as LoraInit
 from align.adapters.shapes import base_parameters
+from align.adapters.soft import Init as SoftInit
+from align.cli import main
+from align.options import Load
+from tests.tiny_chain import base, fresh, read, refused, sft
 
 QV = ["q_proj", "v_proj"]
 LLAMA_3B = {
@@ -116,6 +123,57 @@ PUBLISHED: list[tuple[dict[str, Any], str, dict[str, Any], int]] = [
 ]
 
 
+LLAMA_13B = {**LLAMA_7B, "hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40}
+LLAMA_13B |= {"num_attention_heads": 40, "num_key_value_heads": 40}
+LLAMA_70B = {**LLAMA_7B, "hidden_size": 8192, "intermediate_size": 28672, "num_hidden_layers": 80}
+LLAMA_70B |= {"num_attention_heads": 64, "num_key_value_heads": 8}
+MISTRAL_7B = {**LLAMA_7B, "model_type": "mistral", "intermediate_size": 14336, "num_key_value_heads": 8}
+QWEN3 = {"model_type": "qwen3", "vocab_size": 151936, "hidden_size": 1024, "intermediate_size": 3072}
+QWEN3 |= {"num_hidden_layers": 28, "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128}
+QWEN3 |= {"tie_word_embeddings": True}
+QWEN_EXPERTS = {"model_type": "qwen2_moe", "hidden_size": 2048, "num_hidden_layers": 24, "num_attention_heads": 16}
+QWEN_EXPERTS |= {"vocab_size": 151936, "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632}
+MIXTRAL = {**MISTRAL_7B, "model_type": "mixtral", "num_local_experts": 8}
+OPT_350M = {"model_type": "opt", "hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16}
+OPT_350M |= {"ffn_dim": 4096, "vocab_size": 50272, "word_embed_proj_dim": 512, "do_layer_norm_before": False}
+FALCON = {"model_type": "falcon", "vocab_size": 65024, "hidden_size": 4544, "num_hidden_layers": 32}
+FALCON |= {"num_attention_heads": 71, "multi_query": True, "parallel_attn": True, "bias": False}
+PYTHIA = {"model_type": "gpt_neox", "vocab_size": 50304, "hidden_size": 1024, "intermediate_size": 4096}
+PYTHIA |= {"num_hidden_layers": 24, "num_attention_heads": 16}
+PHI = {"model_type": "phi", "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 32}
+PHI |= {"vocab_size": 51200, "num_attention_heads": 32}
+DEBERTA = {"model_type": "deberta-v2", "vocab_size": 128100, "hidden_size": 768, "num_hidden_layers": 12}
+DEBERTA |= {"num_attention_heads": 12, "intermediate_size": 3072}
+T5 = {"model_type": "t5", "d_model": 768, "d_ff": 3072, "num_layers": 12, "num_heads": 12}
+T5_XL = {**T5, "d_model": 2048, "d_ff": 5120, "num_layers": 24, "num_heads": 32, "feed_forward_proj": "gated-gelu"}
+
+# Numbers of model cards, of what peft prints for usual settings, of AdaLoRA's table 1 (LoRA r 8 on DeBERTa: 1.33M) and
+# of IA3 on T0-3B (540K).
+PUBLISHED += [
+    (LLAMA_7B, "lora", {"rank": 8, "target_modules": QV}, 4_194_304),
+    (LLAMA_13B, "lora", {"rank": 8, "target_modules": QV}, 6_553_600),
+    (LLAMA_70B, "lora", {"rank": 8, "target_modules": QV}, 16_384_000),
+    (MISTRAL_7B, "lora", {"rank": 16, "target_modules": QV}, 6_815_744),
+    (MISTRAL_7B, "full", {}, 7_241_732_096),
+    (QWEN3, "full", {}, 596_049_920),
+    (MIXTRAL, "full", {}, 46_702_792_704),
+    (MIXTRAL, "lora", {"rank": 8, "target_modules": QV}, 3_407_872),
+    (QWEN_EXPERTS, "lora", {"rank": 8, "target_modules": QV}, 1_572_864),
+    (QWEN_EXPERTS, "lora", {"rank": 8}, 24 * 8 * (4 * 2 * 2048 + 3 * (2048 + 5632) + 2048 + 1)),
+    (OPT_350M, "full", {}, 331_196_416),
+    (OPT_350M, "prompt", {"num_virtual_tokens": 10}, 5_120),
+    (FALCON, "full", {}, 6_921_720_704),
+    (FALCON, "lora", {"rank": 8, "target_modules": ["query_key_value"]}, 2_359_296),
+    (PYTHIA, "full", {}, 405_334_016),
+    (PHI, "full", {}, 2_779_683_840),
+    (PHI, "bottleneck", {"bottleneck_size": 8, "placement": Placement.houlsby}, 32 * 2 * (2 * 2560 * 8 + 8 + 2560)),
+    (DEBERTA, "lora", {"rank": 8}, 1_327_104),
+    (T5, "full", {}, 222_903_552),
+    (T5, "lora", {"rank": 8, "target_modules": ["q", "v"]}, 884_736),
+    (T5_XL, "ia3", {}, 540_672),
+]
+
+
 @pytest.mark.parametrize(
     ("config", "method", "options", "published"),
     PUBLISHED,
@@ -139,3 +197,59 @@ def test_no_weight_is_made(method):
     """7 billion parameters would not fit into a test."""
     counts = adapters.get(method)().count(LLAMA_7B)
     assert 0 < counts.trainable <= counts.total
+
+
+OPTIONS = [
+    ("lora", {"rank": 4, "layers": "top_1", "target_modules": ["q_proj", "*.mlp.*"]}),
+    ("lora", {"rank": 8, "rank_pattern": {"q_proj": 2, "*.layers.1.*": 5}, "dora": True}),
+    ("lora", {"rank": 8, "init": LoraInit.pissa, "layers": [0]}),
+    ("lora_fa", {"rank": 8, "rank_pattern": {"down_proj": 3}}),
+    ("adalora", {"rank": 4, "init_rank": 7, "target_modules": "v_proj"}),
+    ("delta_lora", {"rank": 4, "start_step": 2}),
+    ("vera", {"rank": 12, "layers": [1]}),
+    ("prefix", {"num_virtual_tokens": 3, "reparametrisation": 16, "init": SoftInit.random}),
+    ("bottleneck", {"bottleneck_size": 5, "placement": Placement.houlsby, "norms": True}),
+    ("bottleneck", {"bottleneck_size": 5, "placement": Placement.parallel, "own_norm": True, "layers": "top_1"}),
+    ("feature_extraction", {"last_blocks": 2, "norms": True, "head": True}),
+    ("ia3", {"target_modules": ["q_proj"], "feedforward": ["up_proj"], "layers": [0]}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), OPTIONS, ids=[f"{m}-{'-'.join(o)}" for m, o in OPTIONS])
+def test_options_count_as_the_modules_that_they_make(method, options):
+    role = fresh(method, Load.fp32, **options)
+    counts = role.adapter.count(read(base() / "config.json"))
+    assert counts.trainable == sum(p.numel() for p in role.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize(
+    ("config", "words", "said"),
+    [
+        (LLAMA_7B, ["adapter=lora", "adapter.rank=4097"], "at most the width 4096"),
+        (LLAMA_7B, ["adapter=lora", "adapter.rank=0"], "adapter.rank: "),
+        (
+            LLAMA_7B,
+            ["adapter=lora", "adapter.target_modules=[qproj]"],
+            "(could match: down_proj, gate_proj",
+        ),
+        (LLAMA_7B, ["adapter=prefix", "adapter.num_virtual_tokens=5000"], "in a context of 4096"),
+        (LLAMA_7B, ["adapter=delta_lora", "adapter.dropout=0.1"], "does not go with delta_lora"),
+        ({"model_type": "mamba"}, ["adapter=prefix"], "no keys and values of a decoder"),
+        (T5, ["adapter=prefix"], "no keys and values of a decoder"),
+    ],
+)
+def test_what_cannot_be_is_not_counted(config, words, said, tmp_path, capfd):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    code = main(["count", f"model.config={tmp_path}/config.json", *words])
+    assert said in refused(code, capfd.readouterr().err)
+
+
+@pytest.mark.parametrize("config", [T5, DEBERTA], ids=["t5", "deberta"])
+def test_what_can_be_counted_only_is_not_trained(config, tmp_path, capfd):
+    folder = shutil.copytree(base(), tmp_path / "model")
+    (folder / "config.json").write_text(json.dumps(config))
+    for verb in ("check", "run"):
+        code = main([verb, *sft(tmp_path, model=folder)])
+        told = capfd.readouterr()
+        assert "is no causal language model" in told.out + told.err and code == 2
+    assert not (tmp_path / "n").exists()
