@@ -17,7 +17,7 @@ SHOWN = 20
 class Tally:
     """Records in and dropped by reason; `source_rows` are rows of the files, readable or not.
 
-    Of the problems only the first ones (by file and row) are kept; `bad_rows` counts all.
+    Of the problems only the first ones (by file and row) are kept; `bad_rows` counts all. `option` allows for them.
     """
 
     seen: int = 0
@@ -26,6 +26,7 @@ class Tally:
     problems: list[UserError] = field(default_factory=list)
     bad_rows: int = 0
     fatal: bool = False
+    option: str = "on_bad_row"
 
     def bad(self, problem: UserError) -> None:
         """Count one row that cannot be used."""
@@ -66,7 +67,7 @@ class Tally:
     def _advice(self) -> str:
         if self.fatal:
             return "mend the file: nobody knows how many rows are missing"
-        return "mend the data, or set on_bad_row=drop to drop and count such rows"
+        return f"mend the data, or set {self.option}=drop to drop and count such rows"
 
     def check_bad_rows(self, on_bad_row: OnBadRow) -> None:
         """Refuse, in one line with the first problem, if there were bad rows; the first 20 are in `details`.

@@ -29,14 +29,26 @@ def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
-_LENIENT = json.JSONDecoder()  # only to find where a refused value ends
+def _finite(text: str) -> float:
+    """A number with a point or an exponent; one beyond a double's range would silently become infinite."""
+    number = float(text)
+    if number in (float("inf"), float("-inf")):
+        raise ValueError(f"the number {short(text)} is out of range")
+    return number
 
 
-def _reason(problem: Exception) -> str:
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+_LENIENT = json.JSONDecoder(parse_int=len)  # only to find where a refused value ends
+
+
+def _reason(problem: Exception, *, lines: bool = True) -> str:
+    """What is wrong in a JSON text; `lines`: whether it has several."""
     if isinstance(problem, json.JSONDecodeError):
-        return f"{problem.msg} at line {problem.lineno}, column {problem.colno}"
-    return "nested too deeply" if isinstance(problem, RecursionError) else str(problem)
+        place = f"line {problem.lineno}, column {problem.colno}" if lines else f"column {problem.colno}"
+        return f"{problem.msg.removesuffix(' at')} at {place}"
+    if isinstance(problem, RecursionError):
+        return "nested too deeply"
+    return "a number with too many digits" if "set_int_max_str_digits" in str(problem) else str(problem)
 
 
 def _as_row(path: str, number: int, value: Any) -> RowOrProblem:
@@ -71,9 +83,8 @@ def read_jsonl(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
         try:
             value = _STRICT.decode(text)
         except (ValueError, RecursionError) as problem:
-            at = f"{problem.msg} at column {problem.colno}" if isinstance(problem, json.JSONDecodeError) else None
             yield UserError(
-                f"invalid JSON: {at or _reason(problem)} "
+                f"invalid JSON: {_reason(problem, lines=False)} "
                 f"(got {short(text.strip() or repr(text))}; expected one JSON object)",
                 code="bad_json",
                 file=path,

@@ -50,5 +50,5 @@ def sources_for(data: DataOptions, kind: str) -> list[Source]:
                 "give either a weight or epochs: epochs fix how often each row is drawn", field=where, code="mix"
             )
         source = SourceOptions(**{key: getattr(options, key) for key in own})
-        found.append(Source(str(name), Given(data, source), options.weight, options.epochs))
+        found.append(Source(str(name), Given(data, source, option=f"{where}."), options.weight, options.epochs))
     return found

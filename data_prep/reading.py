@@ -47,6 +47,8 @@ class Given:
     source: SourceOptions
     where: str = ""
     """The option of a mixture that serves, `data.mix` or `data.KIND.mix`."""
+    option: str = ""
+    """What stands before the names of its options in a run: `data.conversations.`."""
 
     @property
     def mix(self) -> dict[str, Any]:
@@ -99,13 +101,14 @@ def source_for(data: DataOptions, kind: str) -> Given:
                 hint="give one of them",
             )
         if source.path or source.generator:
-            return Given(data, source)
+            return Given(data, source, option=f"data.{NAMES[name]}.")
     if data.path and data.mix:
         raise UserError("data has both a path and a mix", code="two_sources", hint="give one of them")
     if data.mix:
         return Given(data, getattr(data, NAMES[kind]), "data.mix")
     if data.path:
-        return Given(data, replace(getattr(data, NAMES[kind]), path=data.path))
+        own: SourceOptions = getattr(data, NAMES[kind])
+        return Given(data, replace(own, path=data.path), option=f"data.{NAMES[kind]}.")
     raise UserError(
         f"data '{data.name}' has no {NAMES[kind]}",
         code="no_source",
@@ -257,7 +260,7 @@ def open_stream(given: Given, kind: str, seed: int) -> Stream:
     Raises:
         UserError: nothing can be read at all, no format fits, or a filter's options are wrong.
     """
-    tally = Tally()
+    tally = Tally(option=given.option + "on_bad_row")
     source = given.source
     filtering = Filtering(make_filters(given.data.filters, kind), given.data.root)
     rows = _rows(given, kind, None, tally)

@@ -146,6 +146,10 @@ _ALL_ROWS = {
 FORMATS = Registry("format", "data_prep.formats")
 
 
+_LISTED = 20
+"""Columns that an error names."""
+
+
 def each(parse: Callable[[Row], Several[Record]], rows: Iterable[Row]) -> Found[Record]:
     """What every row gives, or its error, one after another.
 
@@ -234,13 +238,16 @@ def detect_format(keys: Iterable[str], kind: str, file: str | None = None) -> tu
 
 
 def _listed(names: Iterable[str]) -> str:
-    return ", ".join(name or "(without a name)" for name in sorted(names)) or "none"
+    """The names in order; of very many, or very long ones, the first."""
+    listed = [short(name) or "(without a name)" for name in sorted(names)]
+    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
+    return ", ".join(listed[:_LISTED]) + more or "none"
 
 
 def _no_format(seen: frozenset[str], file: str | None) -> UserError:
     """The error for keys that no format knows, with the nearest known column."""
     known = sorted({c for _, form in FORMATS.items() for columns in (*form.spellings, form.extras) for c in columns})
-    near = {key: nearest(key, known) for key in sorted(seen) if key not in known}
+    near = {key: nearest(key, known) for key in sorted(seen)[:_LISTED] if key not in known}
     guesses = ", ".join(f"'{guess}' for '{key}'" for key, guess in near.items() if guess and guess not in seen)
     guess = f"did you mean the column {guesses}? " if guesses else ""
     return UserError(

@@ -29,7 +29,8 @@ def find_key(row: Row, names: Sequence[str]) -> str:
     near = next((key for key in (nearest(name, row.data) for name in names) if key and key not in names), None)
     guess = f"; did you mean the column '{near}'?" if near else ""
     got = short(", ".join(map(str, row.data)) or "none", 200)
-    raise row.problem(names[0], f"is missing (got the columns {got}; expected {' or '.join(names[:4])}{guess})")
+    wanted = " or ".join(list(dict.fromkeys(names))[:4])
+    raise row.problem(names[0], f"is missing (got the columns {got}; expected {wanted}{guess})")
 
 
 def text_of(row: Row, field: str, value: Any, *, empty: bool = False) -> str:

@@ -196,3 +196,71 @@ def test_a_mapping_for_names_of_any_sort(tmp_path: Path, renderer: Renderer) -> 
     prepare, _ = PREPARE[C]
     prepared = prepare(DataOptions(conversations=source), renderer, LengthOptions(512), 0)
     assert [shown(renderer, row) for row in prepared.train] == [ONE]
+
+
+# ------------------------------------------------------------------------------------------------------- what is said
+def test_a_line_stays_readable_however_many_columns_there_are(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({f"{n:04}" + "x" * 100: n for n in range(3000)}) + "\n")
+    with pytest.raises(UserError, match=r"columns 0000x+\.\.\., .* and 2980 more") as caught:
+        open_any(StatsOptions().given(str(path)))
+    assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [("1e999", "the number 1e999 is out of range"), ("[-1e400]", "is out of range"), ("9" * 5000, "too many digits")],
+)
+def test_numbers_that_would_not_come_out_as_written(tmp_path: Path, value: str, words: str) -> None:
+    for name, content in (("a.jsonl", '{"a": 1}\n{"a": %s}\n'), ("a.json", '[{"a": 1}, {"a": %s}]')):
+        (tmp_path / name).write_text(content % value)
+        good, bad = read_path(str(tmp_path / name))
+        assert isinstance(good, Row) and words in str(bad) and str(bad).startswith(f"{tmp_path / name}:2: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        ({"path": "FILE"}, "data.conversations.on_bad_row=drop"),
+        ({"conversations": SourceOptions(path="FILE")}, "data.conversations.on_bad_row=drop"),
+        ({"mix": {"a": {"path": "FILE"}}}, "data.mix.a.on_bad_row=drop"),
+    ],
+)
+def test_the_advice_is_an_option_that_the_run_has(
+    tmp_path: Path, renderer: Renderer, words: dict[str, Any], option: str
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(LINES + b'{"prompt": "", "completion": "a"}\n')
+    given = {
+        key: json.loads(json.dumps(value).replace("FILE", str(path))) if not isinstance(value, SourceOptions) else value
+        for key, value in words.items()
+    }
+    if "conversations" in given:
+        given["conversations"].path = str(path)
+    with pytest.raises(UserError) as caught:
+        PREPARE[C][0](DataOptions(**given), renderer, LengthOptions(512), 0)
+    assert f"or set {option} to drop and count such rows" in str(caught.value)
+
+
+def test_the_command_names_every_bad_row_and_counts_them(tmp_path: Path, capfd: Any) -> None:
+    from align.cli import main
+
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"prompt": "q" * (n % 2), "completion": "a"}) + "\n" for n in range(50)))
+    assert main(["data", "stats", str(path)]) == 2
+    lines = capfd.readouterr().err.splitlines()
+    assert [line.split(":")[1] for line in lines[:20]] == [str(n) for n in range(1, 41, 2)] and len(lines) == 21
+    assert lines[-1].startswith(f"align: {path}:1:prompt: empty (got ''; expected text), and 24 more bad rows; ")
+    assert main(["data", "stats", str(path), "--json"]) == 2
+    answer = json.loads(capfd.readouterr().out)
+    assert (answer["bad_rows"], len(answer["errors"]), answer["error"]["row"]) == (25, 20, 1)
+
+
+def test_a_broken_file_is_not_said_to_be_mended_by_dropping(tmp_path: Path) -> None:
+    path = tmp_path / "rows.json"
+    path.write_bytes(json.dumps(ROWS).encode()[:-5])
+    stream = open_any(StatsOptions().given(str(path)))
+    records = list(stream)
+    with pytest.raises(UserError, match="mend the file: nobody knows how many rows are missing"):
+        stream.tally.check_whole()
+    assert stream.tally.seen == len(records) + sum(stream.tally.dropped.values())
