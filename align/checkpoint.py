@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from align.dressing import TEMPLATE, dressed
 from align.fingerprint import base_fingerprint, file_sha256, read_model_config
 from align.foreign import fitted, foreign_record, is_foreign, require_named_base
-from data_prep.digests import sha256_json
+from data_prep.digests import sha256_json, template_digest, tokenizer_digest
 from data_prep.errors import UserError, nearest
 
 FORMAT_VERSION = 1
@@ -138,10 +139,9 @@ class Checkpoint:
     def _moved(self, digest: str) -> Path | None:
         """Where this run keeps the checkpoint of a digest, its archive of replaced stages included."""
         run = next((p for p in self.folder.resolve().parents if (p / "run.json").is_file()), None)
-        for pattern in ("*", ".archive/*") if run else ():
-            for path in sorted(run.glob(f"{pattern}/{RECORD}")) if run else ():
-                if file_sha256(path) == digest:
-                    return path.parent
+        for path in [*run.glob(f"*/{RECORD}"), *run.glob(f".archive/*/{RECORD}")] if run else []:
+            if file_sha256(path) == digest:
+                return path.parent
         return None
 
     def check_files(self) -> None:
@@ -208,8 +208,6 @@ class Checkpoint:
         return replace(self, record=fitted(self.record, read_model_config(base_folder)))
 
     def _check_base(self, base_folder: Path) -> None:
-        from data_prep.digests import template_digest, tokenizer_digest
-
         if self.foreign:
             return  # its files say nothing of this
         if not self.record.get("derived_base"):
@@ -241,26 +239,30 @@ class Checkpoint:
         template = self.folder / TEMPLATE
         return dressed(folder, template.read_text(encoding="utf-8")) if template.is_file() else folder
 
-    def verify(self, base_folder: Path | None = None) -> list[dict[str, Any]]:
-        """All checks by name, each with ok and detail; nothing is raised."""
+    def verify(self) -> list[dict[str, Any]]:
+        """All checks by name, each with ok and a detail: what was found right, or what is wrong. Nothing is raised."""
         checks: list[dict[str, Any]] = []
+        chain = [self]
 
-        def check(name: str, action: Any) -> None:
+        def check(name: str, action: Callable[[], Any], detail: str = "") -> None:
             try:
-                checks.append({"name": name, "ok": True, "detail": str(action() or "")})
+                checks.append({"name": name, "ok": True, "detail": str(action() or detail)})
             except UserError as error:
                 checks.append({"name": name, "ok": False, "detail": str(error)})
 
-        chain = [self]
-        check("parents", lambda: chain.extend(self.ancestors()))
-        check("nested", lambda: chain.extend(self.nested()))
-        for checkpoint in chain:
-            check(f"files of {checkpoint.label}", checkpoint.check_files)
-        check("base", lambda: str(base_folder or self.base_folder()))
-        if checks[-1]["ok"]:
-            folder = base_folder or self.base_folder()
-            for checkpoint in chain:
-                check(f"base of {checkpoint.label}", lambda c=checkpoint: c._check_base(folder))
+        def joined(more: list[Checkpoint]) -> str:
+            chain.extend(more)
+            return ", ".join(checkpoint.label for checkpoint in more)
+
+        check("parents", lambda: joined(self.ancestors()) or "none: it stands on the base")
+        if any(self.folder.glob(f"*/{RECORD}")):
+            check("kept inside it", lambda: joined(self.nested()))
+        for one in chain:
+            check(f"files of {one.label}", one.check_files, f"{len(one.record['files'])} files as they were saved")
+        check("base", self.base_folder)
+        for one in chain if checks[-1]["ok"] else []:
+            detail = "not known: made elsewhere" if one.foreign else "weights, tokenizer and chat template fit"
+            check(f"base of {one.label}", partial(one._check_base, self.base_folder()), detail)
         return checks
 
 
@@ -337,8 +339,9 @@ def resolve_target(target: str, out: str) -> Path:
         stage = _stage_folder(candidate.parent, candidate.name)
         if stage is not None:
             return stage
+    places = " and ".join(dict.fromkeys([target, str(Path(out) / target)]))
     raise UserError(
-        f"no run or checkpoint '{target}' (looked for {target} and {Path(out) / target})",
+        f"no run or checkpoint '{target}' (looked for {places})",
         code="unknown_target",
         hint=_nearby(Path(out) / target),
     )

@@ -53,7 +53,7 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     parser = OverridesParser.create()
     parsed = []
     for text in overrides:
-        if "=" not in text and not text.startswith("~"):
+        if ("=" not in text and not text.startswith("~")) or text.lstrip("+~").startswith("="):
             raise UserError(f"'{text}' is not an override", hint="overrides are KEY=VALUE", code="bad_override")
         try:
             words = parser.parse_overrides([text])

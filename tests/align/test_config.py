@@ -144,6 +144,7 @@ def test_every_recipe_composes(group):
 @pytest.mark.parametrize(
     ("overrides", "line"),
     [
+        (["=3"], "'=3' is not an override; overrides are KEY=VALUE"),
         (["adapter=lorra"], "unknown adapter 'lorra' (did you mean 'lora'?"),
         (["stages.sft.adapter=lorra"], "stages.sft.adapter: unknown adapter 'lorra' (did you mean 'lora'?"),
         (["data=smaltalk"], "unknown data 'smaltalk' (did you mean 'smalltalk'?"),

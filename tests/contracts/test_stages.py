@@ -35,8 +35,8 @@ RECORD_KEYS = {
     *("tokenizer_digest", "template_digest", "files", "head", "reward_norm", "probe", "metrics", "forced"),
 }
 NUMBERS = {
-    "sft": {"loss"},
-    "pretrain": {"loss"},
+    "sft": {"loss", "tokens"},
+    "pretrain": {"loss", "tokens"},
     "lr_range": {"loss", "lr"},
     "reward_model": {"loss", "accuracy", "margin"},
     "ppo": {
@@ -133,6 +133,9 @@ def test_ppo_leaves_its_critic_and_its_checks():
     critic = Checkpoint.open(folder / "value")
     assert (critic.record["role"], critic.record["stage"]) == ("value", "value")
     assert critic.record["head"] and all(check["ok"] for check in critic.verify())
+    checks = Checkpoint.open(folder).verify()
+    assert all(check["detail"] for check in checks), "every check says what it found"
+    assert next(check for check in checks if check["name"] == "kept inside it")["detail"] == critic.label
     metrics = read(run / "run.json")["stages"][2]["metrics"]
     assert metrics["step0"].keys() >= {"kl", "ratio_dev", "reward_parity", "grad_roles"}
     assert metrics["memory"]["ratio"] <= 8 / 3 + 1e-9 and metrics["memory"]["bases"] == 1
