@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from align.held_out import HeldOut, by_task
-from align.packing import Packed
 from align.stages.base import Autocast, Optimizer, Schedule, TrainingStage
 from align.windows import Windows, cut, rows_at
 from data_prep.errors import TrainingStopped, UserError
@@ -33,8 +32,6 @@ class Batch(Protocol):
     """Units (tokens, pairs) its summed loss is over."""
     ids: Sequence[str]
     """Names of its rows, for error messages."""
-    packed: Packed
-    """Its tokens, as the model sees them."""
 
     def to(self, device: torch.device) -> Batch: ...
 
@@ -160,7 +157,7 @@ class Updater:
         return nullcontext()
 
     def step(self, window: Sequence[Batch]) -> dict[str, float]:
-        """One optimiser step over a window of micro-batches; returns its loss, gradient norms, tokens and numbers.
+        """One optimiser step over a window of micro-batches; returns its loss, gradient norms and numbers.
 
         Raises:
             TrainingStopped: a loss or gradient is not finite; weights are as before the step.
@@ -191,8 +188,6 @@ class Updater:
         for hook in self._hooks:
             hook.after_step(self.optimizer, self.step_number)
         result["lr"] = self._peaks[0] * factor
-        tokens = torch.tensor(sum(batch.packed.tokens for batch in window), device=device)
-        result["tokens"] = int(self._reduce(tokens))
         return result
 
     def held(self) -> dict[str, Tensor]:
