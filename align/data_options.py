@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from align.fields import mapping, option
 from data_prep.filters.dedup import By
@@ -29,7 +30,7 @@ class FileOptions:
     format: str = option("auto", "format of the rows; auto looks at their keys")
     columns: dict[str, str] = mapping("our columns from theirs: {ours: theirs}, or {ours: 'text with {theirs} in it'}")
     parse: dict[str, str] = mapping("take texts apart into columns: {text: 'IN: {prompt} OUT: {completion}'}")
-    options: dict[str, object] = mapping("options of the format")
+    options: dict[str, Any] = mapping("options of the format")
     limit: int | None = option(None, "read only the first rows, as many as this", low=1)
     on_bad_row: OnBadRow = option(OnBadRow.refuse, "refuse (name them) or drop (drop and count) bad rows")
 
@@ -57,7 +58,7 @@ class ReadOptions(FileOptions):
     kind: Kind | None = option(
         None, "conversations|preferences|unpaired|prompts|text (default: what the format is made for)"
     )
-    filters: dict[str, object] = mapping("filters of rows, in this order: {dedup: {near: 0.8}, refusal: {}}")
+    filters: dict[str, Any] = mapping("filters of rows, in this order: {dedup: {near: 0.8}, refusal: {}}")
 
     def given(self, path: str) -> Given:
         """The file as it is read."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 
@@ -20,12 +21,19 @@ def read_options(kind: type[T], words: Sequence[str]) -> T:
         UserError: an unknown option (the nearest is offered) or a value of the wrong type.
     """
     types = option_types(kind)
-    given: dict[str, object] = {}
+    given: dict[str, Any] = {}
     for override in parse(words):
         key, text = override.key_or_group, raw_value(override)
-        if key not in types:
-            raise unknown_key(key, types)
         value = override.value()
         unquoted = value if isinstance(value, str) else text
-        given[key] = unquoted if is_text(types[key]) else yaml.safe_load(text)
+        name, *inside = key.split(".")
+        mapping = typing.get_origin(types.get(name)) is dict
+        if name not in types or (inside and not mapping):
+            raise unknown_key(key, types)
+        wanted = typing.get_args(types[name])[1] if inside else types[name]
+        place, last = given, name
+        for step in inside:  # filters.dedup.near=0.8: into the mapping
+            inner = place.setdefault(last, {})
+            place, last = inner if isinstance(inner, dict) else {}, step
+        place[last] = unquoted if is_text(wanted) else yaml.safe_load(text)
     return build(kind, given, "")

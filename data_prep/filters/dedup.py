@@ -2,12 +2,13 @@
 
 Exact duplicates say the same, case and white space aside (`duplicate`); with `near`, also rows whose word pairs are
 nearly the same (`near_duplicate`; data_prep/quality/near.py). The first row stays. Training and evaluation rows are
-looked at apart: a row on both sides is a leak, which is another filter's matter.
+looked at apart: a row on both sides is a leak, which is another filter's matter. So is a pair that contradicts another
+(`contradictory`), and a reply called good is none of one called bad.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Optional
 
@@ -16,6 +17,7 @@ from data_prep.filters.base import FILTERS, Filter
 from data_prep.quality.near import NearIndex, word_pairs
 from data_prep.quality.texts import digest, question_key, question_text, row_digest, whole_text
 from data_prep.rows import Skip
+from data_prep.types import Labelled, Preference
 
 
 class By(Enum):
@@ -51,11 +53,19 @@ class Dedup(Filter):
             self.repeats = seen[key]
             return Skip("duplicate")
         seen[key] = record.id
-        if self.near is not None:
+        if self.near is not None and not self._contradicts(record, seen):
             text = whole_text(record) if self.by is By.row else question_text(record)
-            index = self._near.setdefault(side, NearIndex(self.near))
+            label = f"{side} {record.good}" if isinstance(record, Labelled) else side
+            index = self._near.setdefault(label, NearIndex(self.near))
             found = index.find_or_add(word_pairs(text), record.id)
             if found is not None:
                 self.repeats = found
                 return Skip("near_duplicate")
         return record
+
+    @staticmethod
+    def _contradicts(record: Any, seen: dict[bytes, str]) -> bool:
+        """Whether an earlier pair prefers the other way round: no repetition, though the words are the same."""
+        if not isinstance(record, Preference):
+            return False
+        return row_digest(replace(record, chosen=record.rejected, rejected=record.chosen)) in seen

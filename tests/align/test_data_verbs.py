@@ -186,6 +186,69 @@ def test_a_mistake_is_one_line(command, tmp_path, monkeypatch, words, message):
     assert code == 2 and message in err and err.count("\n") == 1 and err.startswith("align: ")
 
 
+@pytest.mark.parametrize(
+    ("row", "words", "form"),
+    [
+        ({"q": "a", "m": {"a": ["b"]}}, ["columns={prompt: 'Q: {q}', completion: m.a.0}"], "prompt_completion"),
+        ({"q": "a", "a": "b"}, ["columns.prompt=q", "columns.completion=a"], "prompt_completion"),
+        (
+            {"conversation": [{"from": "Q", "value": "a"}, {"from": "bot", "value": "b"}]},
+            ["options={roles: {Q: user, bot: assistant}}"],
+            "sharegpt",
+        ),
+        (
+            {"conversation": [{"from": "human", "value": "a"}, {"from": "bot", "value": "b"}]},
+            ["options.roles={bot: assistant}"],
+            "sharegpt",
+        ),
+        (
+            {"conversation": [{"from": "Q", "value": "a"}, {"from": "gpt", "value": "b"}]},
+            ["options.roles.Q=user"],
+            "sharegpt",
+        ),
+        (
+            {"text": "q: a A: b"},
+            ["parse.text='q: {prompt} A: {completion}'", "format=prompt_completion"],
+            "prompt_completion",
+        ),
+        (
+            {"prompt": "a", "completion": "I'm sorry, but I can't help."},
+            ["filters={dedup: {near: 0.8}, refusal: {}}"],
+            "prompt_completion",
+        ),
+        (
+            {"prompt": "a", "completion": "I'm sorry, but I can't help."},
+            ["filters.refusal={}", "filters.dedup.near=0.8"],
+            "prompt_completion",
+        ),
+    ],
+)
+def test_mappings_are_written_whole_or_entry_by_entry(command, tmp_path, row, words, form):
+    source = write_jsonl(tmp_path / "a.jsonl", [row, row])
+    code, out, err = command("stats", source, *words, "--json")
+    card = json.loads(out)
+    assert code == 0 and card["format"] == form, err
+    assert (
+        card["rows"]["dropped"] == ({"duplicate": 1, "refusal": 1} if "filters" in words[0] else {})
+        or "filters." in words[0]
+    )
+    assert card["rows"]["kept"] == (0 if "filters" in words[0] else 2)
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("kind.x=1", "align: kind.x: unknown option"),
+        ("option.roles=1", "align: option.roles: unknown option"),
+        ("filters.refusl={}", "align: data.filters.refusl: unknown filter 'refusl' (did you mean 'refusal'?"),
+        ("columns=3", "align: columns: expected a mapping"),
+    ],
+)
+def test_wrong_options_are_one_line(command, tmp_path, word, line):
+    code, _, err = command("stats", write_jsonl(tmp_path / "a.jsonl", talks(2)), word)
+    assert code == 2 and err.startswith(line) and err.count("\n") == 1, err
+
+
 def test_help_names_actions_and_options(command):
     assert "split FILE" in command("--help")[1]
     out = command("dedup", "--help")[1]

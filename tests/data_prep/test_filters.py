@@ -12,12 +12,12 @@ from data_prep.errors import UserError
 from data_prep.filters.base import FILTERS, Filtering, make_filters
 from data_prep.filters.refusal import Refusal
 from data_prep.filters.repetition import repeated_share
-from data_prep.formats.base import CONVERSATION, PREFERENCE, PROMPT
+from data_prep.formats.base import CONVERSATION, PREFERENCE, PROMPT, UNPAIRED
 from data_prep.options import DataOptions, LengthOptions, OnLeak, SourceOptions
 from data_prep.prepare import Renderer, data_digest, prepare_conversations, prepare_preferences
 from data_prep.reading import read_records, source_for
 from data_prep.rows import Skip
-from data_prep.types import Conversation, Document, Message, Preference, Prompt
+from data_prep.types import Conversation, Document, Labelled, Message, Preference, Prompt
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 WORDS = [f"word{n}" for n in range(16)]
@@ -63,6 +63,14 @@ def test_near_duplicates_go_when_asked_for():
     assert run({"dedup": {}}, rows)[0] == [1, 2, 3]
     assert run({"dedup": {"near": 0.7}}, rows) == ([1, 3], {"near_duplicate": 1})
     assert run({"dedup": {"near": 1.0}}, rows)[0] == [1, 2, 3]
+
+
+def test_an_opposite_verdict_is_no_duplicate():
+    rows = [pair("Tea?", " ".join(WORDS), "No.", 1), pair("Tea?", "No.", " ".join(WORDS), 2), pair("a", "b", "c", 3)]
+    assert run({"dedup": {"near": 0.7}}, rows, PREFERENCE)[0] == [1, 2, 3]
+    assert run({"dedup": {"near": 0.7}, "contradictory": {}}, rows, PREFERENCE) == ([3], {"contradictory": 2})
+    labels = [Labelled((Message("user", "a"),), " ".join(WORDS), n == 1, f"a:{n}") for n in range(2)]
+    assert run({"dedup": {"near": 0.7}}, labels, UNPAIRED)[0] == [0, 1]
 
 
 def test_a_row_on_both_sides_is_no_duplicate():
