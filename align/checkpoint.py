@@ -205,7 +205,7 @@ class Checkpoint:
         if not self.foreign:
             return self
         require_named_base(self.record, self.folder, base_folder, names)
-        return replace(self, record=fitted(self.record, read_model_config(base_folder)))
+        return replace(self, record=fitted(self.record, self.folder, read_model_config(base_folder)))
 
     def _check_base(self, base_folder: Path) -> None:
         if self.foreign:

@@ -75,7 +75,7 @@ VERBS = [
     Verb(
         "extract",
         "TARGET [OPTIONS]",
-        "a full fine-tune minus its base, as a LoRA",
+        "a full fine-tune, DoRA or IA3 minus its base, as a LoRA",
         "align.cli_weights:extract",
         options="align.weights.options:ExtractOptions",
     ),

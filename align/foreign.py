@@ -14,6 +14,7 @@ from typing import Any
 
 from align.adapters.base import adapters
 from align.fingerprint import file_sha256
+from align.typed import build
 from data_prep.errors import UserError
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -72,11 +73,11 @@ def foreign_record(folder: Path) -> dict[str, Any]:
     }
 
 
-def fitted(record: dict[str, Any], model_config: dict[str, Any]) -> dict[str, Any]:
+def fitted(record: dict[str, Any], folder: Path, model_config: dict[str, Any]) -> dict[str, Any]:
     """The record with its target layers in their shortest form on this architecture, as a stage's options give them.
 
     Raises:
-        UserError: the adapter names no layer of this architecture.
+        UserError: the adapter names no layer of this architecture, or its file has other tensors than these options.
     """
     from align.adapters.shapes import linear_shapes
 
@@ -88,6 +89,7 @@ def fitted(record: dict[str, Any], model_config: dict[str, Any]) -> dict[str, An
             if set(linear_shapes(model_config, shorter)) == chosen:
                 options["target_modules"] = shorter
                 break
+    _require_tensors({**record, "options": options}, folder, model_config)
     return {**record, "options": options}
 
 
@@ -100,6 +102,31 @@ def unknown_of(record: dict[str, Any], folder: Path) -> str:
         f"{folder} is a plain peft adapter ({record['method']}: {said}) for {root}; unknown: {revision}"
         "the base's weights, the tokenizer, the chat template and the precision it was trained with"
     )
+
+
+def _require_tensors(record: dict[str, Any], folder: Path, model_config: dict[str, Any]) -> None:
+    """Refuse a file whose tensors are not those of its options on this model, before any weight loads.
+
+    Raises:
+        UserError: a tensor is missing, left over or of another shape.
+    """
+    import copy
+
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    from align.adapters.shapes import meta_model
+    from align.adapters.tensors import refuse_mismatch
+
+    adapter: Any = build(adapters.get(record["method"]), record["options"], "options")  # type: ignore[arg-type]
+    tree = copy.deepcopy(meta_model(model_config))
+    vars(tree)["align_shared"] = {}
+    carrier = adapter.attach(tree, trainable=False)
+    expected = get_peft_model_state_dict(carrier, save_embedding_layers=False)
+    file = folder / "adapter_model.safetensors"
+    with safe_open(file, framework="pt") as stream:
+        saved = {name: tuple(stream.get_slice(name).get_shape()) for name in stream.keys()}  # noqa: SIM118  # no mapping
+    refuse_mismatch(file, {name: tuple(value.shape) for name, value in expected.items()}, saved)
 
 
 def require_named_base(record: dict[str, Any], folder: Path, base: Path, names: Collection[str]) -> None:

@@ -40,6 +40,8 @@ def export(target: str, options: ExportOptions, force: bool = False) -> dict[str
     if problem:
         legal = [name.value for name, why in _against(opened).items() if not why]
         hint = f"possible: {', '.join(legal)}" if legal else "no other form is possible either"
+        if form is Form.lora and _against(opened)[Form.merged] is None:
+            hint += f"; its nearest LoRA: align extract {opened.checkpoint.folder} rank=N"
         raise UserError(f"form={form.value} cannot be: {problem}", code="illegal_form", hint=hint)
     write, compare = _FORMS[form]
     bound = bound_for(options, opened)
@@ -72,7 +74,7 @@ def _against(opened: Opened) -> dict[Form, str | None]:
     return {
         Form.sequence_classification: None if speaks and not (merge and not whole) else "it has no head",
         Form.peft: speaks or whole or below or stacked or (None if traits.portable else "stock peft lacks the method"),
-        Form.lora: speaks or whole or below or (None if traits.low_rank else f"{checkpoint.method} is no low-rank sum"),
+        Form.lora: speaks or whole or below or (None if traits.low_rank else "its change is no low-rank sum"),
         Form.merged: speaks or merge,
     }
 

@@ -1,7 +1,8 @@
-"""`align extract` and `align compress`: a full fine-tune as a LoRA, and a LoRA of smaller rank, by SVD.
+"""`align extract` and `align compress`: any change of weights as a LoRA, and a LoRA of smaller rank, by SVD.
 
-Extraction factors the change of every linear layer (Eckart-Young). What a LoRA cannot carry, the changes of norms,
-embeddings and biases, is measured and said: with them gone the logits keep a gap that no rank closes.
+Extraction takes a full fine-tune, or a method whose change has no exact low-rank form (DoRA, IA3), and factors the
+change of every linear layer (Eckart-Young). What a LoRA cannot carry, the changes of norms, embeddings and biases, is
+measured and said: with them gone the logits keep a gap that no rank closes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from align.fingerprint import context_length, read_model_config, weight_files
 from align.low_rank import LowRankTerms
 from align.weights.drift import measure, of_model, of_role, probe_rows
 from align.weights.lora_form import write_lora
+from align.weights.merging import merged_model, require_mergeable
 from align.weights.opened import Opened
 from align.weights.options import ExtractOptions, RankOptions, kept_of, place
 from align.weights.terms import Kept, factored, share_lost, truncated
@@ -30,19 +32,22 @@ from data_prep.errors import UserError
 
 
 def extract(target: str, options: ExtractOptions) -> dict[str, Any]:
-    """Write the difference between a fully tuned model and its base as a LoRA adapter on that base.
+    """Write the difference between a tuned model and its base as a LoRA adapter on that base.
 
     Returns:
         out, rank (largest), layers (per layer: rank, lost), uncovered (tensor -> relative change),
         drift against the tuned model, and `explained`: the share of the logits' change that the adapter reproduces.
 
     Raises:
-        UserError: TARGET is no full model, or base and model do not have the same tensors.
+        UserError: TARGET is a LoRA already or no change of weights, or base and model do not have the same tensors.
     """
     kept = Kept(*kept_of(options))
-    tuned_folder, base_folder = _folders(target, options)
+    tuned_folder, base_folder, opened = _places(target, options)
     folder = place(options.to, tuned_folder, "lora")
-    base, tuned = _model(base_folder), _model(tuned_folder)
+    if opened is None:
+        base, tuned = _model(base_folder), _model(tuned_folder)
+    else:
+        base, tuned = _plain(opened.bases.root(opened.load).private()), _plain(merged_model(opened))
     _require_same_tensors(base, tuned, tuned_folder)
     terms, layers = _changes(base, tuned, kept)
     uncovered = _uncovered(base, tuned, set(terms))
@@ -102,27 +107,45 @@ def compress(target: str, options: RankOptions) -> dict[str, Any]:
     return publish_adapter(folder, opened.tokenizer, write)
 
 
-def _folders(target: str, options: ExtractOptions) -> tuple[Path, Path]:
-    """(tuned model, base): TARGET is a checkpoint of full tuning, or any model folder when `base` is given."""
+def _places(target: str, options: ExtractOptions) -> tuple[Path, Path, Opened | None]:
+    """(tuned model, base, checkpoint to fold): a checkpoint of full tuning, or any model folder when `base` is given,
+    are weights already; another checkpoint has to be folded first."""
     if options.base is not None:
-        return model_folder(target), model_folder(options.base)
+        return model_folder(target), model_folder(options.base), None
     checkpoint = resolve_checkpoint(target, options.out)
     if not (checkpoint.folder / "model.safetensors").is_file():
-        raise UserError(
-            f"{checkpoint.label} ({checkpoint.method}) is an adapter already",
-            code="not_full",
-            hint="align compress lowers its rank, align export form=lora gives its plain form",
-        )
+        opened = Opened.target(target, options.out)
+        _require_foldable(opened)
+        return checkpoint.folder, opened.base_folder, opened
     parent = checkpoint.parent("init")
     if parent is None:
-        return checkpoint.folder, checkpoint.base_folder()
+        return checkpoint.folder, checkpoint.base_folder(), None
     if not (parent.folder / "model.safetensors").is_file():
         raise UserError(
             f"{checkpoint.label} was tuned from {parent.label}, which is an adapter",
             code="no_base",
             hint="merge the parent and give it: base=FOLDER",
         )
-    return checkpoint.folder, parent.folder
+    return checkpoint.folder, parent.folder, None
+
+
+def _require_foldable(opened: Opened) -> None:
+    """Refuse what is a LoRA already, what cannot be folded, and what stands on weights of its own chain."""
+    opened.require_language_model("extract")
+    checkpoint, traits = opened.checkpoint, opened.adapter.traits
+    if checkpoint.record.get("derived_base"):
+        raise UserError(
+            f"{checkpoint.label} stands on weights that exist in this chain only",
+            code="no_base",
+            hint="merge it and its base, and give both: align extract MERGED base=FOLDER",
+        )
+    if traits.low_rank:
+        raise UserError(
+            f"{checkpoint.label} ({checkpoint.method}) is an adapter already",
+            code="not_full",
+            hint="align compress lowers its rank, align export form=lora gives its plain form",
+        )
+    require_mergeable(opened)
 
 
 def _model(folder: Path) -> PreTrainedModel:
@@ -130,6 +153,12 @@ def _model(folder: Path) -> PreTrainedModel:
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
         folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
     )
+    return _plain(model)
+
+
+def _plain(model: PreTrainedModel) -> PreTrainedModel:
+    """A model as stock transformers runs it, nothing in it trained."""
+    model.set_attn_implementation("eager")
     model.requires_grad_(False)
     model.eval()
     return model

@@ -60,7 +60,8 @@ def require_mergeable(opened: Opened) -> None:
         raise UserError(
             f"{opened.checkpoint.method} cannot be merged: it is no change of the base's weights",
             code="not_mergeable",
-            hint="serve the adapter beside its base: align export form=peft",
+            hint="serve the adapter beside its base: align "
+            + ("export form=peft" if opened.adapter.traits.portable else f"chat {opened.checkpoint.folder}"),
         )
 
 

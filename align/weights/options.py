@@ -102,4 +102,7 @@ def place(to: str | None, checkpoint: Path, form: str) -> Path:
     folder = Path(to).expanduser() if to else checkpoint.parent / "export" / f"{checkpoint.name}-{form}"
     if folder.exists():
         raise UserError("exists already", file=str(folder), hint="give another folder: to=DIR", code="exists")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not above.is_dir():
+        raise UserError("is a file, and no folder to write into", file=str(above), hint="give another folder: to=DIR")
     return folder

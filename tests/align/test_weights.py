@@ -163,6 +163,21 @@ def test_a_full_fine_tune_is_extracted(tmp_path, capsys):
     assert small["explained"] < answer["explained"] and small["rank"] == 2
 
 
+@pytest.mark.parametrize(
+    "words", [["adapter=lora", "adapter.dora=true"], ["adapter=ia3", "model.load=nf4"]], ids=["dora", "ia3"]
+)
+def test_what_is_no_low_rank_sum_is_extracted(words, tmp_path, capsys):
+    run = made("sft", "stages.sft.lr=3e-2", *words, "name=rows", out=tmp_path / "runs")
+    code, _, err = call(capsys, "export", f"{run}/sft", "form=lora", f"to={tmp_path}/e")
+    assert "is no low-rank sum; possible: peft, merged; its nearest LoRA: align extract" in refused(code, err)
+    code, answer, err = call(capsys, "extract", f"{run}/sft", "rank=32", f"to={tmp_path}/l")
+    assert code == 0, err
+    assert answer["explained"] == pytest.approx(1.0, abs=1e-3) and not answer["uncovered"]
+    assert answer["drift"]["max_logit"] < 1e-3
+    _, small, _ = call(capsys, "extract", f"{run}/sft", "rank=2", f"to={tmp_path}/s")
+    assert small["drift"]["kl"] > 10 * answer["drift"]["kl"] and small["explained"] < answer["explained"]
+
+
 def test_compression_is_exact_at_the_rank_and_worse_below(tmp_path, capsys):
     run = made("sft", "adapter=lora", "adapter.rank=8", "stages.sft.lr=1e-2", "name=compress")
     code, same, err = call(capsys, "compress", f"{run}/sft", "rank=8", f"to={tmp_path}/a")
@@ -183,11 +198,13 @@ def test_compression_is_exact_at_the_rank_and_worse_below(tmp_path, capsys):
         (["compress", "reward_model", "rank=2"], "would lose its head"),
         (["extract", "sft", "rank=2"], "is an adapter already"),
         (["extract", "sft", "rank=2", "base={base}"], "config.json is missing"),
+        (["extract", "reward_model", "rank=2"], "would lose its head"),
+        (["compress", "sft", "rank=2", "to={base}/config.json/x"], "is a file, and no folder to write into"),
     ],
 )
 def test_svd_tools_refuse(words, part, tmp_path, capsys):
     words = [words[0], f"{finished()}/{words[1]}", *(word.replace("{base}", str(base())) for word in words[2:])]
-    code, _, err = call(capsys, *words, f"to={tmp_path}/x")
+    code, _, err = call(capsys, *words, *([] if "to=" in words[-1] else [f"to={tmp_path}/x"]))
     assert part in refused(code, err)
     assert not list(tmp_path.iterdir())
 
