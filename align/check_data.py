@@ -114,7 +114,8 @@ def _without_bad(reading: Reading) -> Reading:
     data: DataOptions = reading.spec.data
 
     def lenient(mix: dict[str, Any]) -> dict[str, Any]:
-        return {name: {**source, "on_bad_row": OnBadRow.drop.value} for name, source in mix.items()}
+        drop = {"on_bad_row": OnBadRow.drop.value}
+        return {name: {**source, **drop} if isinstance(source, dict) else source for name, source in mix.items()}
 
     each = {name: getattr(data, name) for name in _SOURCES}
     sources = {n: replace(one, on_bad_row=OnBadRow.drop, mix=lenient(one.mix)) for n, one in each.items()}

@@ -74,7 +74,7 @@ def _data_facts(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """The facts of one kind of data."""
     rows, tokens, splits = entry["rows"], entry["tokens"], entry["splits"]
     yield "for", ", ".join(entry["stages"])
-    yield "source", f"{entry['source']} ({entry['format']}: {entry['evidence']})"
+    yield from _sources(entry)
     dropped = [f"{count:,} {reason}" for reason, count in rows["dropped"].items()]
     yield "rows", f"{rows['in']:,} in, {rows['kept']:,} kept, {rows['truncated']:,} truncated"
     yield "dropped", ", ".join(dropped) or "none"
@@ -87,6 +87,19 @@ def _data_facts(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if tokens["supervised"]:
         yield "in the loss", f"{100 * entry['supervised_share']:.3g}% of the tokens{end}"
     yield from (("note", f"{note}: {count:,}") for note, count in entry["notes"].items() if count)
+
+
+def _sources(entry: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """The source, or those of a mixture with what one pass draws of each."""
+    if "mixture" not in entry:
+        yield "source", f"{entry['source']} ({entry['format']}: {entry['evidence']})"
+        return
+    for name, drawn in entry["mixture"]["sources"].items():
+        own = entry["sources"][name] if "sources" in entry else entry
+        share = f"{drawn['drawn']:,} rows drawn, {100 * drawn['share']:.3g}%, {drawn['epochs']:.3g} epochs"
+        yield "source", f"{name}: {drawn['source']} ({own['format']}: {own['evidence']}); {share}"
+        if own is not entry:
+            yield from (("note", f"{name}: {note}: {count:,}") for note, count in own["notes"].items() if count)
 
 
 def print_facts(console: Console, title: str, facts: Iterable[tuple[str, str]]) -> None:

@@ -27,7 +27,8 @@ def draws(sizes: Sequence[int], sources: Sequence[Source], temperature: float) -
     """
     found = [round(size * (source.epochs or 0)) for size, source in zip(sizes, sources, strict=True)]
     free = [place for place, source in enumerate(sources) if source.epochs is None and sizes[place]]
-    scores = np.array([sources[p].weight * sizes[p] ** (1.0 / temperature) for p in free])
+    logs = np.array([np.log(sources[p].weight) + np.log(sizes[p]) / temperature for p in free])
+    scores = np.exp(logs - logs.max()) if free else logs  # a low temperature would overflow as a power
     total = sum(sizes[p] for p in free)
     exact = scores / scores.sum() * total if free else scores
     whole = np.floor(exact).astype(int)

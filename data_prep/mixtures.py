@@ -42,9 +42,6 @@ def sources_for(data: DataOptions, kind: str) -> list[Source]:
             )
         if options.mix:
             raise UserError("a source of a mixture cannot be a mixture itself", field=f"{where}.mix", code="mix")
-        for option, value in (("weight", options.weight), ("epochs", options.epochs)):
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"must be above 0 (got {value})", field=f"{where}.{option}", code="bad_value")
         if options.epochs is not None and options.weight != 1.0:
             raise UserError(
                 "give either a weight or epochs: epochs fix how often each row is drawn", field=where, code="mix"

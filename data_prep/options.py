@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
+from data_prep.fields import option
+
 
 class OnBadRow(Enum):
     """What to do with a row that cannot be used."""
@@ -75,9 +77,9 @@ class SourceOptions:
     generator: Optional[str] = field(default=None, metadata={"help": "name of a built-in generator of rows"})
     format: str = field(default="auto", metadata={"help": "format of the rows; auto looks at their keys"})
     eval_path: Optional[str] = field(default=None, metadata={"help": "a separate source of evaluation rows"})
-    eval_share: float = field(default=0.05, metadata={"help": "share of prompts held out when rows carry no split"})
-    eval_rows: int = field(default=500, metadata={"help": "most evaluation rows held out"})
-    limit: Optional[int] = field(default=None, metadata={"help": "read only the first rows, as many as this"})
+    eval_share: float = option(0.05, "share of prompts held out when rows carry no split", high=1)
+    eval_rows: int = option(500, "most evaluation rows held out")
+    limit: Optional[int] = option(None, "read only the first rows, as many as this", low=1)
     mix: dict[str, Any] = _map("several sources in place of a path: {name: {path: FILE, weight: 2, ...}, ...}")
     columns: dict[str, str] = _map("our columns from theirs: {ours: theirs}, or {ours: 'text with {theirs} in it'}")
     parse: dict[str, str] = _map("take texts apart into columns: {text: 'IN: {prompt} OUT: {completion}'}")
@@ -95,9 +97,9 @@ class SourceOptions:
 class MixOptions(SourceOptions):
     """One source of a mixture: a source, and how much is drawn of it."""
 
-    weight: float = field(default=1.0, metadata={"help": "how much more is drawn of it than of others, row by row"})
-    epochs: Optional[float] = field(
-        default=None, metadata={"help": "draw each of its rows this many times, whatever the weights say"}
+    weight: float = option(1.0, "how much more is drawn of it than of others, row by row", above=0, high=1e6)
+    epochs: Optional[float] = option(
+        None, "draw each of its rows this many times, whatever the weights say", above=0, high=1e4
     )
 
 
@@ -118,11 +120,11 @@ class DataOptions:
     root: Optional[str] = field(default=None, metadata={"help": "folder that relative paths start from (else the cwd)"})
     path: Optional[str] = field(default=None, metadata={"help": "one file for the kind of row it holds"})
     mix: dict[str, Any] = _map("several sources for the kind of row they hold: {name: {path: FILE, weight: 2}, ...}")
-    temperature: float = field(
-        default=1.0, metadata={"help": "of a mixture: 1 draws in proportion to rows, above 1 more evenly"}
+    temperature: float = option(
+        1.0, "of a mixture: 1 draws in proportion to rows, above 1 more evenly", above=0, high=1e6
     )
-    workers: Optional[int] = field(
-        default=None, metadata={"help": "processes that render when rows are many (default: one per core; 0: none)"}
+    workers: Optional[int] = option(
+        None, "processes that render when rows are many (default: one per core; 0: none)", low=0, high=1024
     )
     license: str = field(default="", metadata={"help": "licence of the data, copied into the data card"})
     system: Optional[str] = field(default=None, metadata={"help": "system message for rows that have none"})

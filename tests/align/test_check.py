@@ -93,6 +93,24 @@ def test_what_check_says_is_what_run_does():
 
 
 # ---------------------------------------- planted faults: data
+def test_a_mixture_says_what_it_draws(tmp_path, capfd):
+    import json
+
+    for name, count in (("a", 60), ("b", 20)):
+        rows = [{"prompt": f"{name}{n}", "completion": "so<|endoftext|>" * (name == "b") or "so"} for n in range(count)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in "ab"}
+    words = [
+        "pipeline=sft",
+        "data=files",
+        f"data.mix={{a: {{path: {files['a']}}}, b: {{path: {files['b']}, epochs: 2}}}}",
+    ]
+    code, out, err = command(capfd, *words, "data.conversations.eval_share=0", "data.mix.b.eval_share=0")
+    said = " ".join(out.split())
+    assert code == 0, err
+    assert "40 rows drawn" in said and "2 epochs" in said and "b: literal <|endoftext|> cut off: 20" in said
+
+
 def test_a_role_typo(tmp_path):
     rows = talk()
     rows[4]["messages"][1]["role"] = "asistant"

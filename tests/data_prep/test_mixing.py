@@ -127,13 +127,16 @@ def test_data_mix_serves_what_has_no_source(tmp_path: Path) -> None:
         ({}, "a path or a generator .got neither"),
         ({"path": "x.jsonl", "generator": "smalltalk"}, "got both"),
         ({"path": "x.jsonl", "wieght": 2}, "weight"),
-        ({"path": "x.jsonl", "weight": 0}, "above 0"),
-        ({"path": "x.jsonl", "epochs": -1}, "above 0"),
+        ({"path": "x.jsonl", "weight": 0}, "out of range .got 0.0; expected more than 0"),
+        ({"path": "x.jsonl", "weight": float("nan")}, "expected a number"),
+        ({"path": "x.jsonl", "epochs": -1}, "out of range"),
+        ({"path": "x.jsonl", "epochs": 1e9}, "at most 10000"),
+        ("x.jsonl", "expected a mapping"),
         ({"path": "x.jsonl", "weight": 2, "epochs": 1}, "either a weight or epochs"),
         ({"mix": {"y": {"path": "x.jsonl"}}, "path": "x.jsonl"}, "cannot be a mixture itself"),
     ],
 )
-def test_wrong_mixtures_are_refused(entry: dict[str, Any], said: str) -> None:
+def test_wrong_mixtures_are_refused(entry: Any, said: str) -> None:
     with pytest.raises(UserError, match=said) as caught:
         sources_for(mixed({"a": entry}), "conversation")
     assert str(caught.value).startswith("data.conversations.mix.a")
