@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from align.adapters.base import adapters
 from align.adapters.delta_lora import Form
@@ -137,7 +138,9 @@ def test_lora_fa_keeps_fewer_activations_than_lora():
     assert more - less >= 0.9 * tokens * inputs * 4, (more, less)
 
 
-def test_a_projected_step_is_the_one_full_tuning_would_take_inside_the_row_space():
+@pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "autocast"])
+def test_a_projected_step_is_the_one_full_tuning_would_take_inside_the_row_space(autocast):
+    """In float32 whatever the autocast: bfloat16 would be three parts in a thousand off."""
     from align.adapters.layers.offset import lora_layers
 
     torch.manual_seed(0)
@@ -146,14 +149,15 @@ def test_a_projected_step_is_the_one_full_tuning_would_take_inside_the_row_space
     found = []
     for role in roles:
         objective = LanguageModeling(role)
-        objective(objective.collate([Tokens(ids, [True] * len(ids), "r") for ids in sentences()]))[0].backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            objective(objective.collate([Tokens(ids, [True] * len(ids), "r") for ids in sentences()]))[0].backward()
         found.append({n: m for n, m in lora_layers(role.carrier).items()})
     for name, layer in found[0].items():
         down = layer.lora_A["default"].weight.double()
         gradient = layer.lora_B["default"].weight.grad.double() / layer.scaling["default"] ** 2
         expected = gradient @ torch.linalg.inv(down @ down.T)
         ours = found[1][name].lora_B["default"].weight.grad.double()
-        torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-6)
+        assert float((ours - expected).norm() / expected.norm()) < 1e-4
 
 
 def test_a_continued_projection_uses_the_loaded_a(tmp_path):
@@ -205,6 +209,31 @@ def test_bad_options_are_found_from_the_config_alone(method, options, field, pro
         raise found[0]
     with pytest.raises(UserError, match=problem):
         fresh(method, Load.fp32, **options)
+
+
+@pytest.mark.parametrize(("rslora", "scale"), [(False, 8.0 / 4), (True, 8.0 / 2)])
+def test_the_term_is_scaled_as_the_papers_say(rslora, scale):
+    role = fresh("lora", Load.fp32, rank=4, alpha=8.0, rslora=rslora)
+    assert {term.scale for term in role.adapter.low_rank_terms(role.carrier).values()} == {scale}
+
+
+def test_veras_projections_come_from_their_seed_alone(tmp_path):
+    """Another global seed, other threads and an empty file of them: the same function."""
+    role = fresh("vera", Load.fp32, seed=1)
+    role.adapter.save(role.carrier, tmp_path)
+    assert not [
+        name for name in load_file(tmp_path / "adapter_model.safetensors") if "vera_A" in name or "vera_B" in name
+    ]
+    torch.manual_seed(4321)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 2)
+    try:
+        again = role.adapter.load(bases().root(Load.fp32).tree(), tmp_path, trainable=False)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(logits(Role("again", again, role.adapter)), logits(role))
+    other = fresh("vera", Load.fp32, seed=1, projection_seed=1)
+    assert not torch.equal(other.carrier.base_model.vera_A["default"], role.carrier.base_model.vera_A["default"])
 
 
 def test_a_base_has_one_pair_of_vera_projections():

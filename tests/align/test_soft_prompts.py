@@ -176,3 +176,12 @@ def test_a_text_is_cut_or_repeated(tmp_path):
         ids = tiny_tokenizer()("the lion and the owl")["input_ids"]
         expected = tree.get_input_embeddings()(torch.tensor((ids * 9)[:count]))
         assert torch.equal(tree.lead.prompt_embeddings, expected)
+
+
+def test_the_start_is_drawn_from_the_vocabulary_unless_random():
+    for init, drawn in ((Init.vocabulary, True), (Init.random, False)):
+        adapter = adapters.get("prompt")(num_virtual_tokens=6, init=init)
+        tree = adapter.attach(bases().root(Load.fp32).tree(), trainable=True)
+        table = tree.get_input_embeddings().weight
+        found = [bool((table == row).all(-1).any()) for row in tree.lead.prompt_embeddings]
+        assert found == [drawn] * 6

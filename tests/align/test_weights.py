@@ -107,6 +107,22 @@ def test_merge_refuses(words, part, tmp_path, capsys):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("verb", "place"),
+    [("merge", "merging.compare_model"), ("export", "written.write_json"), ("compress", "written.write_json")],
+)
+@pytest.mark.parametrize(("fault", "code"), [(KeyboardInterrupt, 130), (OSError(28, "No space left"), 2)])
+def test_what_is_broken_off_leaves_nothing(verb, place, fault, code, tmp_path, capsys, monkeypatch):
+    def broken(*args, **kwargs):
+        raise fault
+
+    monkeypatch.setattr(f"align.weights.{place}", broken)
+    words = ["rank=2"] if verb == "compress" else []
+    found, _, err = call(capsys, verb, f"{finished()}/sft", f"to={tmp_path}/deep/x", *words)
+    assert found == code and "Traceback" not in err
+    assert not [path for path in tmp_path.rglob("*") if path.name != "deep"]
+
+
 # ------------------------------------------------------------------------------------------------------------- export
 def test_a_stacked_chain_is_one_lora(tmp_path, capsys):
     run = made("rlhf", "adapter=lora", "stages.ppo.adapter=vera", "name=stacked")
