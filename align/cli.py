@@ -220,7 +220,8 @@ def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
         print("\n".join([*(f"  {detail}" for detail in problem.details), f"align: {problem}"]), file=sys.stderr)
         return problem.exit_code, {"error": problem.as_dict()}
     except KeyboardInterrupt:
-        message = "interrupted" + ("; the same command goes on with the first unfinished stage" if "run" in words else "")
+        goes_on = "; the same command goes on with the first unfinished stage" if "run" in words else ""
+        message = f"interrupted{goes_on}"
         print(f"align: {message}", file=sys.stderr)
         return INTERRUPTED, {"error": UserError(message, code="interrupted").as_dict()}
     except BrokenPipeError:
