@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from struct import pack
 from typing import Any
 
 import numpy as np
@@ -138,8 +139,10 @@ class Chunks:
         """The part with its rows and what is known of them."""
         part.rows = rows
         part.facts = np.zeros(len(rows), dtype=FACTS)
+        every: list[bytes] = []
         for place, (row, (record, flip)) in enumerate(zip(rows, kept, strict=True)):
             sequences = sequences_of(row)
+            packed = [pack(f"<{len(ids)}i", *ids) for ids in sequences]
             part.facts[place] = (
                 record,
                 length_of(row),
@@ -147,9 +150,10 @@ class Chunks:
                 _supervised(row),
                 flip,
                 _ended(row, self.renderer.end_token_id),
-                _digest(row),
+                _digest(row, packed),
             )
-            part.highest = max(part.highest, *(max(ids, default=-1) for ids in sequences))
+            every += packed
+        part.highest = int(np.frombuffer(b"".join(every), dtype="<i4").max(initial=-1))
         part.choices = dict(self.renderer.choices)
         return part
 
@@ -205,17 +209,15 @@ def _supervised(row: Any) -> int:
 def _ended(row: Any, end: int) -> bool:
     """Whether the end-of-turn token is supervised."""
     if isinstance(row, Tokens):
-        return (end, True) in zip(row.ids, row.mask, strict=True)
+        return (row.ids[-1] == end and row.mask[-1]) or (end, True) in zip(row.ids, row.mask, strict=True)
     if isinstance(row, PairTokens):
         return row.chosen[-1:] == [end] == row.rejected[-1:]
     return isinstance(row, LabelledTokens) and row.reply[-1:] == [end]
 
 
-def _digest(row: Any) -> int:
+def _digest(row: Any, sequences: list[bytes]) -> int:
     """What a row says, hashed: everything but the id and the meta data (paths differ between machines)."""
-    total = hashlib.blake2b(digest_size=8)
-    for ids in sequences_of(row):
-        total.update(np.array(ids, dtype="<i4").tobytes() + b"|")
+    total = hashlib.blake2b(b"".join([ids + b"|" for ids in sequences]), digest_size=8)
     if isinstance(row, Tokens):
         total.update(bytes(row.mask))
         if row.weights is not None:

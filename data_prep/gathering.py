@@ -75,19 +75,19 @@ class Gathered:
             if len(self._problems) < _SHOWN:
                 self._problems.append((first + place, problem))
         if not isinstance(part.rows, list) and self.folder is None:
-            self._open(part.rows.schema)
+            self._open(part)
         if self.folder is None:
             self._rows += part.rows
             self._said.append(part.said)
         else:
             self._write(part.rows, part.said)
 
-    def _open(self, schema: Any) -> None:
-        """Begin the files, with what was gathered so far."""
+    def _open(self, part: Part) -> None:
+        """Begin the files, for parts like this one, with what was gathered so far."""
         import pyarrow as pa
 
         self.folder = self._folder()
-        for name, kind in ((ROWS, schema), (SAID, _said_batch(self._said[:1]).schema)):
+        for name, kind in ((ROWS, part.rows.schema), (SAID, _said_batch([part.said]).schema)):
             self._files.append(pa.OSFile(str(self.folder / name), "wb"))
             self._writers.append(pa.ipc.new_file(self._files[-1], kind))
         for start in range(0, len(self._rows), CHUNK):

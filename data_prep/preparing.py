@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -86,10 +87,14 @@ class Preparation:
     def _gather(self, gathered: Gathered, kept: Kept) -> None:
         """Read, render and collect all sources."""
         render = Chunks(self.kind, self.renderer, self.length, self.data.system, self.data.train_on)
-        with Pace(self.data.name) as pace:
-            for part in rendered(render, chunked(self._records(kept)), self.data.workers):
-                gathered.add(part)
-                pace.at(gathered.records)
+        gc.freeze()  # or everything that is in memory by now is looked through again and again
+        try:
+            with Pace(self.data.name) as pace:
+                for part in rendered(render, chunked(self._records(kept)), self.data.workers):
+                    gathered.add(part)
+                    pace.at(gathered.records)
+        finally:
+            gc.unfreeze()
         self.renderer.choices.update(gathered.choices)
 
     def _records(self, kept: Kept) -> Iterator[Any]:

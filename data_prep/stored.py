@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
+from struct import pack
 from typing import Any, Generic, TypeVar, overload
 
 import numpy as np
@@ -82,7 +83,7 @@ def _listed(values: Sequence[list[Any]], kind: type[np.generic], listed: Any) ->
     if kind is np.bool_:
         flat: Any = np.frombuffer(b"".join(map(bytes, values)), dtype=np.bool_)
     else:
-        flat = np.concatenate([np.array(value, dtype=kind) for value in values])
+        flat = np.frombuffer(b"".join([pack(f"={len(value)}i", *value) for value in values]), dtype=kind)
     return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat), type=listed)
 
 

@@ -259,7 +259,7 @@ class ChatTemplate:
         blocks: list[str] = []
         marks: list[Span] = []
         with compiled.environment.activate_tracker(blocks, marks):
-            for block in compiled.generate(**given):
+            for block in compiled.root_render_func(compiled.new_context(given)):
                 blocks.append(block)  # one by one: the marks are counted from what stands there
         return "".join(blocks), marks
 

@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from data_prep.chunks import Chunks, Part
@@ -40,9 +40,10 @@ def chunked(records: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
 
 
 def rendered(render: Chunks, chunks: Iterable[Sequence[Any]], workers: int | None) -> Iterator[Part]:
-    """Every chunk's rows, in order. Rows of the first `MANY` records stand in `Part.rows` as a list.
+    """Every chunk's rows, in order.
 
-    Those of later records come as Arrow record batches (or as an empty list), made by worker processes.
+    Of fewer than `MANY` records they stand in `Part.rows` as lists. Of more they come as Arrow record batches (or as an
+    empty list), made by worker processes; `MANY` records are read before it is known.
 
     Args:
         render: what a chunk becomes.
@@ -53,19 +54,28 @@ def rendered(render: Chunks, chunks: Iterable[Sequence[Any]], workers: int | Non
         UserError: a worker process died.
     """
     chunks = iter(chunks)
-    done = 0
+    first: deque[Sequence[Any]] = deque()
+    read = 0
     for chunk in chunks:
-        yield render(chunk)
-        done += len(chunk)
-        if done >= MANY:
+        first.append(chunk)
+        read += len(chunk)
+        if read >= MANY:
             break
     else:
+        yield from map(render, _emptied(first))
         return
+    every = chain(_emptied(first), chunks)
     number = cores() if workers is None else workers
     if number:
-        yield from _in_processes(render, chunks, number)
+        yield from _in_processes(render, every, number)
     else:
-        yield from (_batched(render(chunk)) for chunk in chunks)
+        yield from (_batched(render(chunk)) for chunk in every)
+
+
+def _emptied(waiting: deque[T]) -> Iterator[T]:
+    """What waits, held no longer than needed."""
+    while waiting:
+        yield waiting.popleft()
 
 
 def _in_processes(render: Chunks, chunks: Iterator[Sequence[Any]], workers: int) -> Iterator[Part]:

@@ -72,7 +72,11 @@ def word_pairs_of(texts: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.uint32]]
     The n-th of equal pairs has its own hash here too, counted from the front: the first pairs of a text are those of
     its beginning.
     """
-    listed = [words(text) for text in texts]
+    return pairs_of_words([words(text) for text in texts])
+
+
+def pairs_of_words(listed: Sequence[list[str]]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
+    """`word_pairs_of` texts of which the words are known."""
     lengths = np.array([len(one) for one in listed], dtype=np.int64)
     hashed = np.fromiter(
         map(_known.__getitem__, chain.from_iterable(listed)), dtype=np.uint64, count=int(lengths.sum())

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from data_prep.errors import UserError
 from data_prep.options import OnLeak
-from data_prep.quality.near import NEAR, Hashes, NearIndex, similarity, word_pairs, word_pairs_of
-from data_prep.quality.texts import question_key, question_text, row_digest, whole_text, words
+from data_prep.quality.near import NEAR, Hashes, NearIndex, pairs_of_words, similarity, word_pairs
+from data_prep.quality.texts import question_key, question_text, row_digest, whole_text, words_apart
 from data_prep.splitting import EVAL, LEAK, OVERLAP, TRAIN, Sides
 
 CHECKS = 5000
@@ -98,10 +98,12 @@ class Said:
     @classmethod
     def of(cls, records: Sequence[Any]) -> Said:
         """What these records say."""
-        pairs, counts = word_pairs_of([whole_text(record) for record in records])
+        apart = [words_apart(record) for record in records]
+        pairs, counts = pairs_of_words([asked + rest for asked, rest in apart])
         digests = [int.from_bytes(row_digest(record)[:8], "little") for record in records]
-        questions = [len(words(question_text(record))) for record in records]
-        known = np.array(questions, dtype=np.int64)  # of one word: its pair with the next stands for it
+        known = np.array(
+            [len(asked) for asked, _ in apart], dtype=np.int64
+        )  # of one word: its pair with the next stands for it
         asked = np.minimum(np.where(known > 1, known - 1, known), counts).astype(np.uint32)
         ids = [record.id for record in records]
         return cls(ids, np.array(digests, dtype=np.uint64), pairs, counts, asked)

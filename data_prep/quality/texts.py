@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from data_prep.splitting import prompt_key
@@ -67,6 +68,19 @@ def whole_text(record: Any) -> str:
     return "\n".join(parts)
 
 
+def words_apart(record: Any) -> tuple[list[str], list[str]]:
+    """The words of the question, and those that follow; together the words of the whole text."""
+    rest: Sequence[str] = ()
+    if isinstance(record, Preference):
+        rest = (record.chosen, record.rejected)
+    elif isinstance(record, Labelled):
+        rest = (record.reply,)
+    elif isinstance(record, Conversation):
+        follows = record.messages[len(question_messages(record)) :]
+        rest = [m.content for m in follows if m.role != "system"]
+    return words(question_text(record)), words("\n".join(rest)) if rest else []
+
+
 def folded(text: str) -> str:
     """The text with case and runs of white space folded: what makes two texts the same."""
     return " ".join(text.casefold().split())
@@ -74,11 +88,9 @@ def folded(text: str) -> str:
 
 def digest(*parts: str) -> bytes:
     """16 bytes that stand for texts in sets and tables."""
-    total = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        encoded = part.encode("utf-8", "surrogatepass")
-        total.update(len(encoded).to_bytes(8, "little") + encoded)
-    return total.digest()
+    encoded = [part.encode("utf-8", "surrogatepass") for part in parts]
+    whole = b"".join([len(one).to_bytes(8, "little") + one for one in encoded])
+    return hashlib.blake2b(whole, digest_size=16).digest()
 
 
 def turns_digest(messages: tuple[Message, ...]) -> bytes:

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_prep.quality.near import NearIndex, band_rows, signature, similarity, word_pairs
-from data_prep.quality.texts import words
+from data_prep.quality.texts import question_text, whole_text, words, words_apart
+from data_prep.types import Conversation, Document, Labelled, Message, Preference, Prompt
 from tests.docs.pages import ROOT
 
 TEXTS = st.lists(st.sampled_from(["a", "b", "c", "d,", ".", "7", "Ä", "日", "it"]), max_size=12).map(" ".join)
@@ -33,6 +34,24 @@ def jaccard(left: str, right: str) -> float:
 @given(TEXTS, TEXTS)
 def test_similarity_is_the_jaccard_index_of_counted_word_pairs(left, right):
     assert similarity(word_pairs(left), word_pairs(right)) == jaccard(left, right)
+
+
+MESSAGES = st.lists(st.tuples(st.sampled_from(["system", "user", "assistant", "tool"]), TEXTS), min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(MESSAGES, TEXTS, TEXTS)
+def test_words_of_question_and_rest_are_those_of_the_whole(turns, reply, other):
+    messages = tuple(Message(role, text) for role, text in turns)
+    for record in (
+        Conversation(messages, "r:1"),
+        Preference(messages, reply, other, "r:1"),
+        Labelled(messages, reply, True, "r:1"),
+        Prompt(messages, "r:1"),
+        Document(reply, "r:1"),
+    ):
+        asked, rest = words_apart(record)
+        assert asked + rest == words(whole_text(record)) and asked == words(question_text(record))
 
 
 def test_words_are_split_where_scripts_have_no_spaces():
