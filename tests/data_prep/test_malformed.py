@@ -585,3 +585,29 @@ def test_the_command_prints_them_above_its_one_line(tmp_path: Path, container: s
     assert line.startswith(f"align: {path}:1:prompt: empty (got ''; expected text), and 29 more bad rows; ")
     shown = [text for text in err.splitlines() if text.startswith(f"  {path}:")]
     assert len(shown) == 20 and shown[1] == f"  {path}:3:prompt: empty (got ''; expected text)"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_data_stats_answers_every_bad_file_in_one_object(tmp_path: Path, name: str, capfd: Any) -> None:
+    from align.cli import main
+
+    path = tmp_path / name
+    path.write_bytes(FILES[name][0])
+    capfd.readouterr()
+    assert main(["data", "stats", str(path), "--json"]) == 2
+    out, err = capfd.readouterr()
+    error = json.loads(out)["error"]
+    assert error["file"] == str(path) and error["message"] and {"code", "hint", "row", "field"} <= error.keys()
+    assert err.splitlines()[-1].startswith(f"align: {path}:") and "Traceback" not in err
+
+
+@pytest.mark.parametrize("name", ["cut.jsonl", "cut.json.gz", "utf8.csv", "magic.parquet", "twice.jsonl", "empty.json"])
+def test_a_run_refuses_before_it_trains(tmp_path: Path, name: str, capfd: Any) -> None:
+    from tests.tiny_chain import run
+
+    path = tmp_path / name
+    path.write_bytes(FILES[name][0])
+    code, err = run(capfd, "pipeline=sft", "data=files", f"data.path={path}", f"out={tmp_path / 'runs'}", "--json")
+    assert code == 2 and err.splitlines()[-1].startswith(f"align: {path}:") and "Traceback" not in err
+    assert not list(tmp_path.glob("runs/*/sft")) and not list(tmp_path.glob("runs/*/.*/*.safetensors"))
+    assert not any(path.stat().st_size for path in tmp_path.glob("runs/*/.*/metrics.jsonl")), "no step was taken"
