@@ -20,7 +20,7 @@ from data_prep.formats.base import DOCUMENT
 from data_prep.gathering import ROWS, SAID, Flips, Gathered
 from data_prep.mixing import drawn
 from data_prep.mixtures import Source
-from data_prep.options import DataOptions, LengthOptions
+from data_prep.options import DataOptions, LengthOptions, OnLeak
 from data_prep.prepared import Prepared
 from data_prep.quality.overlap import check_overlap
 from data_prep.reading import VERSION, Stream
@@ -80,9 +80,8 @@ def settled(
     """
     ranks, wishes, pieces = gathered.records_of()
     sides, rule = _sides(reading, ranks, wishes, pieces)
-    overlap, sides = check_overlap(
-        gathered.said, sides, reading.sources[0].given.source.on_leak, reading.kind == DOCUMENT
-    )
+    refusing = (one.given.option + "on_leak" for one in reading.sources if one.given.source.on_leak is OnLeak.refuse)
+    overlap, sides = check_overlap(gathered.said, sides, next(refusing, None), reading.kind == DOCUMENT)
     facts = gathered.facts()
     side_of_row = sides[facts["record"]]
     train, held = np.flatnonzero(side_of_row == TRAIN), np.flatnonzero(side_of_row == EVAL)

@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.errors import UserError
-from data_prep.options import OnLeak
 from data_prep.quality.near import NEAR, Hashes, NearIndex, pairs_of_words, similarity, word_pairs
 from data_prep.quality.texts import question_key, question_text, row_digest, whole_text, words_apart
 from data_prep.splitting import EVAL, LEAK, OVERLAP, TRAIN, Sides
@@ -119,18 +118,19 @@ class Said:
 
 
 def check_overlap(
-    said: Callable[[], Iterable[Said]], sides: Sides, on_leak: OnLeak, documents: bool = False
+    said: Callable[[], Iterable[Said]], sides: Sides, refusing: str | None, documents: bool = False
 ) -> tuple[dict[str, Any], Sides]:
     """The `overlap` of a data card, and the sides with LEAK for whole rows that repeat.
 
     Args:
         said: gives what all records say, in order; called twice.
         sides: TRAIN, EVAL or OVERLAP (a training row whose question evaluates) of each record.
-        on_leak: what to do when a training row says the same as an evaluation row.
+        refusing: the option by which a training row that says the same as an evaluation row is refused; None: it is
+            dropped and counted.
         documents: the records are documents, which are their own question.
 
     Raises:
-        UserError: there are such rows and `on_leak` is refuse; the first 20 are named.
+        UserError: there are such rows and they are not to be dropped; the first 20 are named.
     """
     result = sides.copy()
     held: dict[int, str] = {}
@@ -157,8 +157,8 @@ def check_overlap(
         for place in candidates.tolist():
             if (other := _near(part, place, index)) is not None:
                 near.append((part.ids[place], other))
-    if leaks and on_leak is OnLeak.refuse:
-        raise _leaked(leaks)
+    if leaks and refusing:
+        raise _leaked(leaks, refusing)
     card: dict[str, Any] = {"exact": len(leaks), "question": int((result == OVERLAP).sum()), "near": len(near)}
     if held and looked < int((result == TRAIN).sum()):
         card["near_of"] = looked
@@ -193,14 +193,14 @@ def _alike(part: Said, seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     return alike
 
 
-def _leaked(leaks: list[tuple[str, str]]) -> UserError:
+def _leaked(leaks: list[tuple[str, str]], option: str) -> UserError:
     named = [f"{row} is {other}" for row, other in leaks]
     more = f", and {len(leaks) - 1} more" if len(leaks) > 1 else ""
     file, _, number = leaks[0][0].partition("#")[0].rpartition(":")
     return UserError(
         f"trains on what it evaluates: the same row as {leaks[0][1]}{more}",
         code="leak",
-        hint="take such rows out, or set on_leak=drop to drop and count them in training",
+        hint=f"take such rows out, or set {option}=drop to drop and count them in training",
         file=file or None,
         row=int(number) if number.isdigit() else None,
         details=named[:NAMED] if more else (),

@@ -98,6 +98,20 @@ def test_a_question_held_out_in_one_source_trains_in_none(renderer: Renderer, tm
     assert len(held) == len(prepared.eval)
 
 
+def test_a_leak_is_dropped_only_where_every_source_allows_it(renderer: Renderer, tmp_path: Path) -> None:
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}]
+    held = write_jsonl(tmp_path / "held.jsonl", rows[:1])
+    one = {"path": str(write_jsonl(tmp_path / "one.jsonl", rows)), "on_leak": "drop", "eval_share": 0.0}
+    two = {"path": str(write_jsonl(tmp_path / "two.jsonl", rows)), "eval_path": str(held)}
+    with pytest.raises(
+        UserError, match=r"one\.jsonl:1: trains on .*, and 1 more; .* set data\.conversations\.mix\.two\.on"
+    ):
+        prepare_conversations(mixed({"one": one, "two": two}), renderer, LengthOptions(64), 0)
+    two["on_leak"] = "drop"
+    card = prepare_conversations(mixed({"one": one, "two": two}), renderer, LengthOptions(64), 0).card
+    assert card["rows"]["dropped"] == {"leak": 2}
+
+
 def test_the_seed_decides_what_is_drawn_again(renderer: Renderer, tmp_path: Path) -> None:
     mix = files(tmp_path, a=50, b=50)
     mix["a"] |= {"epochs": 1.5}
