@@ -27,7 +27,7 @@ END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 class PromptCompletion(ChatFormat):
     """A prompt and its answer."""
 
-    kinds = (CONVERSATION, PROMPT)
+    kinds: ClassVar[tuple[str, ...]] = (CONVERSATION, PROMPT)
     spellings: ClassVar[Spellings] = (
         ("prompt", "completion"),
         ("prompt", "response"),
@@ -74,7 +74,7 @@ class PromptCompletion(ChatFormat):
 
     def prompt(self, row: Row) -> Prompt:
         """The prompt alone; the answer need not be there."""
-        messages, tools = self.asked_of(row, find_key(row, [left for left, _ in self.spellings]))
+        messages, tools = self.asked_of(row, find_key(row, [left for left, *_ in self.spellings]))
         return Prompt(messages, row.id, meta_of(row), tools)
 
     def question(self, row: Row, field: str, said: str) -> str:
@@ -90,11 +90,11 @@ class PromptCompletion(ChatFormat):
 
     def _columns(self, row: Row) -> tuple[str, str]:
         """The columns of prompt and answer: the first pair of names that the row has."""
-        for left, right in self.spellings:
+        for left, right, *_ in self.spellings:
             if row.data.get(left) is not None and row.data.get(right) is not None:
                 return left, right
-        right = find_key(row, [right for _, right in self.spellings])
-        return find_key(row, [left for left, _ in self.spellings]), right
+        right = find_key(row, [right for _, right, *_ in self.spellings])
+        return find_key(row, [left for left, *_ in self.spellings]), right
 
     def _without(self, row: Row, field: str, text: str, marks: Sequence[str]) -> str:
         """The text without the marks at its end."""

@@ -264,6 +264,23 @@ LOADS: list[Golden] = [
         [BOTH],
     ),
     (
+        "HelpSteer",
+        "rated",
+        P,
+        [{"prompt": "Hi", "response": said, "helpfulness": n, "verbosity": 1} for n, said in enumerate(("no", "yes"))],
+        {},
+        [BOTH],
+    ),
+    (
+        "ratings",
+        "rated",
+        P,
+        [{"prompt": "Hi", "completion": said, "rating": n} for n, said in ((1, "no"), (5, "yes"), (4.5, "so"))],
+        {"min_gap": 1},
+        [f"{ASKED}|yes{E}|no{E}", f"{ASKED}|so{E}|no{E}"],
+    ),
+    ("ratings as dialogues", "rated", C, {"query": "Hi", "response": "yo", "score": -1}, {}, [ONE]),
+    (
         "PKU",
         "graded",
         P,

@@ -19,7 +19,7 @@ from data_prep.options import DataOptions, LengthOptions, SourceOptions
 from data_prep.rendering import Renderer
 from data_prep.rows import Row
 from data_prep.sources import read_path
-from tests.data_prep.field_rows import HI, LOADS, ONE, REFUSED, YO, C, assistant
+from tests.data_prep.field_rows import HI, LOADS, ONE, REFUSED, YO, C, P, assistant
 from tests.data_prep.test_golden_rows import PREPARE, shown
 from tests.tiny import tiny_tokenizer
 
@@ -52,6 +52,20 @@ def test_it_is_refused_by_file_row_and_field(tmp_path: Path, row: Any, field: st
     assert not list(stream)
     (problem,) = stream.tally.problems
     assert str(problem).startswith(f"{path}:1:{field}: ") and words in str(problem), str(problem)
+
+
+def test_grades_that_are_none_and_prompts_that_make_no_pair() -> None:
+    from data_prep.formats import FORMATS
+    from data_prep.rows import Skip
+
+    said = [("q", "a", 1), ("q", "b", "high"), ("q", "c", None), ("q", "d", 1.0), ("r", "e", 3)]
+    rows = [Row("f", n, {"prompt": q, "response": a, "score": s}) for n, (q, a, s) in enumerate(said, start=1)]
+    found = list(FORMATS.get("rated")().records(P, rows))
+    assert [str(one).split(" (")[0] for one in found if isinstance(one, UserError)] == [
+        "f:2:score: wrong type",
+        "f:3:score: wrong type",
+    ]
+    assert [one.reason for one in found if isinstance(one, Skip)] == ["tied", "no_counterpart"]
 
 
 def test_what_messages_say_beside_their_content_is_counted() -> None:

@@ -224,6 +224,14 @@ GOLDEN: list[Golden] = [
         {"pairs": "neighbours"},
         [f"{ASKED}|a{E}|b{E}", f"{ASKED}|b{E}|c{E}"],
     ),
+    (
+        "rated",
+        PREFERENCE,
+        [{"prompt": "Hi", "response": said, "score": score} for said, score in (("no", 1), ("yes", 2))],
+        {},
+        [f"{ASKED}|yes{E}|no{E}"],
+    ),
+    ("rated", CONVERSATION, {"prompt": "Hi", "completion": "yo", "rating": 3}, {}, [f"{ASKED}[yo{E}]\n"]),
     ("ranked", PREFERENCE, {"prompt": "Hi", "responses": ["a", "b"]}, {"order": "worst_first"}, [f"{ASKED}|b{E}|a{E}"]),
     (
         "graded",
