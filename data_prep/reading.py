@@ -24,6 +24,7 @@ from data_prep.formats.base import (
 )
 from data_prep.generation import generated_rows
 from data_prep.options import DataOptions, SourceOptions
+from data_prep.quality.marks import note_marks
 from data_prep.rows import Row, RowOrProblem, Skip
 from data_prep.sources import find_files, is_hub_id, read_path, resolve
 
@@ -235,6 +236,7 @@ class Stream:
             if isinstance(record, Skip):
                 self.tally.dropped[record.reason] += 1
             else:
+                note_marks(record, self.form.notes)
                 yield record
 
     def foreign(self) -> bool:

@@ -68,6 +68,24 @@ def test_grades_that_are_none_and_prompts_that_make_no_pair() -> None:
     assert [one.reason for one in found if isinstance(one, Skip)] == ["tied", "no_counterpart"]
 
 
+def test_texts_that_a_template_has_been_applied_to_are_counted(tmp_path: Path) -> None:
+    """Templates applied twice: the marks are learnt as text, which no error would ever tell."""
+    texts = ["[INST] Hi [/INST]", "<|im_start|>user\nHi<|im_end|>", "### Instruction:\nHi", "Hi", "a < | b ### c [1]"]
+    shapes = (
+        ("conversation", [{"prompt": text, "completion": "yo"} for text in texts]),
+        ("preference", [{"prompt": "q", "chosen": text, "rejected": "no"} for text in texts]),
+        ("document", [{"text": text} for text in texts]),
+    )
+    for kind, rows in shapes:
+        path = tmp_path / f"{kind}.jsonl"
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        stream = open_any(StatsOptions().given(str(path)))
+        assert stream.kind == kind and len(list(stream)) == 5
+        marks = {note.split("'")[1]: count for note, count in stream.about()["notes"].items()}
+        one_each = ("[INST]", "[/INST]", "<|im_start|>", "<|im_end|>", "### Instruction:")
+        assert marks == dict.fromkeys(one_each, 1)
+
+
 def test_what_messages_say_beside_their_content_is_counted() -> None:
     from data_prep.formats import FORMATS
 

@@ -1,0 +1,33 @@
+"""Texts that spell the marks of a chat template: a template was applied to them before, and would be again."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from typing import Any
+
+from data_prep.types import Document, Labelled, Preference
+
+_SIGNS = ("<|", "INST]", "<<SYS>>", "_of_turn>", "### ")  # one of them stands in every mark: the quick look
+_MARKS = re.compile(
+    r"<\|(?:im_start|im_end|start_header_id|eot_id|user|assistant|system)\|>|\[/?INST\]|<<SYS>>|<(?:start|end)_of_turn>"
+    r"|^### (?:Instruction|Response|Human|Assistant):",
+    re.MULTILINE,
+)
+
+
+def note_marks(record: Any, notes: Counter[str]) -> None:
+    """Count a record under every mark that its texts spell."""
+    found = {mark for text in _texts(record) if any(sign in text for sign in _SIGNS) for mark in _MARKS.findall(text)}
+    for mark in found:
+        notes[f"rows whose text spells '{mark}', as if a chat template had been applied before"] += 1
+
+
+def _texts(record: Any) -> list[str]:
+    if isinstance(record, Document):
+        return [record.text]
+    if isinstance(record, Preference):
+        return [*(message.content for message in record.prompt), record.chosen, record.rejected]
+    if isinstance(record, Labelled):
+        return [*(message.content for message in record.prompt), record.reply]
+    return [message.content for message in record.messages]
