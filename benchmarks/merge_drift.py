@@ -1,5 +1,7 @@
 """What merging changes: every mergeable method, trained a little on nano at every precision it allows, then merged.
 
+DoRA and PiSSA are LoRA with other options, which merge in other ways, and have rows of their own.
+
     python benchmarks/merge_drift.py [--steps 10]
 
 Columns: mean KL in nats per token, and largest difference of two logits, from what was trained to its merged weights,
@@ -21,6 +23,7 @@ from transformers import AutoTokenizer
 
 import align
 from align.adapters.base import adapters
+from align.adapters.lora import Init
 from align.base import BaseIdentity
 from align.chain import Footing, footing
 from align.fingerprint import base_fingerprint
@@ -38,6 +41,13 @@ FOLDER = Path(align.__file__).parent / "models" / "nano"
 TEXTS = ("Ahoy! The sun be shining on us today, matey.", "Good morning. The coffee is ready.", "How was your day?")
 
 
+VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
+    *((name, name, {}) for name in adapters.names()),
+    ("lora, dora", "lora", {"dora": True}),
+    ("lora, pissa", "lora", {"init": Init.pissa}),
+]
+
+
 def stands_on(adapter: Any, load: Load) -> bool:
     """Whether a method can stand on the base at this precision."""
     try:
@@ -46,9 +56,8 @@ def stands_on(adapter: Any, load: Load) -> bool:
         return False
 
 
-def trained(bases: Bases, method: str, load: Load, steps: int, tokenizer: Any) -> Role:
+def trained(bases: Bases, adapter: Any, load: Load, steps: int, tokenizer: Any) -> Role:
     """A role of the method after some steps of Adam on three texts."""
-    adapter: Any = adapters.get(method)()
     torch.manual_seed(0)
     role = bases.fresh(None, adapter, Footing(None, load), "policy")
     rows = [Tokens(ids, [True] * len(ids), text) for text in TEXTS for ids in [tokenizer.encode(text)]]
@@ -106,15 +115,16 @@ def main() -> None:
     print("bounds of align merge:", ", ".join(f"{name} {bound:.0e}" for name, bound in BOUNDS.items()))
     print("| method | base | fp32: KL | logits | bf16: KL | logits | 4-bit: KL (refused) |")
     print("| --- | --- | --- | --- | --- | --- | --- |")
-    for method, cls in adapters.items():
+    for shown, method, given in sorted(VARIANTS):
         for load in (Load.fp32, Load.bf16, Load.nf4):
-            if not cls.traits.mergeable or not stands_on(cls(), load):
+            adapter: Any = adapters.get(method)(**given)
+            if not adapter.traits.mergeable or adapter.traits.owns_weights or not stands_on(adapter, load):
                 continue
-            role = trained(bases, method, load, options.steps, tokenizer)
+            role = trained(bases, adapter, load, options.steps, tokenizer)
             plain = merged(bases, role, load)
             exact, short = drift(role, plain, rows), drift(role, rounded(plain, torch.bfloat16), rows)
             again = drift(role, requantised(plain), rows)
-            cells = [method, load.value, f"{exact.kl:.0e}", f"{exact.max_logit:.0e}", f"{short.kl:.0e}"]
+            cells = [shown, load.value, f"{exact.kl:.0e}", f"{exact.max_logit:.0e}", f"{short.kl:.0e}"]
             print("| " + " | ".join([*cells, f"{short.max_logit:.0e}", f"{again.kl:.0e}"]) + " |", flush=True)
 
 
