@@ -11,12 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.adapters.shapes import require_decoder
 from align.chain import Planned
 from align.config import RunConfig, StageSpec
 from align.findings import Findings
 from align.fingerprint import check_weight_files, context_length, read_model_config
-from align.preflight import Ground, source_problems, walk
+from align.preflight import Ground, source_problems, unfit, walk
 from align.reading import Reading, context_of
 from align.stages.base import TrainingStage
 from data_prep.errors import UserError
@@ -156,8 +155,7 @@ def _training(
     stage = spec.stage
     numbers: dict[str, Any] = {"adapter": spec.adapter.method, "lr": stage.peak_lr(spec.adapter, config.model.lr_scale)}
     try:
-        require_decoder(model_config)
-        problems = spec.adapter.check(model_config)
+        problems = unfit(spec, model_config)
         found.add(spec.name, problems)
         if not problems:
             counts = spec.adapter.count(model_config)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic
+from typing import Any, Generic
 
 from align.adapters.shapes import require_decoder
 from align.chain import (
@@ -201,6 +201,20 @@ def require_grounds(config: RunConfig, base_folder: Path | None) -> None:
     for ground in walk(config, base_folder):
         ground.require()
         if ground.spec.stage.makes is not None and base_folder is not None:
-            require_decoder(read_model_config(base_folder))
-            for problem in ground.spec.adapter.check(read_model_config(base_folder)):
+            for problem in unfit(ground.spec, read_model_config(base_folder)):
                 raise problem
+
+
+def unfit(spec: StageSpec, model_config: dict[str, Any]) -> list[UserError]:
+    """What is wrong with a training stage's adapter on the model, before any weight loads.
+
+    Raises:
+        UserError: the model is none that can be trained here.
+    """
+    require_decoder(model_config)
+    problems: list[UserError] = spec.adapter.check(model_config)
+    headed = getattr(spec.stage, "has_head", False)
+    if not problems and not headed and not spec.adapter.count(model_config).trainable:
+        said = "nothing to train: the adapter leaves no trainable parameter"
+        problems = [UserError(said, field=f"stages.{spec.name}.adapter", code="nothing_to_train")]
+    return problems

@@ -30,6 +30,7 @@ BAD = {
     "delta dropout": (["adapter=delta_lora", "adapter.dropout=0.1"], "adapter.dropout: does not go with delta_lora"),
     "literal bf16": ([*LITERAL, "model.load=bf16"], NO_LITERAL),
     "literal nf4": ([*LITERAL, "model.load=nf4"], NO_LITERAL),
+    "nothing": (["stages.sft.adapter=feature_extraction", "stages.sft.adapter.last_blocks=0"], "nothing to train"),
     "two keys": (["adapter=vera", "stages.ppo.adapter.projection_seed=3"], "adapter.projection_seed: adapters on one"),
 }
 
