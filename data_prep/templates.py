@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -36,6 +36,8 @@ _SORTS = {
     "system": ("system messages", "use a chat_template.jinja that prints them, or leave them out of the rows"),
     "tools": ("the tools", _AS_TEXT),
     "calls": ("tool calls", _AS_TEXT),
+    "calls in one turn": ("all but one of a turn's tool calls", _AS_TEXT),
+    "words beside calls": ("what is said beside a tool call", _AS_TEXT),
     "tool": ("the results of tools", _AS_TEXT),
 }
 DATE = "26 Jul 2024"  # what Llama 3 templates print when they have no clock: rows must not change with the day
@@ -270,7 +272,10 @@ class ChatTemplate:
             UserError: says what, and what to set.
         """
         sorts = {message.role for message in messages} & {"system", "tool"}
-        sorts |= {"calls"} if any(message.calls for message in messages) else set()
+        calling = [message for message in messages if message.calls]
+        sorts |= {"calls"} if calling else set()
+        sorts |= {"calls in one turn"} if any(len(message.calls) > 1 for message in calling) else set()
+        sorts |= {"words beside calls"} if any(message.content.strip() for message in calling) else set()
         sorts |= {"tools"} if tools else set()
         for sort in sorted(sorts - self._printed):
             if self._leaves_out(sort):
@@ -283,18 +288,24 @@ class ChatTemplate:
         asked = Message("user", _USER)
         called = Message("assistant", "", calls=(_CALL,))
         probe = "qzjxs"
+        twice = replace(called, calls=(_CALL, {**_CALL, "name": probe, "id": "qzjxi0001"}))
+        worded = replace(called, content=probe)
         answered = Message("tool", probe, name=_CALL["name"], call_id=_CALL["id"])
-        tried: dict[str, tuple[list[Message], Tools, str]] = {
-            "system": ([Message("system", probe), asked], (), probe),
-            "tools": ([asked], (_TOOL,), "qzjxt"),
-            "calls": ([asked, called, answered], (), _CALL["name"]),
-            "tool": ([asked, called, answered], (), probe),
+        tried: dict[str, tuple[list[list[Message]], Tools, str]] = {
+            "system": ([[Message("system", probe), asked]], (), probe),
+            "tools": ([[asked]], (_TOOL,), "qzjxt"),
+            "calls": ([[asked, called], [asked, called, answered]], (), _CALL["name"]),
+            "calls in one turn": ([[asked, twice], [asked, twice, answered]], (), probe),
+            "words beside calls": ([[asked, worded], [asked, worded, answered]], (), probe),
+            "tool": ([[asked, called, answered]], (), probe),
         }
-        messages, tools, mark = tried[sort]
-        try:
-            return mark not in self._render(messages, True, tools)[0]
-        except UserError:
-            return False  # it complains itself where it matters
+        chats, tools, mark = tried[sort]
+        for messages in chats:
+            try:
+                return mark not in self._render(messages, True, tools)[0]
+            except UserError:
+                continue
+        return False  # it complains itself where it matters
 
     def layout(self, messages: Sequence[Message], generation_prompt: bool = False, tools: Tools = ()) -> Layout:
         """Render messages and find what each assistant turn says, its end token included.
@@ -305,7 +316,7 @@ class ChatTemplate:
         Raises:
             UserError: the template refuses the messages.
         """
-        if tools or not all(message.role in ("user", "assistant") for message in messages):
+        if tools or any(message.calls or message.role not in ("user", "assistant") for message in messages):
             self._check_printed(messages, tools)
         text, marks = self._render(messages, generation_prompt, tools)
         turns = [place for place, message in enumerate(messages) if message.role == "assistant"]

@@ -350,6 +350,15 @@ def test_templates_that_cannot_be_used(template: str | None, words: tuple[str, .
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("arguments", [{}, {"city": "Rome"}])
+def test_a_call_that_the_template_does_not_print_is_no_empty_reply(tiny: Renderer, arguments: dict[str, str]) -> None:
+    """Without a tool's turn beside it nothing else in the row makes the template complain."""
+    called = Message("assistant", "", calls=({"name": "weather", "arguments": arguments},))
+    for turns in ((Message("user", "a"), called), (Message("user", "a"), called, Message("assistant", "b"))):
+        with pytest.raises(UserError, match=r"leaves out tool calls; set options\.tools=text"):
+            tiny.conversation(Conversation(turns, "f.jsonl:1"))
+
+
 def test_a_row_that_the_template_refuses_is_named(tiny: Renderer) -> None:
     bad = Conversation((Message("user", "a"), Message("tool", "t"), Message("assistant", "b")), "f.jsonl:7")
     with pytest.raises(UserError, match="unknown role tool") as caught:
