@@ -182,6 +182,8 @@ def located(given: Sequence[Override]) -> Iterator[None]:
     try:
         yield
     except UserError as problem:
+        if problem.field is not None:
+            problem.field = problem.field.rstrip("_")  # lambda, which Python keeps for itself
         if problem.field is not None and problem.file is None and problem.code != "missing_value":
             try:
                 place = origins(given).place(problem.field)

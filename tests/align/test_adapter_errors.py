@@ -28,6 +28,7 @@ BAD = {
     "long prefix": (["adapter=prefix", "adapter.num_virtual_tokens=256"], "256 virtual ones in a context of 256"),
     "long prompt": (["adapter=prompt", "adapter.num_virtual_tokens=300"], "300 virtual ones in a context of 256"),
     "delta dropout": (["adapter=delta_lora", "adapter.dropout=0.1"], "adapter.dropout: does not go with delta_lora"),
+    "lambda": (["adapter=delta_lora", "adapter.lambda=-1"], "adapter.lambda: out of range (got -1.0; expected"),
     "literal bf16": ([*LITERAL, "model.load=bf16"], NO_LITERAL),
     "literal nf4": ([*LITERAL, "model.load=nf4"], NO_LITERAL),
     "nothing": (["stages.sft.adapter=feature_extraction", "stages.sft.adapter.last_blocks=0"], "nothing to train"),
