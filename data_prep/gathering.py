@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,24 @@ from data_prep.workers import CHUNK
 T = TypeVar("T")
 _SHOWN = 2000  # problems that are kept to be shown
 ROWS, SAID = "rows.arrow", "said.arrow"
+
+
+@contextmanager
+def writing(folder: Callable[[], Path | None]) -> Iterator[None]:
+    """Where rows are written into a folder: says what can be done when that is not possible.
+
+    Raises:
+        UserError: the disk is full, or gone.
+    """
+    try:
+        yield
+    except OSError as problem:
+        raise UserError(
+            f"rows cannot be written ({problem.strerror or problem})",
+            code="cannot_write",
+            file=str(folder() or "") or None,
+            hint="make room, or name a folder that has some with ALIGN_CACHE",
+        ) from problem
 
 
 class Gathered:
@@ -74,12 +93,13 @@ class Gathered:
             self._bad.setdefault(problem.code, []).append(first + place)
             if len(self._problems) < _SHOWN:
                 self._problems.append((first + place, problem))
-        if not isinstance(part.rows, list) and self.folder is None:
-            self._open(part)
-        if self.folder is None:
+        if self.folder is None and isinstance(part.rows, list):
             self._rows += part.rows
             self._said.append(part.said)
-        else:
+            return
+        with writing(lambda: self.folder):
+            if self.folder is None:
+                self._open(part)
             self._write(part.rows, part.said)
 
     def _open(self, part: Part) -> None:
@@ -104,8 +124,16 @@ class Gathered:
 
     def close(self) -> None:
         """Finish the files."""
+        with writing(lambda: self.folder):
+            for each in (*self._writers, *self._files):
+                each.close()
+        self._writers, self._files = [], []
+
+    def abandon(self) -> None:
+        """Let go of files that will not be finished."""
         for each in (*self._writers, *self._files):
-            each.close()
+            with suppress(OSError):  # a full disk has no room for their last bytes either
+                each.close()
         self._writers, self._files = [], []
 
     def said(self) -> Iterator[Said]:
@@ -141,7 +169,7 @@ class Gathered:
     def rows(self, order: npt.NDArray[np.uint32], change: Callable[[int, Any], Any] | None) -> Any:
         """The rows in an order; `change` is done to a row (given its number) when it is read."""
         if self.folder is not None:
-            return Rows(self.folder / ROWS, order, change)
+            return Rows(self.folder / ROWS, order, self.facts()["tokens"], change)
         return [self._rows[n] if change is None else change(n, self._rows[n]) for n in order.tolist()]
 
 

@@ -10,7 +10,7 @@ from data_prep.chunks import Chunks
 from data_prep.contents import content_digest
 from data_prep.digests import sha256_json
 from data_prep.formats.base import PREFERENCE, PROMPT
-from data_prep.gathering import Gathered
+from data_prep.gathering import Gathered, writing
 from data_prep.kept import Kept, code_digest, stamps
 from data_prep.mixtures import sources_for
 from data_prep.options import DataOptions, LengthOptions
@@ -55,11 +55,12 @@ class Preparation:
             if gathered.folder is not None:
                 if before != stamps(self._files()):
                     kept.forget()
-                save(gathered.folder, prepared)
+                with writing(lambda: gathered.folder):
+                    save(gathered.folder, prepared)
                 return load(kept.publish())
             return prepared
         except BaseException:
-            gathered.close()
+            gathered.abandon()
             kept.drop()
             raise
 

@@ -30,6 +30,7 @@ from data_prep.splitting import EVAL, LEAK, OVERLAP, TRAIN, choose_sides
 from data_prep.stored import Rows
 
 Numbers = npt.NDArray[Any]
+TOKENS = "tokens.npy"
 
 
 @dataclass
@@ -211,6 +212,7 @@ def save(folder: Path, prepared: Prepared[Any]) -> None:
     (folder / SAID).unlink(missing_ok=True)
     for name, rows in (("train", prepared.train), ("eval", prepared.eval)):
         assert isinstance(rows, Rows)
+        np.save(folder / TOKENS, rows.tokens)
         np.save(folder / f"{name}.npy", rows.order)
         if isinstance(rows.change, Flips):
             np.save(folder / f"{name}.flips.npy", rows.change.numbers)
@@ -228,4 +230,4 @@ def load(folder: Path) -> Prepared[Any]:
 def _rows_of(folder: Path, name: str) -> Rows[Any]:
     flips = folder / f"{name}.flips.npy"
     change = Flips(np.load(flips)) if flips.exists() else None
-    return Rows(folder / ROWS, np.load(folder / f"{name}.npy"), change)
+    return Rows(folder / ROWS, np.load(folder / f"{name}.npy"), np.load(folder / TOKENS), change)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 import pytest
 
 from data_prep import kept, preparing, workers
+from data_prep.chunks import Chunks
+from data_prep.errors import UserError
 from data_prep.options import DataOptions, LengthOptions, OnBadRow, SourceOptions
 from data_prep.prepare import Prepared, Renderer, prepare_conversations, prepare_preferences, prepare_text
 from data_prep.quality.near import word_pairs, word_pairs_of
@@ -211,6 +214,70 @@ def test_without_a_cache_rows_lie_in_a_temporary_folder(
     monkeypatch.setenv("ALIGN_CACHE", str(tmp_path / "file"))
     found = prepared(write(tmp_path / "a.jsonl"), renderer)
     assert isinstance(found.train, Rows) and found.train[0].ids
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = kept.Kept.folder
+
+    def full(self: kept.Kept) -> Path:
+        folder = made(self)
+        (folder / "rows.arrow").symlink_to("/dev/full")
+        return folder
+
+    monkeypatch.setattr(kept.Kept, "folder", full)
+    with pytest.raises(UserError, match=r"rows cannot be written .*No space left.*ALIGN_CACHE") as caught:
+        prepared(write(tmp_path / "a.jsonl"), renderer)
+    assert caught.value.code == "cannot_write" and entries(tmp_path) == set()
+
+
+def test_two_runs_may_fill_the_cache_at_once(
+    renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other run begins and ends while this one is about to."""
+    path, settled, others = write(tmp_path / "a.jsonl"), preparing.settled, []
+
+    def after_the_other(*given: Any) -> Any:
+        monkeypatch.setattr(preparing, "settled", settled)
+        others.append(prepared(path, renderer))
+        return settled(*given)
+
+    monkeypatch.setattr(preparing, "settled", after_the_other)
+    found = prepared(path, renderer)
+    assert len(entries(tmp_path)) == len(others) == 1
+    assert list(found.train) == list(others[0].train) and found.card == others[0].card
+
+
+def test_data_that_changes_on_the_way_is_not_kept(
+    renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, settled = write(tmp_path / "a.jsonl"), preparing.settled
+
+    def changing(*given: Any) -> Any:
+        path.write_text(path.read_text() * 2)
+        return settled(*given)
+
+    monkeypatch.setattr(preparing, "settled", changing)
+    assert prepared(path, renderer).card["rows"]["in"] == ROWS
+    assert all(name.startswith(".") for name in entries(tmp_path)), "it goes with the process"
+
+
+class Dying(Chunks):
+    """Ends its process as the system does when memory is short."""
+
+    def __call__(self, records: Any) -> Any:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_one_line_and_leaves_nothing(
+    renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preparing, "Chunks", Dying)
+    with pytest.raises(UserError, match="a worker process that renders rows died") as caught:
+        prepared(write(tmp_path / "a.jsonl"), renderer, 1)
+    assert caught.value.code == "worker_died" and entries(tmp_path) == set()
 
 
 def test_code_digest_covers_this_package() -> None:
