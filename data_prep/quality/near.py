@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -26,25 +25,38 @@ NEAR = 0.7
 _HASHES = 128
 _MISSED = 0.002
 _BLOCK = 4096
-_KNOWN_WORDS = 1 << 20
+_KNOWN, _LONGEST = 1 << 19, 32
 _random = np.random.Generator(np.random.PCG64(20261121))
 _A: Hashes = _random.integers(0, 1 << 63, size=_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _B: Hashes = _random.integers(0, 1 << 63, size=_HASHES, dtype=np.uint64)
 _LEFT, _RIGHT, _TIMES = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0xD6E8FEB86659FD93)
 
 
-class _Words(dict[str, int]):
-    """Word -> 64-bit hash, the same in every process; forgets all when it holds too many."""
+class _Hashes(dict[str, bytes]):
+    """Text without spaces -> the 64-bit hashes of its words, 8 bytes each, the same in every process.
 
-    def __missing__(self, word: str) -> int:
-        if len(self) >= _KNOWN_WORDS:
-            self.clear()
-        value = int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
-        self[word] = value
+    It forgets all when it holds too many, and holds no long ones.
+    """
+
+    def __missing__(self, part: str) -> bytes:
+        found = words(part)
+        if found == [part]:
+            value = hashlib.blake2b(part.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        else:
+            value = b"".join(map(self.__getitem__, found))
+        if len(part) <= _LONGEST:
+            if len(self) >= _KNOWN:
+                self.clear()
+            self[part] = value
         return value
 
 
-_known = _Words()
+_known = _Hashes()
+
+
+def word_hashes(text: str) -> bytes:
+    """The 64-bit hashes of a text's words, in order, 8 bytes each."""
+    return b"".join(map(_known.__getitem__, text.casefold().split()))
 
 
 def word_pairs(text: str) -> Hashes:
@@ -52,8 +64,7 @@ def word_pairs(text: str) -> Hashes:
 
     A text of one word gives one hash, an empty one none.
     """
-    listed = words(text)
-    hashed = np.fromiter(map(_known.__getitem__, listed), dtype=np.uint64, count=len(listed))
+    hashed = np.frombuffer(word_hashes(text), dtype="<u8").astype(np.uint64)
     pairs = hashed[:-1] * _LEFT + hashed[1:] * _RIGHT if len(hashed) > 1 else hashed
     pairs.sort()
     again = pairs[1:] == pairs[:-1]
@@ -72,15 +83,13 @@ def word_pairs_of(texts: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.uint32]]
     The n-th of equal pairs has its own hash here too, counted from the front: the first pairs of a text are those of
     its beginning.
     """
-    return pairs_of_words([words(text) for text in texts])
+    return pairs_of_hashes([word_hashes(text) for text in texts])
 
 
-def pairs_of_words(listed: Sequence[list[str]]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
-    """`word_pairs_of` texts of which the words are known."""
-    lengths = np.array([len(one) for one in listed], dtype=np.int64)
-    hashed = np.fromiter(
-        map(_known.__getitem__, chain.from_iterable(listed)), dtype=np.uint64, count=int(lengths.sum())
-    )
+def pairs_of_hashes(listed: Sequence[bytes]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
+    """`word_pairs_of` texts of which the `word_hashes` are known."""
+    lengths = np.array([len(one) // 8 for one in listed], dtype=np.int64)
+    hashed = np.frombuffer(b"".join(listed), dtype="<u8").astype(np.uint64)
     ends = np.cumsum(lengths)
     last, alone = np.zeros(len(hashed), dtype=bool), np.zeros(len(hashed), dtype=bool)
     last[ends[lengths > 1] - 1] = True  # words that begin no pair

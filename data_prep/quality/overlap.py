@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.errors import UserError
-from data_prep.quality.near import NEAR, Hashes, NearIndex, pairs_of_words, similarity, word_pairs
-from data_prep.quality.texts import question_key, question_text, row_digest, whole_text, words_apart
+from data_prep.quality.near import NEAR, Hashes, NearIndex, pairs_of_hashes, similarity, word_hashes, word_pairs
+from data_prep.quality.texts import question_key, question_text, row_digest, texts_apart, whole_text
 from data_prep.splitting import EVAL, LEAK, OVERLAP, TRAIN, Sides
 
 CHECKS = 5000
@@ -97,11 +97,11 @@ class Said:
     @classmethod
     def of(cls, records: Sequence[Any]) -> Said:
         """What these records say."""
-        apart = [words_apart(record) for record in records]
-        pairs, counts = pairs_of_words([asked + rest for asked, rest in apart])
+        apart = [tuple(map(word_hashes, texts_apart(record))) for record in records]
+        pairs, counts = pairs_of_hashes([asked + rest for asked, rest in apart])
         digests = [int.from_bytes(row_digest(record)[:8], "little") for record in records]
         known = np.array(
-            [len(asked) for asked, _ in apart], dtype=np.int64
+            [len(asked) // 8 for asked, _ in apart], dtype=np.int64
         )  # of one word: its pair with the next stands for it
         asked = np.minimum(np.where(known > 1, known - 1, known), counts).astype(np.uint32)
         ids = [record.id for record in records]

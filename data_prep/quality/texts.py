@@ -68,8 +68,8 @@ def whole_text(record: Any) -> str:
     return "\n".join(parts)
 
 
-def words_apart(record: Any) -> tuple[list[str], list[str]]:
-    """The words of the question, and those that follow; together the words of the whole text."""
+def texts_apart(record: Any) -> tuple[str, str]:
+    """The question, and what follows it; the words of both are those of the whole text."""
     rest: Sequence[str] = ()
     if isinstance(record, Preference):
         rest = (record.chosen, record.rejected)
@@ -78,7 +78,7 @@ def words_apart(record: Any) -> tuple[list[str], list[str]]:
     elif isinstance(record, Conversation):
         follows = record.messages[len(question_messages(record)) :]
         rest = [m.content for m in follows if m.role != "system"]
-    return words(question_text(record)), words("\n".join(rest)) if rest else []
+    return question_text(record), "\n".join(rest)
 
 
 def folded(text: str) -> str:
@@ -112,5 +112,8 @@ def row_digest(record: Any) -> bytes:
 
 
 def words(text: str) -> list[str]:
-    """Words and signs in lower case; scripts written without spaces give one character each."""
+    """Words and signs in lower case; scripts written without spaces give one character each.
+
+    None holds white space: the words of a text are those of its parts between spaces.
+    """
     return _WORD.findall(text.casefold())

@@ -12,8 +12,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_prep.quality.near import NearIndex, band_rows, signature, similarity, word_pairs
-from data_prep.quality.texts import question_text, whole_text, words, words_apart
+from data_prep.quality.near import NearIndex, band_rows, signature, similarity, word_hashes, word_pairs
+from data_prep.quality.texts import question_text, texts_apart, whole_text, words
 from data_prep.types import Conversation, Document, Labelled, Message, Preference, Prompt
 from tests.docs.pages import ROOT
 
@@ -50,8 +50,15 @@ def test_words_of_question_and_rest_are_those_of_the_whole(turns, reply, other):
         Prompt(messages, "r:1"),
         Document(reply, "r:1"),
     ):
-        asked, rest = words_apart(record)
-        assert asked + rest == words(whole_text(record)) and asked == words(question_text(record))
+        asked, rest = texts_apart(record)
+        assert words(asked) + words(rest) == words(whole_text(record)) and asked == question_text(record)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(st.sampled_from("aB9 .\t\u3000\u65e5\u672c\u00dfI\u0130_-\u0345\x1c\ud800"), max_size=50))
+def test_hashes_of_words_are_those_of_each_word_alone(text):
+    assert word_hashes(text) == b"".join(map(word_hashes, words(text)))
+    assert len(word_hashes(text)) == 8 * len(words(text))
 
 
 def test_words_are_split_where_scripts_have_no_spaces():
