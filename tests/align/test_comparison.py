@@ -16,7 +16,7 @@ from align.sweep_verdict import tuned
 from data_prep.errors import UserError
 from tests.tiny_chain import base, data_words, read, refused, run
 
-RATES = ["3", "10", "30"]
+RATES = ["10", "30", "100"]
 
 
 def jobs_of(capfd, tmp_path, *words: str) -> list[dict[str, str]]:
