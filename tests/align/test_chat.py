@@ -435,7 +435,11 @@ def test_ctrl_c_stops_the_reply_and_then_the_program():
     time.sleep(1.0)  # between writing its prompt and waiting for a key, Python's readline misses a signal
     os.write(terminal, b"\x03")
     assert b"Traceback" not in read_until(terminal, None)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 130
+    end = time.monotonic() + 30
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        assert time.monotonic() < end, "it has left the terminal, and goes on"
+        time.sleep(0.05)
+    assert os.waitstatus_to_exitcode(ended[1]) == 130
     os.close(terminal)
 
 
