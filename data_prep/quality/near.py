@@ -25,7 +25,7 @@ NEAR = 0.7
 _HASHES = 128
 _MISSED = 0.002
 _BLOCK = 4096
-_KNOWN, _LONGEST = 1 << 19, 32
+_KNOWN, _LONGEST = 1 << 17, 32
 _random = np.random.Generator(np.random.PCG64(20261121))
 _A: Hashes = _random.integers(0, 1 << 63, size=_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _B: Hashes = _random.integers(0, 1 << 63, size=_HASHES, dtype=np.uint64)
