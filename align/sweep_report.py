@@ -91,17 +91,20 @@ def charts(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _tuned(best: Sequence[Row], rows: Sequence[Row], metric: str) -> list[dict[str, Any]]:
-    """What is compared, each at its best learning rate: side by side, and over the parameters that it trains."""
+    """What is compared, each at its best learning rate: side by side, and few of them over what they train."""
     dots = _over_names(best, rows, metric)
     dots["title"] += ", each at its best learning rate"
     sized = [row for row in best if row["trainable"]]
-    if len({row["trainable"] for row in sized}) < 2:
+    if len({row["trainable"] for row in sized}) < 2 or len(sized) > COLOURS:
         return [dots]
     rates = [key for key in varied_keys(rows) if key.rpartition(".")[2] in RATES]
-    marks = [_dot(row, float(row["trainable"]), metric, settings(row, rows, [*rates, REPEATS])) for row in sized]
-    axis = Axis("trainable parameters", spans_decades([mark.x for mark in marks]))
+    groups = [
+        Series(settings(row, rows, [*rates, REPEATS]), [_dot(row, float(row["trainable"]), metric)], line=False)
+        for row in sized
+    ]
+    axis = Axis("trainable parameters", spans_decades([each.dots[0].x for each in groups]))
     title = f"{METRICS[metric][0]} over trainable parameters, each at its best learning rate"
-    return [dots, _chart(title, [Series("", marks, line=False)], axis, Axis(TITLES[metric]))]
+    return [dots, _chart(title, groups, axis, Axis(TITLES[metric]))]
 
 
 def numeric_key(rows: Sequence[Row]) -> str | None:

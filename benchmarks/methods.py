@@ -45,11 +45,10 @@ def write(name: str, folder: Path) -> None:
     """Replace the part of the page that a finished sweep makes."""
     record = read_json(folder / "sweep.json", [])
     drawing = ROOT / "docs" / f"comparison-{name}.svg"
-    drawing.write_text(alone(str(charts(record["rows"])[1]["drawing"])), encoding="utf-8")
+    drawing.write_text(alone(str(charts(record["rows"])[0]["drawing"])), encoding="utf-8")
     command = shlex.join(hidden(word) for word in record["command"])
-    part = (
-        f"{table(record['rows'])}\n\n![Held-out loss over trainable parameters](comparison-{name}.svg)\n\n`{command}`\n"
-    )
+    picture = f"![Held-out loss of every method at its best learning rate](comparison-{name}.svg)"
+    part = f"{table(record['rows'])}\n\n{picture}\n\n`{command}`\n"
     page, found = re.subn(
         rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)",
         lambda match: match[1] + part + match[2],
