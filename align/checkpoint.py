@@ -139,10 +139,8 @@ class Checkpoint:
     def _moved(self, digest: str) -> Path | None:
         """Where this run keeps the checkpoint of a digest, its archive of replaced stages included."""
         run = next((p for p in self.folder.resolve().parents if (p / "run.json").is_file()), None)
-        for path in [*run.glob(f"*/{RECORD}"), *run.glob(f".archive/*/{RECORD}")] if run else []:
-            if file_sha256(path) == digest:
-                return path.parent
-        return None
+        places = [*sorted(run.glob(f"*/{RECORD}")), *sorted(run.glob(f".archive/*/{RECORD}"))] if run else []
+        return next((path.parent for path in places if file_sha256(path) == digest), None)
 
     def check_files(self) -> None:
         """The record is the one its run knows, and every file it names exists with the bytes it was saved with."""
@@ -260,9 +258,11 @@ class Checkpoint:
         for one in chain:
             check(f"files of {one.label}", one.check_files, f"{len(one.record['files'])} files as they were saved")
         check("base", self.base_folder)
-        for one in chain if checks[-1]["ok"] else []:
-            detail = "not known: made elsewhere" if one.foreign else "weights, tokenizer and chat template fit"
-            check(f"base of {one.label}", partial(one._check_base, self.base_folder()), detail)
+        if checks[-1]["ok"]:
+            folder = self.base_folder()
+            for one in chain:
+                detail = "not known: made elsewhere" if one.foreign else "weights, tokenizer and chat template fit"
+                check(f"base of {one.label}", partial(one._check_base, folder), detail)
         return checks
 
 

@@ -217,10 +217,10 @@ def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
         with _terminated_as_interrupt():
             return _dispatch(words)
     except (UserError, TrainingStopped) as problem:
-        print("\n".join([*(f"  {detail}" for detail in problem.details), f"align: {problem}"]), file=sys.stderr)
+        print(problem.in_full("align"), file=sys.stderr)
         return problem.exit_code, {"error": problem.as_dict()}
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on with the first unfinished stage" if "run" in words else ""
+        goes_on = "; the same command goes on with the first unfinished stage" if _verb_of(words) == "run" else ""
         message = f"interrupted{goes_on}"
         print(f"align: {message}", file=sys.stderr)
         return INTERRUPTED, {"error": UserError(message, code="interrupted").as_dict()}
@@ -245,11 +245,16 @@ def _forget_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def _verb_of(words: list[str]) -> str:
+    """The verb of a command: its first word that is no flag."""
+    return next((word for word in words if not word.startswith("-")), words[0])
+
+
 def _dispatch(words: list[str]) -> tuple[int, dict[str, Any]]:
     """Find the verb, read its flags, and call it."""
     verbs = {verb.name: verb for verb in VERBS}
     if words[0] not in verbs:
-        first = next((word for word in words if not word.startswith("-")), words[0])
+        first = _verb_of(words)
         if first not in verbs:
             raise unknown("verb", first, verbs)
         words = [first, *[word for word in words if word != first]]

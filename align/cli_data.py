@@ -52,7 +52,7 @@ def stats(args: argparse.Namespace) -> Answer:
         stream.tally.check_whole()
         stream.tally.check_bad_rows(options.on_bad_row)
     except UserError as problem:
-        print("\n".join([*(f"  {detail}" for detail in problem.details), f"align: {problem}"]), file=sys.stderr)
+        print(problem.in_full("align"), file=sys.stderr)
         return problem.exit_code, {**answer, "error": problem.as_dict()}
     assert options.on_bad_row is OnBadRow.drop or not answer["bad_rows"]
     return 0, answer

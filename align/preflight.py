@@ -213,8 +213,7 @@ def unfit(spec: StageSpec, model_config: dict[str, Any]) -> list[UserError]:
     """
     require_decoder(model_config)
     problems: list[UserError] = spec.adapter.check(model_config)
-    headed = getattr(spec.stage, "has_head", False)
-    if not problems and not headed and not spec.adapter.count(model_config).trainable:
+    if not problems and not spec.stage.has_head and not spec.adapter.count(model_config).trainable:
         said = "nothing to train: the adapter leaves no trainable parameter"
         problems = [UserError(said, field=f"stages.{spec.name}.adapter", code="nothing_to_train")]
     return problems

@@ -16,7 +16,7 @@ from typing import Any
 from align.plots import COLOURS, Axis, Dot, Series, coincide, dot_chart, key, plot, spans_decades
 from align.run_files import finite, read_json
 from align.sweep_table import METRICS, cells, short, varied_keys
-from align.sweep_verdict import RATES, REPEATS, Row, headline, interval, main_metric, settings, tuned
+from align.sweep_verdict import REPEATS, Row, headline, interval, main_metric, rates_of, settings, tuned
 from align.words import duration, number, visible
 from data_prep.errors import UserError
 
@@ -97,10 +97,9 @@ def _tuned(best: Sequence[Row], rows: Sequence[Row], metric: str) -> list[dict[s
     sized = [row for row in best if row["trainable"]]
     if len({row["trainable"] for row in sized}) < 2 or len(sized) > COLOURS:
         return [dots]
-    rates = [key for key in varied_keys(rows) if key.rpartition(".")[2] in RATES]
+    without = [*rates_of(rows), REPEATS]
     groups = [
-        Series(settings(row, rows, [*rates, REPEATS]), [_dot(row, float(row["trainable"]), metric)], line=False)
-        for row in sized
+        Series(settings(row, rows, without), [_dot(row, float(row["trainable"]), metric)], line=False) for row in sized
     ]
     axis = Axis("trainable parameters", spans_decades([each.dots[0].x for each in groups]))
     title = f"{METRICS[metric][0]} over trainable parameters, each at its best learning rate"

@@ -37,13 +37,18 @@ def settings(row: Row, rows: Sequence[Row], without: Sequence[str] = ()) -> str:
     return ", ".join(told)
 
 
+def rates_of(rows: Sequence[Row]) -> list[str]:
+    """The varied keys that are learning rates or factors on them."""
+    return [key for key in varied_keys(rows) if key.rpartition(".")[2] in RATES]
+
+
 def tuned(rows: Sequence[Row]) -> list[Row]:
     """Of jobs that differ in their learning rate alone the best each, best first; none where nothing else varies.
 
     A method at a rate that does not suit it says little about the method.
     """
     metric = main_metric(rows)
-    rates = [key for key in varied_keys(rows) if key.rpartition(".")[2] in RATES]
+    rates = rates_of(rows)
     if metric is None or not rates:
         return []
     groups: dict[str, list[Row]] = {}

@@ -31,7 +31,6 @@ from typing import Any
 
 HOME = Path(__file__).resolve().parents[1]
 LENGTH = 4096
-PACKED = LENGTH
 
 
 def conversations(count: int, seed: int = 0) -> Iterator[dict[str, Any]]:
@@ -78,7 +77,7 @@ def ours(path: str, tokenizer: str, workers: int) -> dict[str, float]:
     data = DataOptions(conversations=SourceOptions(path=path), workers=workers)
     started, before = time.perf_counter(), cpu_seconds()
     prepared = prepare_conversations(data, renderer, LengthOptions(LENGTH), 0)
-    windows = Windows(lengths_of(prepared.train), TrainingStage(batch_size=512, micro_tokens=PACKED), 0)
+    windows = Windows(lengths_of(prepared.train), TrainingStage(batch_size=512, micro_tokens=LENGTH), 0)
     packs = sum(len(window.passes[0]) for window in windows.epoch(0))
     seconds, cpu = time.perf_counter() - started, cpu_seconds() - before
     card = prepared.card
@@ -107,7 +106,7 @@ def trl(path: str, tokenizer: str, workers: int) -> dict[str, float]:
         output_dir=str(Path(os.environ["HF_DATASETS_CACHE"]) / "out"),
         assistant_only_loss=True,
         packing=True,
-        max_length=PACKED,
+        max_length=LENGTH,
         dataset_num_proc=workers,
         use_cpu=True,
         report_to=[],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from enum import Enum
 from typing import Any
 
 from data_prep.digests import sha256_json
@@ -14,15 +12,7 @@ from data_prep.mixtures import sources_for
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.reading import NAMES, VERSION
 from data_prep.sources import digest_path
-
-
-def _plain(value: Any) -> Any:
-    """Options as JSON-able values."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.value if isinstance(value, Enum) else value
+from data_prep.typed import plain
 
 
 def data_digest(data: DataOptions, kind: str) -> str:
@@ -67,7 +57,7 @@ def source_digest(data: DataOptions, source: SourceOptions) -> str:
     Raises:
         UserError: a missing file.
     """
-    options = _plain(asdict(source))
+    options = plain(source)
     for name in ("path", "eval_path", "on_leak"):  # contents count, not names; leaks never train, refused or dropped
         options.pop(name)
     content: dict[str, Any] = {"version": VERSION, "options": options}

@@ -59,6 +59,10 @@ class _OneLineError(Exception):
         line = f"{where}: {self.message}" if where else self.message
         return _one_line(f"{line}; {self.hint}" if self.hint else line)
 
+    def in_full(self, program: str) -> str:
+        """What a screen shows: the details, and below them the one line, said by `program`."""
+        return "\n".join([*(f"  {detail}" for detail in self.details), f"{program}: {self}"])
+
     def as_dict(self) -> dict[str, Any]:
         """The error as the `error` object of `--json` output."""
         return {

@@ -210,9 +210,10 @@ def _token_numbers(facts: Numbers) -> dict[str, Any]:
 def save(folder: Path, prepared: Prepared[Any]) -> None:
     """Write beside the rows what is needed to read them again."""
     (folder / SAID).unlink(missing_ok=True)
+    assert isinstance(prepared.train, Rows)
+    np.save(folder / TOKENS, prepared.train.tokens)  # of all rows of the file, whichever side they stand on
     for name, rows in (("train", prepared.train), ("eval", prepared.eval)):
         assert isinstance(rows, Rows)
-        np.save(folder / TOKENS, rows.tokens)
         np.save(folder / f"{name}.npy", rows.order)
         if isinstance(rows.change, Flips):
             np.save(folder / f"{name}.flips.npy", rows.change.numbers)
@@ -223,11 +224,12 @@ def save(folder: Path, prepared: Prepared[Any]) -> None:
 def load(folder: Path) -> Prepared[Any]:
     """What `save` wrote."""
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
-    train, held = (_rows_of(folder, name) for name in ("train", "eval"))
+    tokens = np.load(folder / TOKENS)
+    train, held = (_rows_of(folder, name, tokens) for name in ("train", "eval"))
     return Prepared(train, held, record["card"], record["card"]["digest"], record["highest"], record["ended"])
 
 
-def _rows_of(folder: Path, name: str) -> Rows[Any]:
+def _rows_of(folder: Path, name: str, tokens: Numbers) -> Rows[Any]:
     flips = folder / f"{name}.flips.npy"
     change = Flips(np.load(flips)) if flips.exists() else None
-    return Rows(folder / ROWS, np.load(folder / f"{name}.npy"), np.load(folder / TOKENS), change)
+    return Rows(folder / ROWS, np.load(folder / f"{name}.npy"), tokens, change)
