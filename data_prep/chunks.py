@@ -6,9 +6,9 @@ A row is rendered before it is known on which side it stands, so nothing here de
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from struct import pack
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from data_prep.quality.overlap import Said
 from data_prep.rendering import Renderer
 from data_prep.shortening import Shortener, TooLong, length_of, messages_of
 from data_prep.splitting import SIDES, prompt_key, rank_bits
+from data_prep.stored import Flat, flat_columns
 from data_prep.types import Conversation, Labelled, LabelledTokens, Message, PairTokens, Preference, Tokens
 
 FACTS = np.dtype(
@@ -41,7 +42,7 @@ class Part:
     """What a chunk became. Arrays of records: `ranks` (uint64), `sides` asked for (uint8), `pieces` (uint32).
 
     `said` has what the records say, for the search for leaks (quality/overlap.py). `rows` are the rendered rows with
-    their `facts` (FACTS); their `record` counts from the chunk's first record.
+    their `facts` (FACTS), whose `record` counts from the chunk's first record, and their columns of lists (`flat`).
     """
 
     ranks: npt.NDArray[np.uint64]
@@ -50,6 +51,7 @@ class Part:
     said: Said
     rows: Any
     facts: npt.NDArray[Any]
+    flat: Mapping[str, Flat] = field(default_factory=dict)
     bad: list[tuple[int, UserError]] = field(default_factory=list)
     long: list[tuple[int, TooLong]] = field(default_factory=list)
     cut: list[tuple[int, str]] = field(default_factory=list)
@@ -137,34 +139,26 @@ class Chunks:
 
     def _filled(self, part: Part, rows: list[Any], kept: list[tuple[int, bool]]) -> Part:
         """The part with its rows and what is known of them."""
-        part.rows = rows
-        part.facts = np.zeros(len(rows), dtype=FACTS)
-        every: list[bytes] = []
-        for place, (row, (record, flip)) in enumerate(zip(rows, kept, strict=True)):
-            sequences = sequences_of(row)
-            packed = [pack(f"<{len(ids)}i", *ids) for ids in sequences]
-            part.facts[place] = (
-                record,
-                length_of(row),
-                sum(map(len, sequences)),
-                _supervised(row),
-                flip,
-                _ended(row, self.renderer.end_token_id),
-                _digest(row, packed),
-            )
-            every += packed
-        part.highest = int(np.frombuffer(b"".join(every), dtype="<i4").max(initial=-1))
-        part.choices = dict(self.renderer.choices)
+        part.rows, part.choices = rows, dict(self.renderer.choices)
+        part.facts = facts = np.zeros(len(rows), dtype=FACTS)
+        part.flat = flat = flat_columns(rows)
+        if not rows:
+            return part
+        ids = [one for name, one in flat.items() if name != "mask"]
+        facts["record"], facts["flip"] = zip(*kept, strict=True)
+        facts["length"] = [length_of(row) for row in rows]
+        facts["tokens"] = sum(np.diff(one.ends) for one in ids)
+        end = self.renderer.end_token_id
+        if "mask" in flat:
+            mask = flat["mask"]
+            facts["supervised"] = mask.counts(mask.values)
+            facts["ended"] = mask.counts(mask.values & (flat["ids"].values == end)) > 0
+        else:
+            facts["supervised"] = sum(np.diff(one.ends) for one in ids[1:])
+            facts["ended"] = [_ended(row, end) for row in rows]
+        facts["digest"] = [_digest(row, place, flat) for place, row in enumerate(rows)]
+        part.highest = max(int(one.values.max(initial=-1)) for one in ids)
         return part
-
-
-def sequences_of(row: Any) -> list[list[int]]:
-    """The sequences of token ids in a rendered row."""
-    if isinstance(row, PairTokens):
-        return [row.prompt, row.chosen, row.rejected]
-    if isinstance(row, LabelledTokens):
-        return [row.prompt, row.reply]
-    return [row.ids]
 
 
 def _part(records: Sequence[Any], keys: list[int], pieces: list[int]) -> Part:
@@ -191,7 +185,7 @@ def _last_turn_alone(row: Conversation) -> Conversation:
 
 def _problem(row: Any, cut: bool) -> UserError | None:
     """Why a rendered row cannot be trained on, if it cannot."""
-    if isinstance(row, Tokens) and True not in row.mask[1:]:
+    if isinstance(row, Tokens) and not any(islice(row.mask, 1, None)):
         return at_row(row.id, UserError("nothing to train on (no supervised token)", code="no_reply"))
     if isinstance(row, PairTokens) and row.chosen == row.rejected:
         how = "truncation" if cut else "rendering"
@@ -199,27 +193,21 @@ def _problem(row: Any, cut: bool) -> UserError | None:
     return None
 
 
-def _supervised(row: Any) -> int:
-    """Supervised tokens; of a pair those of both replies."""
-    if isinstance(row, Tokens):
-        return sum(row.mask)
-    return sum(map(len, sequences_of(row)[1:]))
-
-
 def _ended(row: Any, end: int) -> bool:
-    """Whether the end-of-turn token is supervised."""
-    if isinstance(row, Tokens):
-        return (row.ids[-1] == end and row.mask[-1]) or (end, True) in zip(row.ids, row.mask, strict=True)
+    """Whether the replies of a row end with the end-of-turn token."""
     if isinstance(row, PairTokens):
         return row.chosen[-1:] == [end] == row.rejected[-1:]
     return isinstance(row, LabelledTokens) and row.reply[-1:] == [end]
 
 
-def _digest(row: Any, sequences: list[bytes]) -> int:
+def _digest(row: Any, place: int, flat: Mapping[str, Flat]) -> int:
     """What a row says, hashed: everything but the id and the meta data (paths differ between machines)."""
-    total = hashlib.blake2b(b"".join([ids + b"|" for ids in sequences]), digest_size=8)
+    total = hashlib.blake2b(digest_size=8)
+    for name, one in flat.items():
+        total.update(one.values[one.ends[place] : one.ends[place + 1]])
+        if name != "mask":
+            total.update(b"|")
     if isinstance(row, Tokens):
-        total.update(bytes(row.mask))
         if row.weights is not None:
             total.update(np.array(row.weights, dtype="<f8").tobytes())
     else:

@@ -12,6 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from data_prep.errors import UserError
+from data_prep.words import Words, apart
 
 _ANCHORS = ("\n", ":", "x", "0", "|")
 _PROBES = ("x", "hello", "7")
@@ -34,6 +35,9 @@ class PlainEncoder:
         self._forbidden = set(controls.values()) - {tokenizer.unk_token_id}
         longest_first = sorted(controls, key=lambda text: (-len(text), text))
         self._pattern = re.compile("|".join(re.escape(text) for text in longest_first) or r"(?!)")
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        self._backend: Any = backend if hasattr(backend, "encode_batch_fast") else None
+        self._words = Words(self._backend) if self._backend is not None and apart(self._backend) else None
         self._anchors = [(anchor, self._raw([anchor])[0]) for anchor in _ANCHORS]
         alone = self._raw(list(_PROBES))
         self._prefixes = alone != [self._behind_anchor([probe])[0] for probe in _PROBES]
@@ -43,8 +47,8 @@ class PlainEncoder:
         """Token ids of texts, special tokens not parsed and none added."""
         if not texts:
             return []
-        backend: Any = getattr(self._tokenizer, "backend_tokenizer", None)
-        if not hasattr(backend, "encode_batch_fast"):
+        backend, words = self._backend, self._words
+        if backend is None:
             encoded = self._tokenizer(
                 list(texts),
                 add_special_tokens=False,
@@ -58,6 +62,8 @@ class PlainEncoder:
         backend.no_padding()
         before, backend.encode_special_tokens = backend.encode_special_tokens, True
         try:
+            if words is not None:
+                return [words.of(text) for text in texts]
             starts = range(0, len(texts), _BATCH)
             calls = (backend.encode_batch_fast(texts[i : i + _BATCH], add_special_tokens=False) for i in starts)
             return [found.ids for call in calls for found in call]

@@ -6,7 +6,7 @@ What stays in memory of a row that went to the file is its facts (about 40 bytes
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,7 +18,7 @@ from data_prep.chunks import FACTS, Part
 from data_prep.errors import UserError
 from data_prep.quality.overlap import Said
 from data_prep.shortening import TooLong
-from data_prep.stored import Rows, to_batch
+from data_prep.stored import Flat, Rows, array, numbers, text_array, to_batch
 from data_prep.types import PairTokens
 from data_prep.workers import CHUNK
 
@@ -143,7 +143,7 @@ class Gathered:
             return
         import pyarrow as pa
 
-        with pa.OSFile(str(self.folder / SAID), "rb") as file:
+        with pa.memory_map(str(self.folder / SAID)) as file:
             reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):
                 yield _said_of(reader.get_batch(number))
@@ -196,18 +196,26 @@ def _said_batch(said: list[Said]) -> Any:
     import pyarrow as pa
 
     (one,) = said
-    ends = np.concatenate([[0], np.cumsum(one.counts)]).astype(np.int32)
-    pairs = pa.ListArray.from_arrays(pa.array(ends), pa.array(one.pairs))
-    return pa.record_batch(
-        [pa.array(one.ids, pa.string()), pa.array(one.digests), pairs, pa.array(one.asked)],
-        ["id", "digest", "pairs", "asked"],
-    )
+    pairs = Flat(np.concatenate([[0], np.cumsum(one.counts)]).astype(np.int32), one.pairs)
+    columns = [text_array(one.ids), array(one.digests), pairs.arrow(), array(one.asked)]
+    return pa.record_batch(columns, ["id", "digest", "pairs", "asked"])
 
 
 def _said_of(batch: Any) -> Said:
     pairs = batch.column("pairs")
-    counts = np.diff(pairs.offsets.to_numpy()).astype(np.uint32)
-    ids = batch.column("id").to_pylist()
-    return Said(
-        ids, batch.column("digest").to_numpy(), pairs.values.to_numpy(), counts, batch.column("asked").to_numpy()
-    )
+    counts = np.diff(numbers(pairs.offsets)).astype(np.uint32)
+    columns = [numbers(one) for one in (batch.column("digest"), pairs.values, batch.column("asked"))]
+    return Said(_Texts(batch.column("id")), columns[0], columns[1], counts, columns[2])
+
+
+class _Texts(Sequence[str]):
+    """The texts of an Arrow array, read one by one: few are asked for."""
+
+    def __init__(self, column: Any) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._column[place].as_py()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +25,8 @@ from data_prep.workers import chunked, rendered
 
 LEAST_BYTES = 1 << 20
 """Smaller data is not worth a look into the cache."""
+LARGE = 1 << 25
+"""Data of so many bytes mostly has rows enough for worker processes."""
 
 
 class Preparation:
@@ -88,14 +89,11 @@ class Preparation:
     def _gather(self, gathered: Gathered, kept: Kept) -> None:
         """Read, render and collect all sources."""
         render = Chunks(self.kind, self.renderer, self.length, self.data.system, self.data.train_on)
-        gc.freeze()  # or everything that is in memory by now is looked through again and again
-        try:
-            with Pace(self.data.name) as pace:
-                for part in rendered(render, chunked(self._records(kept)), self.data.workers):
-                    gathered.add(part)
-                    pace.at(gathered.records)
-        finally:
-            gc.unfreeze()
+        large = sum(size for _, size, *_ in stamps(self._files())) >= LARGE
+        with Pace(self.data.name) as pace:
+            for part in rendered(render, chunked(self._records(kept)), self.data.workers, likely_many=large):
+                gathered.add(part)
+                pace.at(gathered.records)
         self.renderer.choices.update(gathered.choices)
 
     def _records(self, kept: Kept) -> Iterator[Any]:

@@ -165,6 +165,8 @@ class Renderer:
                 if message.trained and isinstance(span, UserError):
                     raise span
             found = self._pieces(layout)
+            if all(message.trained and message.weight is None for message in said):
+                return [found]
             return [[p if p.turn is None else _as_asked(p, said[p.turn]) for p in found]]
 
         def tokens(row: Conversation, parts: list[Encoded]) -> Tokens:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from struct import pack
 from typing import Any, Generic, TypeVar, overload
@@ -60,31 +60,87 @@ def schema_of(kind: type) -> Any:
     return pa.schema([(name, _arrow_type(name)) for name in names], metadata={"row": kind.__name__})
 
 
-def to_batch(rows: Sequence[Any]) -> Any:
-    """Rows of one class as an Arrow record batch."""
+@dataclass(frozen=True)
+class Flat:
+    """Lists of token ids (int32) or flags, one after another: list number n is `values[ends[n]:ends[n + 1]]`."""
+
+    ends: npt.NDArray[np.int32]
+    values: npt.NDArray[Any]
+
+    @classmethod
+    def of(cls, lists: Sequence[Sequence[int]], column: str) -> Flat:
+        """Lists that stand in such a column; packed by `struct`, as numpy and Arrow look at every number twice."""
+        ends = np.cumsum([0, *map(len, lists)], dtype=np.int32)
+        if _COLUMNS[column] == _FLAGS:
+            return cls(ends, np.frombuffer(b"".join(map(bytes, lists)), dtype=np.bool_))
+        packed = b"".join([pack(f"={len(one)}i", *one) for one in lists])
+        return cls(ends, np.frombuffer(packed, dtype=np.int32))
+
+    def arrow(self) -> Any:
+        """The same as an Arrow array of lists."""
+        import pyarrow as pa
+
+        return pa.ListArray.from_arrays(array(self.ends), array(self.values))
+
+    def counts(self, marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """How many values of each list are marked."""
+        before = np.concatenate([[0], np.cumsum(marked)])
+        return before[self.ends[1:]] - before[self.ends[:-1]]
+
+
+def flat_columns(rows: Sequence[Any]) -> dict[str, Flat]:
+    """The columns of token ids and of flags of rows of one class, the ids first."""
+    names = [field.name for field in fields(rows[0])] if rows else []
+    kinds = [(kind, name) for kind in (_IDS, _FLAGS) for name in names if _COLUMNS[name] == kind]
+    return {name: Flat.of([getattr(row, name) for row in rows], name) for _, name in kinds}
+
+
+def to_batch(rows: Sequence[Any], flat: Mapping[str, Flat] | None = None) -> Any:
+    """Rows of one class as an Arrow record batch; `flat` are their `flat_columns` where they are known."""
     import pyarrow as pa
 
     schema = schema_of(type(rows[0]))
+    flat = flat_columns(rows) if flat is None else flat
     columns = []
     for field in schema:
+        if field.name in flat:
+            columns.append(flat[field.name].arrow())
+            continue
         values = [getattr(row, field.name) for row in rows]
         if _COLUMNS[field.name] == _JSON:
             values = [json.dumps(value) if value else None for value in values]
-        flat = {_IDS: np.int32, _FLAGS: np.bool_}.get(_COLUMNS[field.name])
-        columns.append(pa.array(values, field.type) if flat is None else _listed(values, flat, field.type))
+        if all(value is None for value in values):
+            columns.append(pa.nulls(len(values), field.type))
+        elif _COLUMNS[field.name] == _TEXT and None not in values:
+            columns.append(text_array(values))
+        else:
+            columns.append(pa.array(values, field.type))
     return pa.record_batch(columns, schema=schema)
 
 
-def _listed(values: Sequence[list[Any]], kind: type[np.generic], listed: Any) -> Any:
-    """Lists of token ids or flags as an Arrow array; faster than pa.array, which looks at every number."""
+# pyarrow.array and Array.to_numpy import pandas, to see whether it has a say: 0.4 s in every process. These do not.
+def array(values: npt.NDArray[Any]) -> Any:
+    """Numbers or flags as an Arrow array."""
     import pyarrow as pa
 
-    ends = np.cumsum([0, *map(len, values)], dtype=np.int32)
-    if kind is np.bool_:
-        flat: Any = np.frombuffer(b"".join(map(bytes, values)), dtype=np.bool_)
-    else:
-        flat = np.frombuffer(b"".join([pack(f"={len(value)}i", *value) for value in values]), dtype=kind)
-    return pa.ListArray.from_arrays(pa.array(ends), pa.array(flat), type=listed)
+    kind = pa.from_numpy_dtype(values.dtype)
+    packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else np.ascontiguousarray(values)
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(packed)])
+
+
+def numbers(column: Any) -> npt.NDArray[Any]:
+    """The numbers of an Arrow array without nulls, where they lie."""
+    kind = column.type.to_pandas_dtype()
+    return np.frombuffer(column.buffers()[1], dtype=kind)[column.offset : column.offset + len(column)]
+
+
+def text_array(texts: Sequence[str]) -> Any:
+    """Texts as an Arrow array."""
+    import pyarrow as pa
+
+    encoded = [text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int32)
+    return pa.StringArray.from_buffers(len(texts), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded)))
 
 
 class Rows(Sequence[T], Generic[T]):
@@ -165,9 +221,16 @@ def _reader(name: str, column: Any) -> Callable[[int], Any]:
         return lambda place: json.loads(column[place].as_py() or "{}")
     if kind not in (_IDS, _FLAGS):
         return lambda place: column[place].as_py()
-    starts = column.offsets.to_numpy()
+    starts = numbers(column.offsets)
     if kind == _FLAGS:
-        flags = column.values
-        return lambda place: flags[starts[place] : starts[place + 1]].to_numpy(zero_copy_only=False).tolist()
-    values = column.values.to_numpy()
+        packed = np.frombuffer(column.values.buffers()[1], dtype=np.uint8)
+        return lambda place: _flags(packed, int(starts[place]), int(starts[place + 1]))
+    values = numbers(column.values)
     return lambda place: values[starts[place] : starts[place + 1]].tolist()
+
+
+def _flags(packed: npt.NDArray[np.uint8], start: int, end: int) -> list[bool]:
+    """Flags from `start` to `end` of what holds eight in a byte."""
+    bits = np.unpackbits(packed[start // 8 : -(-end // 8)], bitorder="little")
+    found: list[bool] = bits[start % 8 : start % 8 + end - start].view(np.bool_).tolist()
+    return found

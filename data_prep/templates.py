@@ -249,6 +249,7 @@ class ChatTemplate:
 
         compiled = chat_template_utils._compile_jinja_template(self.source)  # compiles once
         given = {
+            **compiled.environment.globals,
             "messages": chat,
             "tools": tools,
             "documents": None,
@@ -256,12 +257,13 @@ class ChatTemplate:
             **self._names,
             **self.switches,
         }
+        written = compiled.root_render_func(compiled.new_context(given, shared=True))  # shared: not copied once more
         if not self.has_markers:
-            return str(compiled.render(**given)), []
+            return "".join(written), []
         blocks: list[str] = []
         marks: list[Span] = []
         with compiled.environment.activate_tracker(blocks, marks):
-            for block in compiled.root_render_func(compiled.new_context(given)):
+            for block in written:
                 blocks.append(block)  # one by one: the marks are counted from what stands there
         return "".join(blocks), marks
 

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
@@ -32,6 +33,22 @@ def cores() -> int:
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
+@contextmanager
+def few_collections() -> Iterator[None]:
+    """While rows are read and rendered, garbage is looked for rarely, and not among what is in memory by now.
+
+    Rows are no garbage until they are used up, and then they go by themselves; looking took a fifth of the time.
+    """
+    before = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 def chunked(records: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
     """Lists of so many records."""
     stream = iter(records)
@@ -39,7 +56,9 @@ def chunked(records: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
         yield chunk
 
 
-def rendered(render: Chunks, chunks: Iterable[Sequence[Any]], workers: int | None) -> Iterator[Part]:
+def rendered(
+    render: Chunks, chunks: Iterable[Sequence[Any]], workers: int | None, *, likely_many: bool = False
+) -> Iterator[Part]:
     """Every chunk's rows, in order.
 
     Of fewer than `MANY` records they stand in `Part.rows` as lists. Of more they come as Arrow record batches (or as an
@@ -49,27 +68,24 @@ def rendered(render: Chunks, chunks: Iterable[Sequence[Any]], workers: int | Non
         render: what a chunk becomes.
         chunks: lists of records.
         workers: worker processes; 0: none, None: one for each core.
+        likely_many: start the processes at once, while the first records are read.
 
     Raises:
         UserError: a worker process died.
     """
-    chunks = iter(chunks)
-    first: deque[Sequence[Any]] = deque()
-    read = 0
-    for chunk in chunks:
-        first.append(chunk)
-        read += len(chunk)
-        if read >= MANY:
-            break
-    else:
+    with few_collections(), _Workers(render, cores() if workers is None else workers) as pool:
+        if likely_many:
+            pool.start()
+        chunks = iter(chunks)
+        first: deque[Sequence[Any]] = deque()
+        read = 0
+        for chunk in chunks:
+            first.append(chunk)
+            read += len(chunk)
+            if read >= MANY:
+                yield from pool.work(chain(_emptied(first), chunks))
+                return
         yield from map(render, _emptied(first))
-        return
-    every = chain(_emptied(first), chunks)
-    number = cores() if workers is None else workers
-    if number:
-        yield from _in_processes(render, every, number)
-    else:
-        yield from (_batched(render(chunk)) for chunk in every)
 
 
 def _emptied(waiting: deque[T]) -> Iterator[T]:
@@ -78,26 +94,61 @@ def _emptied(waiting: deque[T]) -> Iterator[T]:
         yield waiting.popleft()
 
 
-def _in_processes(render: Chunks, chunks: Iterator[Sequence[Any]], workers: int) -> Iterator[Part]:
-    from multiprocessing import get_context
+class _Workers:
+    """Processes that render chunks; started when they are first needed, ended with the block.
 
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin, initargs=(render,))
-    waiting: deque[Future[Part]] = deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_work, chunk))
-            if len(waiting) >= 3 * workers:
+    Args:
+        render: what a chunk becomes.
+        number: how many processes; 0: this one renders.
+    """
+
+    def __init__(self, render: Chunks, number: int) -> None:
+        self._render, self._number = render, number
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> _Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def start(self) -> None:
+        """Start the processes; they get ready while this one goes on."""
+        from multiprocessing import get_context
+
+        if self._pool is None and self._number:
+            self._pool = ProcessPoolExecutor(
+                self._number, get_context("spawn"), initializer=_begin, initargs=(self._render,)
+            )
+            for _ in range(self._number):
+                self._pool.submit(os.getpid)
+
+    def work(self, chunks: Iterable[Sequence[Any]]) -> Iterator[Part]:
+        """Every chunk's rows, in order.
+
+        Raises:
+            UserError: a process died.
+        """
+        self.start()
+        if self._pool is None:
+            yield from (_batched(self._render(chunk)) for chunk in chunks)
+            return
+        waiting: deque[Future[Part]] = deque()
+        try:
+            for chunk in chunks:
+                waiting.append(self._pool.submit(_work, chunk))
+                if len(waiting) >= 3 * self._number:
+                    yield waiting.popleft().result()
+            while waiting:
                 yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as problem:
-        raise UserError(
-            "a worker process that renders rows died (out of memory, or a script without `if __name__ == '__main__':`)",
-            code="worker_died",
-            hint="set data.workers=0 to render in the main process",
-        ) from problem
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        except BrokenProcessPool as problem:
+            raise UserError(
+                "a worker process that renders rows died (out of memory, or a script without "
+                "`if __name__ == '__main__':`)",
+                code="worker_died",
+                hint="set data.workers=0 to render in the main process",
+            ) from problem
 
 
 def _begin(render: Chunks) -> None:
@@ -107,7 +158,7 @@ def _begin(render: Chunks) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _render = render
-    gc.freeze()
+    few_collections().__enter__()
 
 
 def _end_with_parent() -> None:
@@ -125,5 +176,5 @@ def _work(chunk: Sequence[Any]) -> Part:
 
 
 def _batched(part: Part) -> Part:
-    part.rows = to_batch(part.rows) if part.rows else []
+    part.rows, part.flat = to_batch(part.rows, part.flat) if part.rows else [], {}
     return part

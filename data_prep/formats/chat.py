@@ -126,6 +126,8 @@ def parse_message(
             code="unknown_role",
         )
     ours, value, where = known[role], entry.get(text_key), f"{place}.{text_key}"
+    if len(entry) == 2 and isinstance(value, str) and ours != CALL:  # most messages are no more than these two
+        return Message(ours, text_of(row, where, value, empty=ours in ("system", "tool")))
     train, weight = _train_flag(row, place, entry), _weight(row, place, entry)
     if ours == CALL:
         calls = _calls_in_text(row, where, text_of(row, where, value))

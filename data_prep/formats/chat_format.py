@@ -109,6 +109,6 @@ class ChatFormat(Format):
     def _note_unread(self, entries: list[dict[str, Any]]) -> None:
         """Count what messages say beside role and content that is not read."""
         for entry in entries:
-            for key, value in entry.items():
+            for key, value in entry.items() if len(entry) > 2 else ():
                 if key not in (*_READ, *_CALLS, *(self.keys or ())) and isinstance(value, str | list | dict) and value:
                     self.notes[f"messages with '{key}', which is not read"] += 1

@@ -18,7 +18,10 @@ _MARKS = re.compile(
 
 def note_marks(record: Any, notes: Counter[str]) -> None:
     """Count a record under every mark that its texts spell."""
-    found = {mark for text in _texts(record) if any(sign in text for sign in _SIGNS) for mark in _MARKS.findall(text)}
+    whole = "\n".join(_texts(record))
+    if not any(sign in whole for sign in _SIGNS):
+        return
+    found = set(_MARKS.findall(whole))
     for mark in found:
         notes[f"rows whose text spells '{mark}', as if a chat template had been applied before"] += 1
 

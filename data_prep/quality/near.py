@@ -10,7 +10,6 @@ datasketch, which took twice the time for the same rows.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,38 +24,48 @@ NEAR = 0.7
 _HASHES = 128
 _MISSED = 0.002
 _BLOCK = 4096
-_KNOWN, _LONGEST = 1 << 17, 32
 _random = np.random.Generator(np.random.PCG64(20261121))
 _A: Hashes = _random.integers(0, 1 << 63, size=_HASHES, dtype=np.uint64) * np.uint64(2) + np.uint64(1)
 _B: Hashes = _random.integers(0, 1 << 63, size=_HASHES, dtype=np.uint64)
 _LEFT, _RIGHT, _TIMES = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F), np.uint64(0xD6E8FEB86659FD93)
+_LETTER, _SIGN = 1, 2
 
 
-class _Hashes(dict[str, bytes]):
-    """Text without spaces -> the 64-bit hashes of its words, 8 bytes each, the same in every process.
+def _tables() -> tuple[npt.NDArray[np.uint8], Hashes, Hashes]:
+    """What each byte is (0: white space), what it counts in a hash (the same for a capital), and the powers."""
+    signs = [chr(byte) for byte in range(128)]
+    kinds = [0 if sign.isspace() else _LETTER if sign.isalnum() else _SIGN for sign in signs] + [_LETTER] * 128
+    values = _random.integers(1, 1 << 63, size=256, dtype=np.uint64)
+    values[[ord(sign) for sign in signs if sign.isupper()]] = values[[ord(s.lower()) for s in signs if s.isupper()]]
+    values[np.array(kinds) == 0] = 0
+    return np.array(kinds, dtype=np.uint8), values, np.cumprod(np.full(1 << 12, _LEFT, dtype=np.uint64))
 
-    It forgets all when it holds too many, and holds no long ones.
+
+_KINDS, _BYTES, _POWERS = _tables()
+
+
+def word_hashes(texts: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.int64]]:
+    """64-bit hashes of the words (see `texts.words`) of all texts, the same in every process, and how many each has.
+
+    A word's hash is a polynomial of its UTF-8 bytes, mixed; bytes beyond ASCII count as letters here, as `words` has
+    taken such texts apart.
     """
-
-    def __missing__(self, part: str) -> bytes:
-        found = words(part)
-        if found == [part]:
-            value = hashlib.blake2b(part.encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        else:
-            value = b"".join(map(self.__getitem__, found))
-        if len(part) <= _LONGEST:
-            if len(self) >= _KNOWN:
-                self.clear()
-            self[part] = value
-        return value
-
-
-_known = _Hashes()
-
-
-def word_hashes(text: str) -> bytes:
-    """The 64-bit hashes of a text's words, in order, 8 bytes each."""
-    return b"".join(map(_known.__getitem__, text.casefold().split()))
+    apart = [text if text.isascii() else " ".join(words(text)) for text in texts]
+    encoded = [text.encode("utf-8", "surrogatepass") for text in apart]
+    data = np.frombuffer(b"\n".join([*encoded, b""]), dtype=np.uint8)
+    kinds = _KINDS[data]
+    begins = kinds == _SIGN
+    begins |= (kinds == _LETTER) & (np.concatenate([[0], kinds[:-1]]) != _LETTER)
+    places = np.flatnonzero(begins)
+    ends = np.cumsum([0, *(len(one) + 1 for one in encoded)])
+    counts = np.diff(np.searchsorted(places, ends))
+    if not len(places):
+        return np.zeros(0, dtype=np.uint64), counts
+    data, places = data[places[0] :], places - places[0]
+    inside = np.arange(len(data)) - np.repeat(places, np.diff(places, append=len(data)))
+    hashed = np.add.reduceat(_BYTES[data] * _POWERS[inside % len(_POWERS)], places)
+    hashed = (hashed ^ (hashed >> np.uint64(32))) * _TIMES
+    return hashed ^ (hashed >> np.uint64(29)), counts
 
 
 def word_pairs(text: str) -> Hashes:
@@ -64,7 +73,7 @@ def word_pairs(text: str) -> Hashes:
 
     A text of one word gives one hash, an empty one none.
     """
-    hashed = np.frombuffer(word_hashes(text), dtype="<u8").astype(np.uint64)
+    hashed, _ = word_hashes([text])
     pairs = hashed[:-1] * _LEFT + hashed[1:] * _RIGHT if len(hashed) > 1 else hashed
     pairs.sort()
     again = pairs[1:] == pairs[:-1]
@@ -83,13 +92,11 @@ def word_pairs_of(texts: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.uint32]]
     The n-th of equal pairs has its own hash here too, counted from the front: the first pairs of a text are those of
     its beginning.
     """
-    return pairs_of_hashes([word_hashes(text) for text in texts])
+    return pairs_of_hashes(*word_hashes(texts))
 
 
-def pairs_of_hashes(listed: Sequence[bytes]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
-    """`word_pairs_of` texts of which the `word_hashes` are known."""
-    lengths = np.array([len(one) // 8 for one in listed], dtype=np.int64)
-    hashed = np.frombuffer(b"".join(listed), dtype="<u8").astype(np.uint64)
+def pairs_of_hashes(hashed: Hashes, lengths: npt.NDArray[np.int64]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
+    """`word_pairs_of` texts of which the `word_hashes` are known, and how many words each has."""
     ends = np.cumsum(lengths)
     last, alone = np.zeros(len(hashed), dtype=bool), np.zeros(len(hashed), dtype=bool)
     last[ends[lengths > 1] - 1] = True  # words that begin no pair

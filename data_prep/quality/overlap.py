@@ -88,7 +88,7 @@ class Said:
     after another, how many each record has (`counts`), and how many of them are its question's (`asked`).
     """
 
-    ids: list[str]
+    ids: Sequence[str]
     digests: npt.NDArray[np.uint64]
     pairs: Hashes
     counts: npt.NDArray[np.uint32]
@@ -97,14 +97,16 @@ class Said:
     @classmethod
     def of(cls, records: Sequence[Any]) -> Said:
         """What these records say."""
-        apart = [tuple(map(word_hashes, texts_apart(record))) for record in records]
-        pairs, counts = pairs_of_hashes([asked + rest for asked, rest in apart])
+        apart = [texts_apart(record) for record in records]
+        hashed, lengths = word_hashes([text for asked, rest in apart for text in (*asked, *rest)])
+        before = np.concatenate([[0], np.cumsum(lengths)])  # words before each text
+        first = np.cumsum([0, *(len(asked) + len(rest) for asked, rest in apart)])  # texts before each record
+        pairs, counts = pairs_of_hashes(hashed, np.diff(before[first]))
+        known = before[first[:-1] + [len(asked) for asked, _ in apart]] - before[first[:-1]]
+        known = np.where(known > 1, known - 1, known)  # of one word: its pair with the next stands for it
         digests = [int.from_bytes(row_digest(record)[:8], "little") for record in records]
-        known = np.array(
-            [len(asked) // 8 for asked, _ in apart], dtype=np.int64
-        )  # of one word: its pair with the next stands for it
-        asked = np.minimum(np.where(known > 1, known - 1, known), counts).astype(np.uint32)
         ids = [record.id for record in records]
+        asked = np.minimum(known, counts).astype(np.uint32)
         return cls(ids, np.array(digests, dtype=np.uint64), pairs, counts, asked)
 
     def pairs_of(self, place: int) -> Hashes:

@@ -68,17 +68,19 @@ def whole_text(record: Any) -> str:
     return "\n".join(parts)
 
 
-def texts_apart(record: Any) -> tuple[str, str]:
-    """The question, and what follows it; the words of both are those of the whole text."""
+def texts_apart(record: Any) -> tuple[list[str], list[str]]:
+    """What is asked, and what follows it, without system messages; the words of both are those of the whole text."""
+    if isinstance(record, Document):
+        return [record.text], []
+    asked = question_messages(record)
     rest: Sequence[str] = ()
     if isinstance(record, Preference):
         rest = (record.chosen, record.rejected)
     elif isinstance(record, Labelled):
         rest = (record.reply,)
     elif isinstance(record, Conversation):
-        follows = record.messages[len(question_messages(record)) :]
-        rest = [m.content for m in follows if m.role != "system"]
-    return question_text(record), "\n".join(rest)
+        rest = [m.content for m in record.messages[len(asked) :] if m.role != "system"]
+    return [m.content for m in asked if m.role != "system"], list(rest)
 
 
 def folded(text: str) -> str:
@@ -95,7 +97,7 @@ def digest(*parts: str) -> bytes:
 
 def turns_digest(messages: tuple[Message, ...]) -> bytes:
     """16 bytes that are the same for the same turns: roles, folded contents and tool calls."""
-    return digest(*(part for m in messages for part in (m.role, folded(m.content), repr(m.calls) if m.calls else "")))
+    return digest(*[part for m in messages for part in (m.role, folded(m.content), repr(m.calls) if m.calls else "")])
 
 
 def row_digest(record: Any) -> bytes:

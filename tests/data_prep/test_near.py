@@ -12,6 +12,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_prep.quality import near
 from data_prep.quality.near import NearIndex, band_rows, signature, similarity, word_hashes, word_pairs
 from data_prep.quality.texts import question_text, texts_apart, whole_text, words
 from data_prep.types import Conversation, Document, Labelled, Message, Preference, Prompt
@@ -50,15 +51,29 @@ def test_words_of_question_and_rest_are_those_of_the_whole(turns, reply, other):
         Prompt(messages, "r:1"),
         Document(reply, "r:1"),
     ):
-        asked, rest = texts_apart(record)
+        asked, rest = map("\n".join, texts_apart(record))
         assert words(asked) + words(rest) == words(whole_text(record)) and asked == question_text(record)
 
 
 @settings(max_examples=300, deadline=None)
 @given(st.text(st.sampled_from("aB9 .\t\u3000\u65e5\u672c\u00dfI\u0130_-\u0345\x1c\ud800"), max_size=50))
 def test_hashes_of_words_are_those_of_each_word_alone(text):
-    assert word_hashes(text) == b"".join(map(word_hashes, words(text)))
-    assert len(word_hashes(text)) == 8 * len(words(text))
+    hashed, counts = word_hashes([text, "", text, "x"])
+    alone, each = word_hashes(words(text))
+    assert counts.tolist() == [len(alone), 0, len(alone), 1] and (each == 1).all() and len(alone) == len(words(text))
+    assert hashed.tolist() == [*alone, *alone, *word_hashes(["x"])[0]]
+
+
+def test_hashes_of_words_are_the_polynomial_of_their_bytes():
+    def expected(word: str) -> int:
+        total = sum(int(near._BYTES[b]) * pow(int(near._LEFT), i + 1, 1 << 64) for i, b in enumerate(word.encode()))
+        total &= (1 << 64) - 1
+        total = (total ^ total >> 32) * int(near._TIMES) & ((1 << 64) - 1)
+        return total ^ total >> 29
+
+    texts = ["naïve Ünïted", "a", "bb ! _", "日本", "x" * 4096]
+    assert word_hashes(texts)[0].tolist() == [expected(word) for text in texts for word in words(text)]
+    assert len(set(word_hashes([f"word{n} w{n}ord" for n in range(5000)])[0].tolist())) == 10000
 
 
 def test_words_are_split_where_scripts_have_no_spaces():
