@@ -204,7 +204,7 @@ def _digest(row: Any, place: int, flat: Mapping[str, Flat]) -> int:
     """What a row says, hashed: everything but the id and the meta data (paths differ between machines)."""
     total = hashlib.blake2b(digest_size=8)
     for name, one in flat.items():
-        total.update(one.values[one.ends[place] : one.ends[place + 1]])
+        total.update(one.values[one.ends[place] : one.ends[place + 1]].data)
         if name != "mask":
             total.update(b"|")
     if isinstance(row, Tokens):

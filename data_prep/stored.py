@@ -84,7 +84,7 @@ class Flat:
 
     def counts(self, marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """How many values of each list are marked."""
-        before = np.concatenate([[0], np.cumsum(marked)])
+        before: npt.NDArray[np.int64] = np.concatenate([[0], np.cumsum(marked, dtype=np.int64)])
         return before[self.ends[1:]] - before[self.ends[:-1]]
 
 

@@ -15,12 +15,14 @@ _WORD = re.compile(r"\s*\S+(?:[^\S ]\s*\S*)*|\s+")
 _MOST = 1 << 17  # words that are remembered
 _LONG = 64  # characters of words that are
 
-# A regular expression may be used on words if no match goes on from something else into a space: if every alternative
-# matches white space only, or one character of any sort and then none that is a space. `\s+` leaves no space unmatched.
-_SIGN = r"(?:[a-zA-Z0-9]|[^\x00-\x7f])"
-_RANGE = rf"(?:\\p\{{[LMNPS][a-z]?\}}|\\[rn](?!-)|{_SIGN}(?:-{_SIGN})?|/)"
-_NO_SPACE = rf"(?:\\p\{{[LMNPS][a-z]?\}}|\[\^\\s[^]\\]*(?:\\[^sS][^]\\]*)*\]|\[{_RANGE}+\])(?:[+*?]|\{{\d+(?:,\d*)?\}})?"
-_ENDING = r"(?:\(\?i:'[a-z]+(?:\|'[a-z]+)*\)\??|'[a-z]+|'\(\?:[a-z]+(?:\|[a-z]+)*\))"
+# A regular expression cuts a text as it cuts its words if no match goes on from something else into a space: if every
+# alternative is white space only, or one sign of any sort and then none that is a space. Its last alternative, `\s+`,
+# leaves no space to what lies between matches.
+_CLASS = r"\\p\{[LMNPS][a-z]?\}"  # letters, marks, numbers, punctuation, symbols
+_CHARACTER = r"(?:[a-zA-Z0-9]|[^\x00-\x7f])"
+_MEMBER = rf"(?:{_CLASS}|\\[rn](?!-)|{_CHARACTER}(?:-{_CHARACTER})?|/)"
+_NO_SPACE = rf"(?:{_CLASS}|\[\^\\s[^]\\]*(?:\\[^sS][^]\\]*)*\]|\[{_MEMBER}+\])(?:[+*?]|\{{\d+(?:,\d*)?\}})?"
+_ENDING = r"(?:\(\?i:'[a-z]+(?:\|'[a-z]+)*\)\??|'[a-z]+)"  # 's, 't, 're
 _ANY_SIGN = r"(?: |\[\^?(?:[^]\\[]|\\.|\\p\{\w+\})+\])\??"
 _SPACES = r"\\s\+(?:\(\?!\\S\))?|\\s\*\[\\r\\n\]\+?"
 _ALTERNATIVE = rf"(?:{_SPACES}|{_ENDING}|(?:{_ANY_SIGN})?(?:{_NO_SPACE})+(?:{_ENDING})?)"
@@ -86,15 +88,15 @@ def _parts(component: Any, several: str) -> list[dict[str, Any]]:
 def _cuts_alike(part: dict[str, Any]) -> bool:
     """Whether a step of a pre-tokenizer cuts a text as it cuts its words."""
     if part["type"] == "ByteLevel":
-        return not part["add_prefix_space"]
+        return not bool(part["add_prefix_space"])
     if part["type"] == "Split":
-        alike = part["behavior"] == "Isolated" and not part["invert"]
+        alike = bool(part["behavior"] == "Isolated" and not part["invert"])
         return alike and _SAFE.fullmatch(part["pattern"].get("Regex", "")) is not None
-    return part["type"] == "Digits"
+    return bool(part["type"] == "Digits")
 
 
 def _cuts_spaces(part: dict[str, Any]) -> bool:
     """Whether a step begins a piece at every space behind something else."""
     if part["type"] == "ByteLevel":
         return bool(part["use_regex"])
-    return part["type"] == "Split" and part["pattern"].get("Regex", "").endswith(r"|\s+")
+    return bool(part["type"] == "Split" and part["pattern"].get("Regex", "").endswith(r"|\s+"))

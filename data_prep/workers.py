@@ -8,9 +8,9 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, TypeVar
 
@@ -40,13 +40,17 @@ def few_collections() -> Iterator[None]:
     Rows are no garbage until they are used up, and then they go by themselves; looking took a fifth of the time.
     """
     before = gc.get_threshold()
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 20)
+    _collect_rarely()
     try:
         yield
     finally:
         gc.set_threshold(*before)
         gc.unfreeze()
+
+
+def _collect_rarely() -> None:
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 20)
 
 
 def chunked(records: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
@@ -158,7 +162,7 @@ def _begin(render: Chunks) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _render = render
-    few_collections().__enter__()
+    _collect_rarely()
 
 
 def _end_with_parent() -> None:

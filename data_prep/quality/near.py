@@ -31,14 +31,14 @@ _LEFT, _RIGHT, _TIMES = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4E
 _LETTER, _SIGN = 1, 2
 
 
-def _tables() -> tuple[npt.NDArray[np.uint8], Hashes, Hashes]:
+def _tables() -> tuple[bytes, Hashes, Hashes]:
     """What each byte is (0: white space), what it counts in a hash (the same for a capital), and the powers."""
     signs = [chr(byte) for byte in range(128)]
     kinds = [0 if sign.isspace() else _LETTER if sign.isalnum() else _SIGN for sign in signs] + [_LETTER] * 128
     values = _random.integers(1, 1 << 63, size=256, dtype=np.uint64)
     values[[ord(sign) for sign in signs if sign.isupper()]] = values[[ord(s.lower()) for s in signs if s.isupper()]]
     values[np.array(kinds) == 0] = 0
-    return np.array(kinds, dtype=np.uint8), values, np.cumprod(np.full(1 << 12, _LEFT, dtype=np.uint64))
+    return bytes(kinds), values, np.cumprod(np.full(1 << 12, _LEFT, dtype=np.uint64), dtype=np.uint64)
 
 
 _KINDS, _BYTES, _POWERS = _tables()
@@ -52,10 +52,10 @@ def word_hashes(texts: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.int64]]:
     """
     apart = [text if text.isascii() else " ".join(words(text)) for text in texts]
     encoded = [text.encode("utf-8", "surrogatepass") for text in apart]
-    data = np.frombuffer(b"\n".join([*encoded, b""]), dtype=np.uint8)
-    kinds = _KINDS[data]
+    joined = b"\n".join([*encoded, b""])
+    data, kinds = np.frombuffer(joined, dtype=np.uint8), np.frombuffer(joined.translate(_KINDS), dtype=np.uint8)
     begins = kinds == _SIGN
-    begins |= (kinds == _LETTER) & (np.concatenate([[0], kinds[:-1]]) != _LETTER)
+    begins |= (kinds == _LETTER) & (np.roll(kinds, 1) != _LETTER)  # the last is white space
     places = np.flatnonzero(begins)
     ends = np.cumsum([0, *(len(one) + 1 for one in encoded)])
     counts = np.diff(np.searchsorted(places, ends))
@@ -63,7 +63,7 @@ def word_hashes(texts: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.int64]]:
         return np.zeros(0, dtype=np.uint64), counts
     data, places = data[places[0] :], places - places[0]
     inside = np.arange(len(data)) - np.repeat(places, np.diff(places, append=len(data)))
-    hashed = np.add.reduceat(_BYTES[data] * _POWERS[inside % len(_POWERS)], places)
+    hashed = np.add.reduceat(_BYTES[data] * _POWERS[inside & (len(_POWERS) - 1)], places)
     hashed = (hashed ^ (hashed >> np.uint64(32))) * _TIMES
     return hashed ^ (hashed >> np.uint64(29)), counts
 

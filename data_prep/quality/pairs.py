@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from data_prep.quality.texts import digest, folded, turns_digest
+from data_prep.quality.texts import digest, folded, turns_text
 from data_prep.types import Preference
 
 
@@ -13,7 +13,7 @@ def direction(pair: Preference) -> tuple[bytes, bool]:
     """(what is compared, equal for both directions; whether the first side in a fixed order is chosen)."""
     chosen, rejected = folded(pair.chosen), folded(pair.rejected)
     low, high = sorted((chosen, rejected))
-    return digest(turns_digest(pair.prompt).hex(), low, high), chosen == low
+    return digest(turns_text(pair.prompt), low, high), chosen == low
 
 
 class PairNumbers:

@@ -95,9 +95,10 @@ def digest(*parts: str) -> bytes:
     return hashlib.blake2b(whole, digest_size=16).digest()
 
 
-def turns_digest(messages: tuple[Message, ...]) -> bytes:
-    """16 bytes that are the same for the same turns: roles, folded contents and tool calls."""
-    return digest(*[part for m in messages for part in (m.role, folded(m.content), repr(m.calls) if m.calls else "")])
+def turns_text(messages: tuple[Message, ...]) -> str:
+    """One text that is the same for the same turns: roles, folded contents and tool calls."""
+    parts = [part for m in messages for part in (m.role, folded(m.content), repr(m.calls) if m.calls else "")]
+    return "\x1f".join(parts)  # white space, so no part has it
 
 
 def row_digest(record: Any) -> bytes:
@@ -106,11 +107,10 @@ def row_digest(record: Any) -> bytes:
         return digest(folded(record.text))
     tools = repr(record.tools) if record.tools else ""
     if isinstance(record, Preference):
-        sides = (folded(record.chosen), folded(record.rejected))
-        return digest(turns_digest(record.prompt).hex(), *sides, tools)
+        return digest(turns_text(record.prompt), folded(record.chosen), folded(record.rejected), tools)
     if isinstance(record, Labelled):
-        return digest(turns_digest(record.prompt).hex(), folded(record.reply), str(record.good), tools)
-    return digest(turns_digest(record.messages).hex(), tools)
+        return digest(turns_text(record.prompt), folded(record.reply), str(record.good), tools)
+    return digest(turns_text(record.messages), tools)
 
 
 def words(text: str) -> list[str]:
