@@ -1,7 +1,8 @@
-"""One open file to rows: JSON lines, JSON, CSV, TSV, Parquet and plain lines.
+"""One open file to rows: JSON lines, JSON, CSV, TSV, Parquet, Arrow and plain lines.
 
-Every reader is a generator: it holds one row (JSON: the text of one file; Parquet: one batch of rows) at a time. A row
-that cannot be read is yielded as its error, and reading goes on; what leaves the rest of a file unreadable is raised.
+Every reader is a generator: it holds one row (JSON: the text of one file; Parquet and Arrow: one batch of rows) at a
+time. A row that cannot be read is yielded as its error, and reading goes on; what leaves the rest of a file unreadable
+is raised.
 """
 
 from __future__ import annotations
@@ -150,13 +151,40 @@ def read_text(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
 
 def read_parquet(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
     """The records of a Parquet file, a batch at a time."""
+
+    def opened() -> tuple[Any, Iterator[Any]]:
+        import pyarrow.parquet as parquet
+
+        table = parquet.ParquetFile(file)
+        return table.schema_arrow, table.iter_batches(batch_size=_BATCH)
+
+    return _columnar(path, "Parquet", opened)
+
+
+def read_arrow(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
+    """The records of an Arrow file or stream (`datasets.save_to_disk` writes streams), a batch at a time."""
+
+    def opened() -> tuple[Any, Iterator[Any]]:
+        import pyarrow as pa
+
+        if file.read(6) == b"ARROW1":
+            found = pa.ipc.open_file(file)
+            return found.schema, map(found.get_batch, range(found.num_record_batches))
+        file.seek(0)
+        stream = pa.ipc.open_stream(file)
+        return stream.schema, iter(stream)
+
+    return _columnar(path, "Arrow", opened)
+
+
+def _columnar(path: str, kind: str, opened: Callable[[], tuple[Any, Iterator[Any]]]) -> Iterator[RowOrProblem]:
+    """The records of batches of columns; `opened` gives the schema and the batches."""
     import pyarrow
-    import pyarrow.parquet as parquet
 
     number = 0
     try:
-        table = parquet.ParquetFile(file)
-        names = table.schema_arrow.names
+        schema, batches = opened()
+        names = schema.names
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise UserError(
@@ -165,12 +193,13 @@ def read_parquet(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
                 file=path,
                 field=twice,
             )
-        for batch in table.iter_batches(batch_size=_BATCH):
-            for row in _records(path, number, batch):
-                number += 1
-                yield row
+        for whole in batches:
+            for start in range(0, whole.num_rows, _BATCH):
+                for row in _records(path, number, whole.slice(start, _BATCH)):
+                    number += 1
+                    yield row
     except (pyarrow.ArrowException, OSError, RecursionError) as problem:
-        what = "is not a whole Parquet file" if number else "is not a Parquet file"
+        what = f"is not a{' whole' if number else 'n' if kind[0] == 'A' else ''} {kind} file"
         raise UserError(
             f"{what}: {short(str(problem), 160)}", code="bad_file", file=path, row=number + 1 if number else None
         ) from problem
@@ -216,4 +245,8 @@ READERS: dict[str, Reader] = {
     ".tsv": read_tsv,
     ".txt": read_text,
     ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".feather": read_arrow,
 }
+WHOLE = (".parquet", ".arrow", ".feather")
+"""Kinds that are read from places anywhere in the file."""

@@ -1,28 +1,27 @@
 """Files to rows with provenance. Strict: a row is read exactly as written, or named with what is wrong in it.
 
-JSONL, JSON, CSV, TSV, Parquet and plain text lines, each also gzip'd; one file, a folder, a glob, or the id of a data
-set on the Hugging Face hub. Rows count from 1: lines of JSONL and text, records of the others. A byte-order mark, CRLF,
-blank lines and a missing last newline are fine.
+JSONL, JSON, CSV, TSV, Parquet, Arrow and plain text lines, each also packed; one file, a folder, a glob, or the id of a
+data set on the Hugging Face hub. Rows count from 1: lines of JSONL and text, records of the others. A byte-order mark,
+CRLF, blank lines and a missing last newline are fine.
 """
 
 from __future__ import annotations
 
 import contextlib
 import glob
-import gzip
 import hashlib
 import io
 import os
 import re
 import stat
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, cast
+from typing import IO, Any, cast
 
 from data_prep.errors import UserError, nearest
 from data_prep.hub import read_hub
-from data_prep.readers import READERS
+from data_prep.packing import ALSO, BROKEN, PACKED, packing_of, unpacked
+from data_prep.readers import READERS, WHOLE
 from data_prep.rows import Row, RowOrProblem, empty
 
 __all__ = ["Row", "RowOrProblem", "digest_path", "find_files", "is_hub_id", "read_file", "read_path", "resolve"]
@@ -31,32 +30,31 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]+)?")
 _UTF16 = re.compile(rb"\xff\xfe|\xfe\xff|[ -~]\0[ -~]\0|\0[ -~]\0[ -~]")
 _MISTAKEN: tuple[tuple[bytes, str, str], ...] = (
     (b"\x1f\x8b", "is gzip'd", "let its name end in .gz"),
-    (b"\x28\xb5\x2f\xfd", "is packed with zstd", "unpack it"),
-    (b"BZh", "is packed with bzip2", "unpack it"),
-    (b"\xfd7zXZ", "is packed with xz", "unpack it"),
+    (b"\x28\xb5\x2f\xfd", "is packed with zstd", "let its name end in .zst"),
+    (b"BZh", "is packed with bzip2", "let its name end in .bz2"),
+    (b"\xfd7zXZ", "is packed with xz", "let its name end in .xz"),
     (b"PK\x03\x04", "is a zip archive", "unpack it"),
     (b"PAR1", "is a Parquet file", "let its name end in .parquet"),
-    (b"ARROW1", "is an Arrow file", "save it as Parquet"),
+    (b"ARROW1", "is an Arrow file", "let its name end in .arrow"),
 )
 """First bytes of files that are not what their names say -> what they are, what to do."""
 _LFS = b"version https://git-lfs.github.com/"
 _OTHER_KINDS = {
-    **dict.fromkeys((".zst", ".bz2", ".xz", ".zip", ".7z", ".tar", ".tgz", ".rar"), "unpack it, or pack it with gzip"),
+    **dict.fromkeys((".zip", ".7z", ".tar", ".tgz", ".rar"), "unpack it, or pack each file with gzip"),
     **dict.fromkeys((".jsonlines", ".jl"), "let its name end in .jsonl"),
     **dict.fromkeys((".xlsx", ".xls", ".ods"), "save it as .csv"),
-    **dict.fromkeys((".arrow", ".feather", ".orc", ".avro"), "save it as .parquet"),
+    **dict.fromkeys((".orc", ".avro"), "save it as .parquet"),
     **dict.fromkeys((".pkl", ".pickle", ".pt", ".npy"), "save it as .jsonl; pickles can run code and are never read"),
 }
 _NO_DATA = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json")
 _SIDE = re.compile(r"(train|training)|(test|validation|valid|val|dev|eval)(?![a-z])", re.IGNORECASE)
 
 
-def suffix_of(path: str) -> tuple[str, bool]:
-    """(kind of file such as ".jsonl", whether it is gzip'd); the kind is "" when unknown."""
+def suffix_of(path: str) -> str:
+    """The kind of a file, such as ".jsonl", however it is packed; "" when unknown."""
     name = os.path.basename(path).lower()
-    zipped = name.endswith(".gz")
-    end = os.path.splitext(name.removesuffix(".gz"))[1]
-    return (end if end in SUFFIXES else ""), zipped
+    end = os.path.splitext(name.removesuffix(packing_of(name)))[1]
+    return end if end in SUFFIXES else ""
 
 
 def resolve(path: str, root: str | None = None) -> str:
@@ -67,7 +65,7 @@ def resolve(path: str, root: str | None = None) -> str:
 
 def is_hub_id(path: str) -> bool:
     """Whether a path that is not on this machine looks like a hub id: org/name or org/name:config, no such folder."""
-    return bool(_HUB_ID.fullmatch(path)) and not suffix_of(path)[0] and not os.path.isdir(path.split("/")[0])
+    return bool(_HUB_ID.fullmatch(path)) and not suffix_of(path) and not os.path.isdir(path.split("/")[0])
 
 
 def find_files(path: str) -> list[str]:
@@ -78,24 +76,24 @@ def find_files(path: str) -> list[str]:
     """
     if os.path.isdir(path):
         names = [name for name in _walk(path) if os.path.basename(name) not in _NO_DATA]
-        found = _once(name for name in names if suffix_of(name)[0])
+        found = _once(name for name in names if suffix_of(name))
         if not found:
             raise UserError(
                 f"no data file in this folder (expected {_kinds()})", code="no_file", hint=_advice(names), file=path
             )
         return found
     if os.path.exists(path):
-        if not suffix_of(path)[0]:
-            got = os.path.splitext(path.lower().removesuffix(".gz"))[1] or "no ending"
+        if not suffix_of(path):
+            got = os.path.splitext(path.lower().removesuffix(packing_of(path)))[1] or "no ending"
             raise UserError(
-                f"unknown kind of file (got {got}; expected {_kinds()}, also with .gz)",
+                f"unknown kind of file (got {got}; expected {_kinds()}, {ALSO})",
                 code="file_kind",
                 hint=_advice([path]),
                 file=path,
             )
         return [path]
     if any(sign in path for sign in "*?["):
-        found = _once(name for name in glob.glob(path, recursive=True) if suffix_of(name)[0] and os.path.isfile(name))
+        found = _once(name for name in glob.glob(path, recursive=True) if suffix_of(name) and os.path.isfile(name))
         if not found:
             raise UserError("no data file matches this pattern", code="no_file", file=path)
         return found
@@ -148,27 +146,29 @@ def _missing(path: str) -> UserError:
 
 
 @contextlib.contextmanager
-def _opened(path: str) -> Iterator[io.BufferedReader | gzip.GzipFile]:
-    """The file, unzipped as it is read; whatever goes wrong is one line.
+def _opened(path: str) -> Iterator[Any]:
+    """The file, unpacked as it is read; whatever goes wrong is one line.
 
     Raises:
-        UserError: it cannot be read, its gzip stream is broken or cut off, or it changed while it was read.
+        UserError: it cannot be read, what is packed is broken or cut off, or it changed while it was read.
     """
+    end = packing_of(path)
     try:
         before = os.stat(path)
         if not stat.S_ISREG(before.st_mode):
             raise UserError("is not an ordinary file", code="bad_file", file=path)
         with open(path, "rb") as plain:
-            if suffix_of(path)[1]:
-                with gzip.open(plain) as unzipped:
-                    yield unzipped
+            if end:
+                with unpacked(plain, end) as inside:
+                    yield inside
             else:
                 yield plain
         after = os.stat(path)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
-        raise UserError(f"is not a whole gzip file ({problem})", code="bad_file", file=path) from problem
-    except OSError as problem:
-        raise UserError(f"cannot be read: {problem.strerror or problem}", code="bad_file", file=path) from problem
+    except BROKEN as problem:
+        said = problem.strerror if isinstance(problem, OSError) else None
+        if end and said is None:
+            raise UserError(f"is not a whole {PACKED[end]} file ({problem})", code="bad_file", file=path) from problem
+        raise UserError(f"cannot be read: {said or problem}", code="bad_file", file=path) from problem
     if (before.st_size, before.st_mtime_ns, before.st_ino) != (after.st_size, after.st_mtime_ns, after.st_ino):
         raise UserError(
             f"changed while it was read (got {after.st_size} bytes; expected {before.st_size})",
@@ -184,11 +184,11 @@ def read_file(path: str) -> Iterator[RowOrProblem]:
     Raises:
         UserError: the file as a whole cannot be read, or is empty.
     """
-    kind = suffix_of(path)[0]
+    kind = suffix_of(path)
     nothing = True
     with _opened(path) as file:
         _require_kind(path, kind, file.peek(64)[:64])
-        seekable = io.BytesIO(file.read()) if kind == ".parquet" and suffix_of(path)[1] else file
+        seekable = io.BytesIO(file.read()) if kind in WHOLE and packing_of(path) else file
         for row in READERS[kind](path, cast(IO[bytes], seekable)):
             nothing = False
             yield row
@@ -207,9 +207,9 @@ def _require_kind(path: str, kind: str, head: bytes) -> None:
         what, hint = "is a pointer of Git LFS, not the file itself", "fetch it with `git lfs pull`"
     elif kind != ".txt" and head.lstrip()[:9].lower() in (b"<!doctype", b"<html>", b"<html lan"):
         what, hint = "is a web page (HTML)", "download the file itself"
-    elif kind != ".parquet" and _UTF16.match(head):
+    elif kind not in WHOLE and _UTF16.match(head):
         what, hint = "is UTF-16", "save it as UTF-8"
-    elif kind != ".parquet":
+    elif kind not in WHOLE:
         what, hint = next(((is_a, do) for magic, is_a, do in _MISTAKEN if head.startswith(magic)), ("", None))
     if what:
         expected = "UTF-8" if "UTF" in what else f"{kind.removeprefix('.')}"
@@ -219,10 +219,11 @@ def _require_kind(path: str, kind: str, head: bytes) -> None:
 
 
 def _sides(files: list[str]) -> dict[str, str]:
-    """Of files called train... and test..., valid..., dev... or eval... which side they are; {} without both."""
+    """The sides of files that are called, or whose folders are, train and test, valid, dev or eval; {} without both."""
     found = {}
     for file in files:
-        if side := _SIDE.match(os.path.basename(file)):
+        folder, name = os.path.split(file)
+        if side := _SIDE.match(name) or _SIDE.match(os.path.basename(folder)):
             found[file] = "train" if side[1] else "eval"
     return found if len(set(found.values())) > 1 else {}
 

@@ -313,6 +313,49 @@ LOADS: list[Golden] = [
         [f"{S}s{E}\n{BOTH}"],
     ),
     (
+        "Chatbot Arena",
+        "arena",
+        P,
+        [
+            {"conversation_a": [HI, *YES], "conversation_b": [HI, *NO], "winner": "model_a", "judge": "x", "turn": 1},
+            {"conversation_a": [HI, *NO], "conversation_b": [HI, *YES], "winner": "model_b"},
+            {"conversation_a": [HI, *NO], "conversation_b": [HI, *YES], "winner": "tie (bothbad)"},
+            {"conversation_a": [HI, *NO, HI, *NO], "conversation_b": [HI, *YES, HI, *YES], "winner": "model_b"},
+            {"conversation_a": [HI, *NO, HI, *NO], "conversation_b": [HI, *NO, HI, *YES], "winner": "model_b"},
+        ],
+        {},
+        [BOTH, BOTH, f"{ASKED}no{E}\n{BOTH}"],
+    ),
+    (
+        "votes by column",
+        "arena",
+        P,
+        [
+            {"prompt": '["Hi"]', "response_a": '["no"]', "response_b": '["yes"]'}
+            | {"winner_model_a": 0, "winner_model_b": 1, "winner_tie": 0},
+            {"prompt": '["Hi", "x"]', "response_a": '["no", "y"]', "response_b": '["yes", "n"]'}
+            | {"winner_model_a": 1, "winner_model_b": 0, "winner_tie": 0},
+            {"prompt": "Hi", "response_a": "yes", "response_b": "[no"}
+            | {"winner_model_a": 0, "winner_model_b": 0, "winner_tie": 1},
+        ],
+        {},
+        [BOTH],
+    ),
+    (
+        "contents of parts",
+        "gemini",
+        C,
+        {
+            "systemInstruction": {"role": "system", "parts": [{"text": "s"}]},
+            "contents": [
+                {"role": "user", "parts": [{"text": "H"}, {"text": "i"}]},
+                {"role": "model", "parts": [{"text": "yo"}]},
+            ],
+        },
+        {},
+        [f"{S}s{E}\n{ONE}"],
+    ),
+    (
         "conversational KTO",
         "kto",
         UNPAIRED,
@@ -334,6 +377,38 @@ LOADS: list[Golden] = [
 
 REFUSED: list[tuple[str, Any, str, str]] = [
     # (name, row, field, words)
+    (
+        "a winner by name",
+        {"conversation_a": [HI, *YES], "conversation_b": [HI, *NO], "winner": "gpt-4"},
+        "winner",
+        "got 'gpt-4'; expected model_a, model_b or tie",
+    ),
+    (
+        "two winners",
+        {"prompt": "p", "response_a": "a", "response_b": "b"}
+        | {"winner_model_a": 1, "winner_model_b": 1, "winner_tie": 0},
+        "winner_model_a",
+        "no winner (got 1, 1, 0; expected one 1)",
+    ),
+    (
+        "turns of one side",
+        {"prompt": '["p", "q"]', "response_a": '["a"]', "response_b": '["b", "c"]', "winner": "a"},
+        "response_a",
+        "wrong number of turns (got 1; expected 2, as in prompt)",
+    ),
+    (
+        "other questions of two models",
+        {"conversation_a": [HI, *YES], "conversation_b": [user("Ho"), *NO], "winner": "model_a"},
+        "conversation_b",
+        "answers another prompt",
+    ),
+    (
+        "a call in parts",
+        {"contents": [{"role": "user", "parts": [{"text": "p"}]}, {"role": "model", "parts": [{"functionCall": {}}]}]},
+        "contents[1].parts[0]",
+        "expected an object with text",
+    ),
+    ("contents without parts", {"contents": [{"role": "user", "text": "p"}]}, "contents[0].parts", "expected a list"),
     (
         "a picture",
         {"messages": [user([{"type": "image_url", "image_url": {}}]), YO]},

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import datetime
 import decimal
 import gzip
 import io
 import json
+import lzma
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from data_prep.errors import UserError
 from data_prep.options import DataOptions, LengthOptions, SourceOptions
 from data_prep.rendering import Renderer
 from data_prep.rows import Row
-from data_prep.sources import read_path
+from data_prep.sources import digest_path, read_path
 from tests.data_prep.field_rows import HI, LOADS, ONE, REFUSED, YO, C, P, assistant
 from tests.data_prep.test_golden_rows import PREPARE, shown
 from tests.tiny import tiny_tokenizer
@@ -177,8 +179,12 @@ NOT_WHAT_IT_SAYS: dict[str, tuple[bytes, str]] = {
     "open.csv": (HEAD + b'q,a\n"r,b\ns,c\nt,d\n', ":2: broken quoting: unexpected end of data"),
     "splits.json": (json.dumps({"train": ROWS, "test": ROWS}).encode(), "several lists of rows (got train, test; exp"),
     "none.json": (b'{"data": [], "version": "1"}', "is empty (no rows under 'data')"),
-    "rows.jsonl.zst": (b"\x28\xb5\x2f\xfd", "unknown kind of file (got .zst; expected .jsonl, .ndjson"),
-    "rows.xlsx": (b"PK", "also with .gz); save it as .csv"),
+    "rows.zip": (b"PK", "unknown kind of file (got .zip; expected .jsonl, .ndjson"),
+    "rows.zst": (b"\x28\xb5\x2f\xfd", "unknown kind of file (got no ending; expected .jsonl, .ndjson"),
+    "zstd.jsonl": (b"\x28\xb5\x2f\xfd" + b"\0" * 30, "is packed with zstd (expected jsonl); let its name end in .zst"),
+    "columns.csv": (b"ARROW1" + b"\0" * 30, "is an Arrow file (expected csv); let its name end in .arrow"),
+    "rows.arrow": (b"ARROW2" + b"\0" * 30, "is not an Arrow file"),
+    "rows.xlsx": (b"PK", "also with .gz, .bz2, .xz or .zst); save it as .csv"),
     "rows.pkl": (b"\x80", "pickles can run code and are never read"),
     "rows": (LINES, "(got no ending; expected .jsonl"),
 }
@@ -213,11 +219,70 @@ def test_names_of_files_say_which_rows_evaluate(tmp_path: Path) -> None:
 
 def test_cards_and_saved_data_sets_beside_the_rows(tmp_path: Path) -> None:
     (tmp_path / "dataset_info.json").write_text('{"features": {}}')
-    (tmp_path / "data-00000-of-00001.arrow").write_bytes(b"ARROW1")
+    (tmp_path / "data.orc").write_bytes(b"ORC")
     with pytest.raises(UserError, match=r"no data file in this folder \(expected .*\); save it as \.parquet"):
         list(read_path(str(tmp_path)))
     (tmp_path / "rows.jsonl").write_bytes(LINES)
     assert len(list(read_path(str(tmp_path)))) == 2
+
+
+def test_what_datasets_saved_to_disk_is_read_side_by_side(tmp_path: Path) -> None:
+    from datasets import Dataset, DatasetDict
+
+    saved = DatasetDict({"train": Dataset.from_list(ROWS * 1500), "test": Dataset.from_list(ROWS[:1])})
+    saved.save_to_disk(str(tmp_path / "saved"))
+    found = [row for row in read_path(str(tmp_path / "saved")) if isinstance(row, Row)]
+    assert [row.data for row in found] == [{**ROWS[0], "split": "eval"}] + [
+        {**row, "split": "train"} for row in ROWS * 1500
+    ]
+    assert found[-1].row == 3000
+    assert [row.data for row in read_path(str(tmp_path / "saved" / "test")) if isinstance(row, Row)] == ROWS[:1]
+
+
+@pytest.mark.parametrize("end", [".arrow", ".feather", ".arrow.gz"])
+def test_arrow_files_are_read_in_batches(tmp_path: Path, end: str) -> None:
+    import pyarrow as pa
+
+    table = pa.Table.from_pylist(ROWS * 1500)
+    whole = io.BytesIO()
+    with pa.ipc.new_file(whole, table.schema) as writer:
+        writer.write_table(table, max_chunksize=1700)
+    content = whole.getvalue()
+    path = tmp_path / f"rows{end}"
+    path.write_bytes(gzip.compress(content) if end.endswith(".gz") else content)
+    assert [row.data for row in read_path(str(path)) if isinstance(row, Row)] == ROWS * 1500
+    path.write_bytes(content[: len(content) // 2] if not end.endswith(".gz") else gzip.compress(content[:900]))
+    with pytest.raises(UserError, match="is not an Arrow file"):
+        list(read_path(str(path)))
+
+
+def _zstd(content: bytes) -> bytes:
+    import pyarrow as pa
+
+    return bytes(pa.compress(content, codec="zstd", asbytes=True))
+
+
+PACKERS = {".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zst": _zstd}
+
+
+@pytest.mark.parametrize("end", PACKERS)
+def test_packed_files_give_the_same_rows(tmp_path: Path, end: str) -> None:
+    content = b"".join(
+        json.dumps({"prompt": f"q{n}", "completion": "a" * (n % 97)}).encode() + b"\n" for n in range(9999)
+    )
+    plain, path = tmp_path / "rows.jsonl", tmp_path / f"rows.jsonl{end}"
+    plain.write_bytes(content)
+    packed = PACKERS[end](content)
+    path.write_bytes(packed)
+    expected = [row.data for row in read_path(str(plain)) if isinstance(row, Row)]
+    assert [row.data for row in read_path(str(path)) if isinstance(row, Row)] == expected and len(expected) == 9999
+    assert digest_path(str(path)) != digest_path(str(plain)), "names are part of it"
+    path.write_bytes(PACKERS[end](content[:5000]) + PACKERS[end](content[5000:]))
+    assert [row.data for row in read_path(str(path)) if isinstance(row, Row)] == expected
+    for broken in (packed[: len(packed) // 2], packed[:20] + bytes(40) + packed[60:], b"", b"{}\n"):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"is not a whole (gzip|bzip2|xz|zstd) file|is empty"):
+            list(read_path(str(path)))
 
 
 def test_a_mapping_for_names_of_any_sort(tmp_path: Path, renderer: Renderer) -> None:

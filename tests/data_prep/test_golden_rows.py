@@ -208,6 +208,20 @@ GOLDEN: list[Golden] = [
         [f"{ASKED}|yes{E}|no{E}"],
     ),
     (
+        "arena",
+        PREFERENCE,
+        {"prompt": "Hi", "response_a": "no", "response_b": "yes", "winner": "model_b"},
+        {},
+        [f"{ASKED}|yes{E}|no{E}"],
+    ),
+    (
+        "gemini",
+        CONVERSATION,
+        {"contents": [{"role": "user", "parts": [{"text": "Hi"}]}, {"role": "model", "parts": [{"text": "yo"}]}]},
+        {},
+        [f"{ASKED}[yo{E}]\n"],
+    ),
+    (
         "ranked",
         PREFERENCE,
         {"prompt": "Hi", "responses": ["b", "a", "c"], "scores": [2, 3.5, 2]},
