@@ -19,7 +19,7 @@ from align.blank import find_base, open_renderer
 from align.chain import Footing, options_of
 from align.checkpoint import Checkpoint
 from align.config import RunConfig, StageSpec
-from align.disk import clear_staging, publish, write_json
+from align.disk import publish, write_json
 from align.dressing import bare
 from align.fingerprint import base_fingerprint, file_sha256
 from align.foreign import unknown_of
@@ -38,8 +38,10 @@ from data_prep.reading import has_source
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_CODE_VERSION = 1  # raised when a change makes equal inputs give another result
-_NOT_INPUTS = {"init", "reward", "data", "adapter"}
+    from align.resume import Keeper
+
+_CODE_VERSION = 2  # raised when a change makes equal inputs give another result
+_NOT_INPUTS = {"init", "reward", "data", "adapter", "save_minutes"}
 
 
 @dataclass
@@ -220,24 +222,22 @@ def _train(
     """Run a stage in its staging folder and publish the result."""
     from align.base import BaseIdentity
     from align.machine import peak_rss, reset_peak_rss
+    from align.resume import FOLDER
     from align.roles import Bases
     from align.tracking import Metrics
     from align.work import Work
 
     config, process = state.config, state.accelerator
     staging = home.staging
-    if process.is_main_process:
-        clear_staging(staging)
-    process.wait_for_everyone()
+    keeper = _keeper(state, spec, staging, digest)
     identity = BaseIdentity(
         _base_id(config, state.base_folder), config.model.revision, base_fingerprint(state.base_folder)
     )
     bases = Bases(state.base_folder, identity, process.device)
     metrics = Metrics(staging / "metrics.jsonl", spec.name, state.tracks.row)
     init, reward = inputs
-    work = Work(
-        config, spec, process, bases, open_renderer(state.base_folder), standing, init, reward, staging, metrics, digest
-    )
+    renderer = open_renderer(state.base_folder)
+    work = Work(config, spec, process, bases, renderer, standing, init, reward, staging, metrics, digest, keeper)
     reset_peak_rss()
     (staging / "recipe.yaml").write_text(yaml_text(config.resolved["stages"][spec.name]), encoding="utf-8")
     saved = spec.stage.run(work)
@@ -246,6 +246,7 @@ def _train(
     if process.is_main_process:
         if saved is None:
             write_json(staging / "inputs.json", {"inputs_digest": digest})
+        shutil.rmtree(staging / FOLDER, ignore_errors=True)
         publish(staging, final)
     process.wait_for_everyone()
     own = file_sha256(final / ("checkpoint.json" if saved is not None else "result.json"))
@@ -269,6 +270,18 @@ def _train(
     del work, bases
     gc.collect()
     return entry
+
+
+def _keeper(state: Run, spec: StageSpec, staging: Path, digest: str) -> Keeper:
+    """What keeps a stage's state, in a staging folder that holds no more than the state of an earlier run."""
+    from align.resume import Keeper, prepare
+
+    minutes = spec.stage.save_minutes if isinstance(spec.stage, TrainingStage) else 0.0
+    is_main = bool(state.accelerator.is_main_process)
+    if is_main and (step := prepare(staging, digest, minutes)):
+        print(f"{spec.name}: goes on after step {step}, where it was stopped", file=sys.stderr)
+    state.accelerator.wait_for_everyone()
+    return Keeper(staging, digest, minutes, is_main)
 
 
 def _record(config: RunConfig, folder: Path, device: str) -> dict[str, Any]:

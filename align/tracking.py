@@ -95,13 +95,14 @@ class Progress:
         description: what is being done, for instance the stage's name.
         total: how many steps there are.
         enabled: False shows nothing (every process but the first).
+        done: steps that an earlier run has done.
     """
 
-    def __init__(self, description: str, total: int, *, enabled: bool = True) -> None:
+    def __init__(self, description: str, total: int, *, enabled: bool = True, done: int = 0) -> None:
         self.description = description
         self.total = total
         self.enabled = enabled
-        self.done = 0
+        self.done = self._before = done
         self.numbers: dict[str, float] = {}
         self._bar: Bar | None = None
         self._task: TaskID | None = None
@@ -131,7 +132,7 @@ class Progress:
             TextColumn("{task.fields[numbers]}", style="dim", markup=False),
         )
         self._bar = Bar(*columns, console=Console(stderr=True))
-        self._task = self._bar.add_task(self.description, total=self.total, numbers="")
+        self._task = self._bar.add_task(self.description, total=self.total, completed=self.done, numbers="")
         self._bar.start()
 
     def advance(self, n: int = 1, **numbers: float) -> None:
@@ -157,7 +158,7 @@ class Progress:
             return
         self._told = time.monotonic()
         took = self._told - self._began
-        left = took / self.done * (self.total - self.done) if self.done else 0.0
+        left = took / (self.done - self._before) * (self.total - self.done) if self.done > self._before else 0.0
         time_part = f"{left:.0f} s left" if 0 < self.done < self.total else f"{took:.1f} s"
         parts = [f"{self.description} {self.done}/{self.total}", self._shown(), time_part]
         print("  ".join(part for part in parts if part), file=sys.stderr, flush=True)

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from align.held_out import HeldOut, by_task
+from align.resume import Keeper
 from align.stages.base import Autocast, Optimizer, Schedule, TrainingStage
 from align.windows import Windows, cut, rows_at
 from data_prep.errors import TrainingStopped, UserError
@@ -306,27 +307,29 @@ def fit(
     held_out: Sequence[RowT],
     seed: int,
     log: Callable[[int, str, dict[str, float]], None],
+    keeper: Keeper | None = None,
 ) -> dict[str, float]:
     """Run a supervised objective to the end of its schedule, or until evaluations stop improving.
 
     `log(step, split, numbers)` is called after every step ("train") and evaluation ("eval", with NAME/TASK where rows
-    name several tasks). With patience, the best weights are put back at the end. Returns the last (or best)
-    evaluation's numbers; empty without held-out rows.
+    name several tasks). With patience, the best weights are put back at the end. With a keeper, it goes on where an
+    earlier run was stopped. Returns the last (or best) evaluation's numbers; empty without held-out rows.
     """
     options, process = updater.options, updater.accelerator
     objective = updater.objective
     every = options.eval_every or max(1, math.ceil(updater.steps / 4))
-    best = Best()
-    final: dict[str, float] = {}
+    kept = keeper.restore(updater) if keeper is not None else {}
+    best, final = Best(**kept.get("best", {})), dict[str, float]()
     objective.train()
     held = _held_out(updater, held_out)
     windows = Windows(lengths_of(train), options, seed, process.num_processes)
-    epoch = 0
+    epoch, first = divmod(updater.step_number, windows.steps)
     while updater.step_number < updater.steps:
-        for window in windows.epoch(epoch):
+        for window in windows.epoch(epoch, first):
             if not all(window.passes):
                 raise UserError(f"{len(train)} training rows cannot be spread over {process.num_processes} processes")
             own = rows_at(train, window.passes[process.process_index])
+            torch.manual_seed(((seed + 1) * 1_000_003 + updater.step_number) * 4096 + process.process_index)  # dropout
             numbers = updater.step([objective.collate(rows) for rows in own])
             numbers["tokens"] = float(window.tokens)
             if options.micro_tokens:
@@ -340,7 +343,9 @@ def fit(
                     best.offer(final["loss"], updater.step_number, updater.weights)
             if done or (options.patience and best.misses >= options.patience):
                 return _finish(updater, best, final, held.evaluate)
-        epoch += 1
+            if keeper is not None:
+                keeper.offer(updater, updater.step_number, {"best": vars(best)})
+        epoch, first = epoch + 1, 0
     return final
 
 

@@ -186,7 +186,7 @@ def _unfinished(run: Json, stages: Sequence[StageFiles], status: str, waiting: l
     if waiting:
         sentences.append(f"Not begun: {', '.join(waiting)}.")
     if done:
-        sentences.append("The same command goes on after the last finished stage.")
+        sentences.append("The same command skips what is finished, and goes on from the last state that was kept.")
     when = f": it was{where} when this was written" if where else ""
     headline = words.get(status, f"The run has not finished{when}.")
     return {"tone": "bad" if status in words else "plain", "headline": headline, "sentences": sentences}

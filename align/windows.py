@@ -106,13 +106,18 @@ class Windows:
     seed: int
     processes: int = 1
 
-    def epoch(self, number: int) -> Iterator[Window]:
-        """The steps of an epoch. With a token budget the first epoch begins with that of the largest pass."""
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return max(1, len(self.lengths) // self.options.batch_size)
+
+    def epoch(self, number: int, first: int = 0) -> Iterator[Window]:
+        """The steps of an epoch from step `first`. With a token budget the first epoch begins with the largest pass."""
         found = batches(len(self.lengths), self.options.batch_size, self.seed, number)
         if number == 0 and self.options.micro_tokens:
             largest = self._largest(found)
             found[0], found[largest] = found[largest], found[0]
-        return map(self._window, found)
+        return map(self._window, found[first:])
 
     def _window(self, index: npt.NDArray[np.int64]) -> Window:
         lengths = self.lengths[index]

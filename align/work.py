@@ -23,6 +23,7 @@ from align.dressing import TEMPLATE, bare
 from align.fingerprint import read_model_config
 from align.packing import pack
 from align.reading import Reading, context_of
+from align.resume import Keeper
 from align.roles import Bases, Role
 from align.tracking import Metrics
 from data_prep.errors import TrainingStopped, UserError
@@ -47,6 +48,7 @@ class Work:
     """Folder the stage writes into; published under the stage's name when the stage is done."""
     metrics: Metrics
     inputs_digest: str
+    keeper: Keeper
     numbers: dict[str, Any] = field(default_factory=dict)
     """What the stage wants in run.json: trainable, total, metrics."""
     phases: dict[str, float] = field(default_factory=dict)

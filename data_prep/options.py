@@ -72,7 +72,9 @@ class SourceOptions:
 
     path: Optional[str] = field(
         default=None,
-        metadata={"help": "file, folder or glob (JSONL, JSON, CSV, TSV, Parquet, Arrow, text; packed too), or a hub id org/name"},
+        metadata={
+            "help": "file, folder or glob (JSONL, JSON, CSV, TSV, Parquet, Arrow, text; packed too), or org/name"
+        },
     )
     generator: Optional[str] = field(default=None, metadata={"help": "name of a built-in generator of rows"})
     format: str = field(default="auto", metadata={"help": "format of the rows; auto looks at their keys"})

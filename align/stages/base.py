@@ -161,6 +161,9 @@ class TrainingStage(Stage):
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
     eval_every: int = option(0, "optimiser steps between evaluations (0: four times per run)")
     patience: int = option(0, "stop after this many evaluations without improvement (0: never)")
+    save_minutes: float = option(
+        10.0, "minutes between states from which a stopped stage goes on; the newest is kept (0: it begins anew)"
+    )
     max_length: int = option(1024, "longest row in tokens", low=2)
     on_long: OnLong = option(OnLong.drop, ON_LONG_HELP)
     on_long_answer: OnLongAnswer | None = option(None, ON_LONG_ANSWER_HELP)

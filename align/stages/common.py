@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepared[Any]) -> dict[str, float]:
     """Train `objective` over prepared rows; returns the numbers of the evaluation that counts."""
     from align.regularisers import regularise
-    from align.tracking import Progress
+    from align.tracking import Progress, read_metrics
     from align.training import Updater, fit
 
     options = cast(TrainingStage, work.spec.stage)
@@ -28,19 +28,20 @@ def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepa
     regularise(objective, role, options, lambda: work.bases.start_of(work.init, work.footing, "start"))
     updater = Updater(objective, groups_of(role, work.lr, options), options, steps, work.accelerator, hooks_of(role))
     record_counts(work, role)
-    with Progress(work.spec.name, steps, enabled=work.is_main) as progress:
+    work.numbers["tokens"] = int(sum(row.get("tokens", 0) for row in read_metrics(work.metrics.path)))  # if resumed
+    with Progress(work.spec.name, steps, enabled=work.is_main, done=work.keeper.step) as progress:
 
         def log(step: int, split: str, numbers: dict[str, float]) -> None:
             if work.is_main:
                 work.metrics.log(step, split, numbers)
             if split == "train":
-                work.numbers["tokens"] = work.numbers.get("tokens", 0) + int(numbers["tokens"])
+                work.numbers["tokens"] += int(numbers["tokens"])
                 progress.advance(1, loss=numbers["loss"])
             else:
                 progress.show(eval_loss=numbers["loss"])
 
         with work.phase("train"):
-            return fit(updater, prepared.train, prepared.eval, work.seed, log)
+            return fit(updater, prepared.train, prepared.eval, work.seed, log, work.keeper)
 
 
 def ready_to_train(role: Role, options: TrainingStage) -> None:

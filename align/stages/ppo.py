@@ -208,9 +208,13 @@ class PPO(TrainingStage):
         from align.tracking import Progress
 
         rollouts = Rollouts(work, prepared.train, cast, self)
-        stats: dict[str, float] = {}
-        with Progress("ppo", self.updates, enabled=work.is_main) as progress:
-            for update in range(self.updates):
+        done = work.keeper.step
+        kept = work.keeper.restore(updater)
+        stats: dict[str, float] = kept.get("stats", {})
+        rule = replace(rule, kl_coef=kept.get("kl_coef", rule.kl_coef))
+        step0 |= kept.get("step0", {})
+        with Progress("ppo", self.updates, enabled=work.is_main, done=done) as progress:
+            for update in range(done, self.updates):
                 experience = rollouts.collect(update, rule)
                 if update == 0:
                     ppo_checks.require_equal_start(experience.stats, step0, ppo_checks.is_exact(work))
@@ -231,6 +235,8 @@ class PPO(TrainingStage):
                     break
                 if self.kl_target > 0:
                     rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], self))
+                more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0}
+                work.keeper.offer(updater, update + 1, more)
         return stats
 
     def _passes(

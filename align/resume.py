@@ -1,0 +1,192 @@
+"""Going on inside a stage: what a stage at work keeps now and then, so that a stopped run ends in the same bits.
+
+    .staging-sft/resume/step-400/state.safetensors  trained tensors and those of the optimiser
+    .staging-sft/resume/step-400/metrics.jsonl      what had been told until then
+    .staging-sft/resume/step-400/state.json         all else, and what it is the state of; written last
+
+The order of rows, the prompts of an update, sampled replies and dropout are functions of the seed and the step
+(align/windows.py, align/ppo_loop.py, `training.fit`), so nothing else needs keeping. The newest state alone stays, and
+none once the stage is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+
+from align.disk import sync, write_json
+from data_prep.errors import UserError
+
+if TYPE_CHECKING:
+    from align.training import Updater
+
+FOLDER, STATE, METRICS, RECORD = "resume", "state.safetensors", "metrics.jsonl", "state.json"
+_FORMAT = 1
+
+
+def prepare(staging: Path, inputs_digest: str, minutes: float) -> int:
+    """A staging folder that is empty but for a kept state of these inputs, with the metrics that belong to it.
+
+    Returns how many steps that state has seen; 0 where there is none, or none is to be taken up (`minutes` is 0).
+    """
+    kept = newest(staging, inputs_digest) if minutes else None
+    for path in staging.iterdir() if staging.is_dir() else ():
+        if kept is None or path != kept.parent:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    staging.mkdir(parents=True, exist_ok=True)
+    if kept is None:
+        return 0
+    for path in kept.parent.iterdir():
+        if path != kept:
+            shutil.rmtree(path)
+    if (kept / METRICS).is_file():
+        shutil.copyfile(kept / METRICS, staging / METRICS)
+    return _step(kept)
+
+
+def newest(staging: Path, inputs_digest: str) -> Path | None:
+    """The folder of the newest whole state, if it is one of these inputs."""
+    found = [path for path in (staging / FOLDER).glob("step-*") if (path / RECORD).is_file()]
+    last = max(found, key=_step, default=None)
+    if last is None:
+        return None
+    record = json.loads((last / RECORD).read_text(encoding="utf-8"))
+    return last if (record["format"], record["inputs_digest"]) == (_FORMAT, inputs_digest) else None
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+@dataclass
+class Keeper:
+    """Keeps the state of one stage at work, and gives back what an earlier run of it has kept.
+
+    Args:
+        staging: the stage's staging folder, prepared.
+        inputs_digest: of everything that decides the stage's result.
+        minutes: least time between two states; 0: none is kept.
+        writes: whether this process writes (one of several does; all hold the same).
+    """
+
+    staging: Path
+    inputs_digest: str
+    minutes: float
+    writes: bool = True
+    _last: float = field(default_factory=time.monotonic)
+
+    @property
+    def step(self) -> int:
+        """Steps that the kept state has seen; 0 where there is none."""
+        kept = newest(self.staging, self.inputs_digest) if self.minutes else None
+        return _step(kept) if kept is not None else 0
+
+    def restore(self, updater: Updater) -> dict[str, Any]:
+        """Put trained tensors, optimiser and position back; returns what the loop kept beside them, {} for nothing.
+
+        Raises:
+            UserError: there is a state, but it cannot be read.
+        """
+        import torch
+        from safetensors.torch import load_file
+
+        kept = newest(self.staging, self.inputs_digest) if self.minutes else None
+        if kept is None:
+            return {}
+        try:
+            record = json.loads((kept / RECORD).read_text(encoding="utf-8"))
+            state = _joined(record["state"], load_file(kept / STATE))
+        except Exception as problem:
+            raise UserError(
+                f"the kept state cannot be read ({str(problem).splitlines()[0]})",
+                code="bad_state",
+                file=str(kept / STATE),
+                hint=f"delete the folder {kept.parent}, and the stage begins anew",
+            ) from problem
+        held = updater.held()
+        with torch.no_grad():
+            for name, tensor in state["tensors"].items():
+                held[name].copy_(tensor)
+        updater.optimizer.load_state_dict(state["optimizer"])
+        updater.step_number = state["step_number"]
+        more: dict[str, Any] = state["more"]
+        return more
+
+    def offer(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
+        """Keep the state after step `step` if it is time; that it cannot be kept is told, and the work goes on."""
+        if not self.minutes or not self.writes or time.monotonic() - self._last < 60 * self.minutes:
+            return
+        try:
+            self._keep(updater, step, more)
+        except (OSError, SafetensorError, UserError) as problem:
+            print(f"the state after step {step} was not kept ({str(problem).splitlines()[0]})", file=sys.stderr)
+        self._last = time.monotonic()
+
+    def _keep(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
+        from safetensors.torch import save_file
+
+        folder = self.staging / FOLDER
+        writing, done = folder / ".writing", folder / f"step-{step}"
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        try:
+            state = {
+                "tensors": updater.held(),
+                "optimizer": updater.optimizer.state_dict(),
+                "step_number": updater.step_number,
+                "more": more,
+            }
+            tensors: dict[str, Any] = {}
+            rest = _apart(state, tensors, "")
+            save_file(tensors, writing / STATE)
+            sync(writing / STATE)
+            if (self.staging / METRICS).is_file():
+                shutil.copyfile(self.staging / METRICS, writing / METRICS)
+            record = {"format": _FORMAT, "inputs_digest": self.inputs_digest, "step": step, "state": rest}
+            write_json(writing / RECORD, record)
+            older = [path for path in folder.iterdir() if path != writing]
+            writing.rename(done)
+            sync(folder)
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
+        for path in older:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+# JSON has no tensors, tuples, keys that are numbers, or infinite numbers: each stands there as {"$": what, "": value}.
+def _apart(value: Any, tensors: dict[str, Any], name: str) -> Any:
+    """A state as JSON holds it; its tensors go into `tensors`, under their paths."""
+    if hasattr(value, "detach"):
+        tensors[name] = value.detach().cpu().contiguous().clone()  # no two may share their memory
+        return {"$": "tensor", "": name}
+    if isinstance(value, dict):
+        pairs = [[key, _apart(one, tensors, f"{name}/{key}")] for key, one in value.items()]
+        return {"$": "dict", "": pairs}
+    if isinstance(value, (list, tuple)):
+        listed = [_apart(one, tensors, f"{name}/{place}") for place, one in enumerate(value)]
+        return {"$": "tuple", "": listed} if isinstance(value, tuple) else listed
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$": "float", "": str(value)}
+    return value
+
+
+def _joined(value: Any, tensors: dict[str, Any]) -> Any:
+    """What `_apart` took apart."""
+    if isinstance(value, list):
+        return [_joined(one, tensors) for one in value]
+    if not isinstance(value, dict):
+        return value
+    kind, inside = value["$"], value[""]
+    if kind == "tensor":
+        return tensors[inside]
+    if kind == "dict":
+        return {key: _joined(one, tensors) for key, one in inside}
+    return tuple(_joined(one, tensors) for one in inside) if kind == "tuple" else float(inside)
