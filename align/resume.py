@@ -16,7 +16,7 @@ import math
 import shutil
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 FOLDER, STATE, METRICS, RECORD = "resume", "state.safetensors", "metrics.jsonl", "state.json"
 _FORMAT = 1
+_SHARE = 50
 
 
 def prepare(staging: Path, inputs_digest: str, minutes: float) -> int:
@@ -73,7 +74,8 @@ class Keeper:
     Args:
         staging: the stage's staging folder, prepared.
         inputs_digest: of everything that decides the stage's result.
-        minutes: least time between two states; 0: none is kept.
+        minutes: least time between two states; 0: none is kept. Large states are kept less often, so that they take
+            no more than a fiftieth of the time.
         writes: whether this process writes (one of several does; all hold the same).
     """
 
@@ -81,7 +83,11 @@ class Keeper:
     inputs_digest: str
     minutes: float
     writes: bool = True
-    _last: float = field(default_factory=time.monotonic)
+    _next: float = 0.0
+    """When the next state is due."""
+
+    def __post_init__(self) -> None:
+        self._next = time.monotonic() + 60 * self.minutes
 
     @property
     def step(self) -> int:
@@ -122,13 +128,15 @@ class Keeper:
 
     def offer(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
         """Keep the state after step `step` if it is time; that it cannot be kept is told, and the work goes on."""
-        if not self.minutes or not self.writes or time.monotonic() - self._last < 60 * self.minutes:
+        began = time.monotonic()
+        if not self.minutes or not self.writes or began < self._next:
             return
         try:
             self._keep(updater, step, more)
         except (OSError, SafetensorError, UserError) as problem:
             print(f"the state after step {step} was not kept ({str(problem).splitlines()[0]})", file=sys.stderr)
-        self._last = time.monotonic()
+        ended = time.monotonic()
+        self._next = ended + max(60 * self.minutes, _SHARE * (ended - began))
 
     def _keep(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
         from safetensors.torch import save_file

@@ -409,7 +409,8 @@ def test_a_best_reward_is_marked_only_when_all_are_there():
 
 
 SLOW = """
-import sys, time, align.chat as chat
+import signal, sys, time, align.chat as chat
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
 more = chat._Voice.next
 chat._Voice.next = lambda self, stop: (time.sleep(0.05), more(self, stop))[1]
 from align.cli import main

@@ -212,7 +212,8 @@ def test_a_missing_extra_is_one_line_with_the_command(capfd, monkeypatch):
 
 
 SLOW = """
-import sys, time, align.chat as chat
+import signal, sys, time, align.chat as chat
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
 more = chat._Voice.next
 chat._Voice.next = lambda self, stop: (time.sleep(0.1), more(self, stop))[1]
 from align.cli import main

@@ -15,6 +15,7 @@ from align.tracking import read_metrics
 from data_prep.errors import UserError
 from tests.tiny_chain import finished, made
 
+pytestmark = pytest.mark.usefixtures("each_step")
 OFTEN = "save_minutes=1e-9"
 OPTIONS = {
     "lora": ["adapter.dropout=0.2"],
@@ -34,6 +35,12 @@ CASES = {
     "sgd": ["adapter=lora", "stages.sft.optimizer=sgd"],
     "best-fit": ["adapter=lora", "stages.sft.micro_batch_size=0", "stages.sft.micro_tokens=64"],
 }
+
+
+@pytest.fixture
+def each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state is kept after every step, however long that takes."""
+    monkeypatch.setattr(resume, "_SHARE", 0)
 
 
 def sft_words(*more: str) -> list[str]:
@@ -170,13 +177,23 @@ def test_a_state_that_cannot_be_written_does_not_stop_the_training(
 
 
 def test_states_are_kept_no_more_often_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
+    now, takes, kept = [0.0], [0.0], []
+
+    def keep(self: Keeper, updater: Any, step: int, more: dict[str, Any]) -> None:
+        now[0] += takes[0]
+        kept.append(step)
+
+    monkeypatch.setattr(resume, "_SHARE", 50)
     monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
-    keeper, kept = Keeper(tmp_path, "x", minutes=10.0, _last=0.0), []
-    monkeypatch.setattr(Keeper, "_keep", lambda self, updater, step, more: kept.append(step))
+    monkeypatch.setattr(Keeper, "_keep", keep)
+    keeper, idle = Keeper(tmp_path, "x", minutes=10.0), Keeper(tmp_path, "x", minutes=10.0, writes=False)
     for step in range(1, 61):
         now[0] += 60.0
         keeper.offer(None, step, {})  # type: ignore[arg-type]
+        idle.offer(None, step, {})  # type: ignore[arg-type]
     assert kept == [10, 20, 30, 40, 50, 60]
-    Keeper(tmp_path, "x", minutes=10.0, writes=False, _last=-9999.0).offer(None, 1, {})  # type: ignore[arg-type]
-    assert len(kept) == 6
+    takes[0] = 24.0  # a fiftieth of twenty minutes
+    for step in range(61, 121):
+        now[0] += 60.0
+        keeper.offer(None, step, {})  # type: ignore[arg-type]
+    assert kept[6:] == [70, 90, 110]
