@@ -9,7 +9,7 @@ import torch
 
 from align.experience import Cast, Experience, RewardRule, collect, score_replies
 from align.rollout import Reply, RolloutEngine, Sampling
-from align.windows import batches, in_order
+from align.windows import batches, in_order, seed_at
 from align.work import write_samples
 
 if TYPE_CHECKING:
@@ -36,13 +36,13 @@ class Rollouts:
     def collect(self, update: int, rule: RewardRule) -> Experience:
         """This process's share of an update's experience; statistics are means over all processes."""
         process = self._work.accelerator
-        per_epoch = max(1, len(self._prompts) // self._options.batch_size)
+        per_epoch = self._options.steps_in_epoch(len(self._prompts))
         epoch, place = divmod(update, per_epoch)
         index = batches(len(self._prompts), self._options.batch_size, self._work.seed, epoch)[place]
         index = index[: self._options.batch_size][process.process_index :: process.num_processes]
         rows = [self._prompts[i] for i in index]
         generator = torch.Generator(device=process.device)
-        generator.manual_seed(((self._work.seed + 1) * 1_000_003 + update) * 4096 + process.process_index)
+        generator.manual_seed(seed_at(self._work.seed, update, process.process_index))
         prompts = [row.ids for row in rows]
         with self._work.phase("rollout"):
             replies = self._engine.generate(prompts, self._sampling, generator)

@@ -21,8 +21,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from align.disk import sync, write_json
+from align.disk import clear_staging, sync, write_json
 from data_prep.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ if TYPE_CHECKING:
 
 FOLDER, STATE, METRICS, RECORD = "resume", "state.safetensors", "metrics.jsonl", "state.json"
 _FORMAT = 1
-_SHARE = 50
+_SHARE = 50  # times as long as a state took to keep, no other is kept
 
 
 def prepare(staging: Path, inputs_digest: str, minutes: float) -> int:
@@ -39,15 +41,12 @@ def prepare(staging: Path, inputs_digest: str, minutes: float) -> int:
     Returns how many steps that state has seen; 0 where there is none, or none is to be taken up (`minutes` is 0).
     """
     kept = newest(staging, inputs_digest) if minutes else None
-    for path in staging.iterdir() if staging.is_dir() else ():
-        if kept is None or path != kept.parent:
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    staging.mkdir(parents=True, exist_ok=True)
     if kept is None:
+        clear_staging(staging)
         return 0
-    for path in kept.parent.iterdir():
-        if path != kept:
-            shutil.rmtree(path)
+    for path in (*staging.iterdir(), *kept.parent.iterdir()):
+        if path not in (kept, kept.parent):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     if (kept / METRICS).is_file():
         shutil.copyfile(kept / METRICS, staging / METRICS)
     return _step(kept)
@@ -92,24 +91,26 @@ class Keeper:
     @property
     def step(self) -> int:
         """Steps that the kept state has seen; 0 where there is none."""
-        kept = newest(self.staging, self.inputs_digest) if self.minutes else None
+        kept = self._kept()
         return _step(kept) if kept is not None else 0
+
+    def _kept(self) -> Path | None:
+        return newest(self.staging, self.inputs_digest) if self.minutes else None
 
     def restore(self, updater: Updater) -> dict[str, Any]:
         """Put trained tensors, optimiser and position back; returns what the loop kept beside them, {} for nothing.
 
         Raises:
-            UserError: there is a state, but it cannot be read.
+            UserError: there is a state, but it cannot be read or lacks something.
         """
-        import torch
-        from safetensors.torch import load_file
-
-        kept = newest(self.staging, self.inputs_digest) if self.minutes else None
+        kept = self._kept()
         if kept is None:
             return {}
         try:
             record = json.loads((kept / RECORD).read_text(encoding="utf-8"))
             state = _joined(record["state"], load_file(kept / STATE))
+            updater.put_back(state["tensors"])
+            updater.optimizer.load_state_dict(state["optimizer"])
         except Exception as problem:
             raise UserError(
                 f"the kept state cannot be read ({str(problem).splitlines()[0]})",
@@ -117,11 +118,6 @@ class Keeper:
                 file=str(kept / STATE),
                 hint=f"delete the folder {kept.parent}, and the stage begins anew",
             ) from problem
-        held = updater.held()
-        with torch.no_grad():
-            for name, tensor in state["tensors"].items():
-                held[name].copy_(tensor)
-        updater.optimizer.load_state_dict(state["optimizer"])
         updater.step_number = state["step_number"]
         more: dict[str, Any] = state["more"]
         return more
@@ -139,8 +135,6 @@ class Keeper:
         self._next = ended + max(60 * self.minutes, _SHARE * (ended - began))
 
     def _keep(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
-        from safetensors.torch import save_file
-
         folder = self.staging / FOLDER
         writing, done = folder / ".writing", folder / f"step-{step}"
         shutil.rmtree(writing, ignore_errors=True)
@@ -152,7 +146,7 @@ class Keeper:
                 "step_number": updater.step_number,
                 "more": more,
             }
-            tensors: dict[str, Any] = {}
+            tensors: dict[str, Tensor] = {}
             rest = _apart(state, tensors, "")
             save_file(tensors, writing / STATE)
             sync(writing / STATE)
@@ -170,9 +164,9 @@ class Keeper:
 
 
 # JSON has no tensors, tuples, keys that are numbers, or infinite numbers: each stands there as {"$": what, "": value}.
-def _apart(value: Any, tensors: dict[str, Any], name: str) -> Any:
+def _apart(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
     """A state as JSON holds it; its tensors go into `tensors`, under their paths."""
-    if hasattr(value, "detach"):
+    if isinstance(value, Tensor):
         tensors[name] = value.detach().cpu().contiguous().clone()  # no two may share their memory
         return {"$": "tensor", "": name}
     if isinstance(value, dict):
@@ -186,7 +180,7 @@ def _apart(value: Any, tensors: dict[str, Any], name: str) -> Any:
     return value
 
 
-def _joined(value: Any, tensors: dict[str, Any]) -> Any:
+def _joined(value: Any, tensors: dict[str, Tensor]) -> Any:
     """What `_apart` took apart."""
     if isinstance(value, list):
         return [_joined(one, tensors) for one in value]

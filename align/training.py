@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from align.held_out import HeldOut, by_task
 from align.resume import Keeper
 from align.stages.base import Autocast, Optimizer, Schedule, TrainingStage
-from align.windows import Windows, cut, rows_at
+from align.windows import Windows, cut, rows_at, seed_at
 from data_prep.errors import TrainingStopped, UserError
 from data_prep.stored import lengths_of
 
@@ -202,6 +202,12 @@ class Updater:
         """A copy of every tensor that steps change."""
         return {name: value.clone() for name, value in self.held().items()}
 
+    @torch.no_grad()
+    def put_back(self, tensors: dict[str, Tensor]) -> None:
+        """Give every tensor that steps change the value that it has here, by name."""
+        for name, held in self.held().items():
+            held.copy_(tensors[name])
+
     def rate_factor(self) -> float:
         """Share of the groups' learning rates that the coming step takes."""
         return learning_rate_factor(self.step_number, self.steps, self._warmup, self.options.schedule)
@@ -329,7 +335,7 @@ def fit(
             if not all(window.passes):
                 raise UserError(f"{len(train)} training rows cannot be spread over {process.num_processes} processes")
             own = rows_at(train, window.passes[process.process_index])
-            torch.manual_seed(((seed + 1) * 1_000_003 + updater.step_number) * 4096 + process.process_index)  # dropout
+            torch.manual_seed(seed_at(seed, updater.step_number, process.process_index))  # of dropout
             numbers = updater.step([objective.collate(rows) for rows in own])
             numbers["tokens"] = float(window.tokens)
             if options.micro_tokens:
@@ -354,9 +360,7 @@ def _finish(
 ) -> dict[str, float]:
     if best.state is None:
         return final
-    with torch.no_grad():
-        for name, held in updater.held().items():
-            held.copy_(best.state[name])
+    updater.put_back(best.state)
     return {**evaluate(), "best_step": float(best.step)}
 
 

@@ -29,6 +29,11 @@ def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[npt.NDAr
     return list(np.array_split(order, max(1, count // batch_size)))
 
 
+def seed_at(seed: int, step: int, process: int) -> int:
+    """The seed of what a process draws in a step: a function of these alone."""
+    return ((seed + 1) * 1_000_003 + step) * 4096 + process
+
+
 def in_order(lengths: Sequence[int] | Lengths, rows: int, tokens: int) -> list[Places]:
     """Consecutive rows in passes of at most so many rows and so many tokens (0: no limit; a longer row goes alone)."""
     passes: list[Places] = []
@@ -109,7 +114,7 @@ class Windows:
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return max(1, len(self.lengths) // self.options.batch_size)
+        return self.options.steps_in_epoch(len(self.lengths))
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Window]:
         """The steps of an epoch from step `first`. With a token budget the first epoch begins with the largest pass."""

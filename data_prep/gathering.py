@@ -18,7 +18,7 @@ from data_prep.chunks import FACTS, Part
 from data_prep.errors import UserError
 from data_prep.quality.overlap import Said
 from data_prep.shortening import TooLong
-from data_prep.stored import Flat, Rows, array, numbers, text_array, to_batch
+from data_prep.stored import Flat, Rows, arrow_array, numpy_array, text_array, to_batch
 from data_prep.types import PairTokens
 from data_prep.workers import CHUNK
 
@@ -197,14 +197,14 @@ def _said_batch(said: list[Said]) -> Any:
 
     (one,) = said
     pairs = Flat(np.concatenate([[0], np.cumsum(one.counts)]).astype(np.int32), one.pairs)
-    columns = [text_array(one.ids), array(one.digests), pairs.arrow(), array(one.asked)]
+    columns = [text_array(one.ids), arrow_array(one.digests), pairs.arrow(), arrow_array(one.asked)]
     return pa.record_batch(columns, ["id", "digest", "pairs", "asked"])
 
 
 def _said_of(batch: Any) -> Said:
     pairs = batch.column("pairs")
-    counts = np.diff(numbers(pairs.offsets)).astype(np.uint32)
-    columns = [numbers(one) for one in (batch.column("digest"), pairs.values, batch.column("asked"))]
+    counts = np.diff(numpy_array(pairs.offsets)).astype(np.uint32)
+    columns = [numpy_array(one) for one in (batch.column("digest"), pairs.values, batch.column("asked"))]
     return Said(_Texts(batch.column("id")), columns[0], columns[1], counts, columns[2])
 
 

@@ -44,12 +44,13 @@ class Preparation:
     def run(self) -> Prepared[Any]:
         """Rows from the cache, or made and, where they are many, kept in it."""
         before = stamps(self._files())
-        kept = Kept(self._key())
+        size = sum(status[1] for status in before)
+        kept = Kept(self._key(size))
         if (found := kept.found(load)) is not None:
             return found
         gathered = Gathered(kept.folder)
         try:
-            self._gather(gathered, kept)
+            self._gather(gathered, kept, size)
             gathered.close()
             reading = Reading(self.kind, self.data, self.sources, self.streams, self.ends)
             prepared = settled(reading, gathered, self.renderer, self.length, self.seed, self._numbers())
@@ -68,10 +69,9 @@ class Preparation:
     def _files(self) -> list[str]:
         return [file for source in self.sources for file in source.given.files()]
 
-    def _key(self) -> str | None:
+    def _key(self, size: int) -> str | None:
         """Hash of what decides the rows; None where it is not known beforehand, or the data is too small to matter."""
-        sizes = [status[1] for status in stamps(self._files())]
-        if sum(sizes) < LEAST_BYTES or "date" in self.renderer.choices or any(one.given.remote for one in self.sources):
+        if size < LEAST_BYTES or "date" in self.renderer.choices or any(one.given.remote for one in self.sources):
             return None
         return sha256_json(
             [
@@ -86,12 +86,11 @@ class Preparation:
         )
 
     # ---------------------------------------------------------------- reading
-    def _gather(self, gathered: Gathered, kept: Kept) -> None:
+    def _gather(self, gathered: Gathered, kept: Kept, size: int) -> None:
         """Read, render and collect all sources."""
         render = Chunks(self.kind, self.renderer, self.length, self.data.system, self.data.train_on)
-        large = sum(size for _, size, *_ in stamps(self._files())) >= LARGE
         with Pace(self.data.name) as pace:
-            for part in rendered(render, chunked(self._records(kept)), self.data.workers, likely_many=large):
+            for part in rendered(render, chunked(self._records(kept)), self.data.workers, likely_many=size >= LARGE):
                 gathered.add(part)
                 pace.at(gathered.records)
         self.renderer.choices.update(gathered.choices)

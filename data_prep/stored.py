@@ -80,7 +80,7 @@ class Flat:
         """The same as an Arrow array of lists."""
         import pyarrow as pa
 
-        return pa.ListArray.from_arrays(array(self.ends), array(self.values))
+        return pa.ListArray.from_arrays(arrow_array(self.ends), arrow_array(self.values))
 
     def counts(self, marked: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
         """How many values of each list are marked."""
@@ -119,7 +119,7 @@ def to_batch(rows: Sequence[Any], flat: Mapping[str, Flat] | None = None) -> Any
 
 
 # pyarrow.array and Array.to_numpy import pandas, to see whether it has a say: 0.4 s in every process. These do not.
-def array(values: npt.NDArray[Any]) -> Any:
+def arrow_array(values: npt.NDArray[Any]) -> Any:
     """Numbers or flags as an Arrow array."""
     import pyarrow as pa
 
@@ -128,7 +128,7 @@ def array(values: npt.NDArray[Any]) -> Any:
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(packed)])
 
 
-def numbers(column: Any) -> npt.NDArray[Any]:
+def numpy_array(column: Any) -> npt.NDArray[Any]:
     """The numbers of an Arrow array without nulls, where they lie."""
     kind = column.type.to_pandas_dtype()
     return np.frombuffer(column.buffers()[1], dtype=kind)[column.offset : column.offset + len(column)]
@@ -221,11 +221,11 @@ def _reader(name: str, column: Any) -> Callable[[int], Any]:
         return lambda place: json.loads(column[place].as_py() or "{}")
     if kind not in (_IDS, _FLAGS):
         return lambda place: column[place].as_py()
-    starts = numbers(column.offsets)
+    starts = numpy_array(column.offsets)
     if kind == _FLAGS:
         packed = np.frombuffer(column.values.buffers()[1], dtype=np.uint8)
         return lambda place: _flags(packed, int(starts[place]), int(starts[place + 1]))
-    values = numbers(column.values)
+    values = numpy_array(column.values)
     return lambda place: values[starts[place] : starts[place + 1]].tolist()
 
 

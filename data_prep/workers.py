@@ -34,7 +34,7 @@ def cores() -> int:
 
 
 @contextmanager
-def few_collections() -> Iterator[None]:
+def _few_collections() -> Iterator[None]:
     """While rows are read and rendered, garbage is looked for rarely, and not among what is in memory by now.
 
     Rows are no garbage until they are used up, and then they go by themselves; looking took a fifth of the time.
@@ -77,7 +77,7 @@ def rendered(
     Raises:
         UserError: a worker process died.
     """
-    with few_collections(), _Workers(render, cores() if workers is None else workers) as pool:
+    with _few_collections(), _Workers(render, cores() if workers is None else workers) as pool:
         if likely_many:
             pool.start()
         chunks = iter(chunks)

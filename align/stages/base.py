@@ -180,7 +180,11 @@ class TrainingStage(Stage):
 
     def steps_over(self, rows: int) -> int:
         """Optimiser steps of a run over so many training rows."""
-        return self.max_steps or max(1, round(max(1, rows // self.batch_size) * self.epochs))
+        return self.max_steps or max(1, round(self.steps_in_epoch(rows) * self.epochs))
+
+    def steps_in_epoch(self, rows: int) -> int:
+        """Batches that one pass over so many training rows makes."""
+        return max(1, rows // self.batch_size)
 
     def plan_over(self, rows: int) -> dict[str, float]:
         """What `align check` says of the work over so many training rows."""
