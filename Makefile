@@ -22,7 +22,7 @@ test: $(DEVELOPED) ## set up, then run the tests (TESTS=tests/align for some of 
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) $(TESTS)
 
 test-grid: $(DEVELOPED) ## run every cell of the grids of methods, stages, precisions and chains (six minutes on two cores)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) -m "grid or not grid" tests/contracts tests/align/test_lora_options.py
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) -m "grid or not grid" tests/contracts tests/align/adapters/test_lora_options.py
 
 lint: $(DEVELOPED) ## check style with ruff
 	$(BIN)/ruff check .

@@ -9,26 +9,18 @@ Names are imported when they are first used, so that `import align` costs nothin
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from align.adapters.base import Adapter, adapter
-    from align.checkpoint import Checkpoint
-    from align.config import RunConfig, compose
-    from align.pipeline import run
-    from align.stages.base import Stage, stage
-    from data_prep.errors import UserError
+from typing import Any
 
 _PLACES = {
-    "compose": "align.config",
-    "RunConfig": "align.config",
+    "compose": "align.config.compose",
+    "RunConfig": "align.config.schema",
     "run": "align.pipeline",
-    "Checkpoint": "align.checkpoint",
+    "Checkpoint": "align.checkpoints.checkpoint",
     "Adapter": "align.adapters.base",
     "adapter": "align.adapters.base",
     "Stage": "align.stages.base",
     "stage": "align.stages.base",
-    "UserError": "data_prep.errors",
+    "UserError": "data_prep.core.errors",
 }
 
 __all__ = ["Adapter", "Checkpoint", "RunConfig", "Stage", "UserError", "adapter", "compose", "run", "stage"]

@@ -11,79 +11,30 @@ import shutil
 import sys
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.blank import find_base, open_renderer
-from align.chain import Footing, options_of
-from align.checkpoint import Checkpoint
-from align.config import RunConfig, StageSpec
-from align.disk import publish, write_json
-from align.dressing import bare
-from align.fingerprint import base_fingerprint, file_sha256
-from align.foreign import unknown_of
-from align.preflight import require_grounds, stand
-from align.quiet import quieten
-from align.report import write_report
-from align.run_folder import earlier_entries, finished, locked, make_folder, plain, yaml_text
-from align.shared_stages import Home, SharedStages, home_of
+from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.compatibility import options_of
+from align.checkpoints.peft_adapter import unknown_of
+from align.config.schema import RunConfig, StageSpec
+from align.models.chat_template import bare
+from align.models.fingerprint import base_fingerprint
+from align.models.resolve import find_base, open_renderer
+from align.planning.preflight import require_grounds, stand
+from align.report.page import write_report
+from align.runs.environment import quieten
+from align.runs.folder import Home, SharedStages, earlier_entries, finished, home_of, locked, make_folder, yaml_text
+from align.runs.record import Run, _inputs_digest, _record, _unfinished
 from align.stages.base import TrainingStage
-from align.tracks import Tracks
-from data_prep.contents import data_digest, source_digest
-from data_prep.digests import sha256_json, template_digest, tokenizer_digest
-from data_prep.errors import TrainingStopped, UserError
-from data_prep.reading import has_source
+from data_prep.core.errors import TrainingStopped, UserError
+from data_prep.core.files import publish, write_json
+from data_prep.core.hashing import file_sha256
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from align.resume import Keeper
-
-_CODE_VERSION = 2  # raised when a change makes equal inputs give another result
-_NOT_INPUTS = {"init", "reward", "data", "adapter", "save_minutes"}
-
-
-@dataclass
-class Run:
-    """One run folder while it is worked on."""
-
-    config: RunConfig
-    folder: Path
-    base_folder: Path
-    accelerator: Accelerator
-    record: dict[str, Any]
-    shared: SharedStages | None = None
-    """What this run has in common with the other jobs of its sweep."""
-    made: dict[str, Checkpoint] = field(default_factory=dict)
-    """Checkpoints of this run by stage name, in order."""
-    announced: bool = False
-    """Whether the run has begun to do something."""
-    tracks: Tracks = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.tracks = Tracks(self.config, self.folder, self.record, self.accelerator.is_main_process)
-
-    def announce(self) -> None:
-        """Say once, before the first stage is trained or skipped, what this run is."""
-        if not self.announced and self.accelerator.is_main_process:
-            names = " -> ".join(spec.name for spec in self.config.stages)
-            print(f"run {self.folder}: {names}", file=sys.stderr)
-            self.tracks.start()
-        self.announced = True
-
-    def put(self, entry: dict[str, Any]) -> None:
-        """Record a stage in place of what was recorded of it before, in the pipeline's order."""
-        order = [spec.name for spec in self.config.stages]
-        kept = [e for e in self.record["stages"] if e["name"] != entry["name"]]
-        kept.append(entry)
-        kept.sort(key=lambda e: order.index(e["name"]) if e["name"] in order else -1)
-        self.record["stages"] = kept
-
-    def write(self) -> None:
-        """Bring run.json up to date."""
-        if self.accelerator.is_main_process:
-            write_json(self.folder / "run.json", self.record)
+    from align.training.resume import Keeper
 
 
 def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]:
@@ -146,11 +97,6 @@ def _record_failure(state: Run, spec: StageSpec, error: BaseException) -> None:
         state.write()
 
 
-def _unfinished(spec: StageSpec, status: str, staging: str) -> dict[str, Any]:
-    """The entry of a stage that is at work or has failed: what there is of it lies in its staging folder."""
-    return {"name": spec.name, "status": status, "dir": staging, "skipped": False, "metrics": {}}
-
-
 def _stage(state: Run, spec: StageSpec) -> None:
     """One stage: resolve what it stands on, skip it when its result is there, else run and publish it."""
     ground = stand(state.config, spec, state.made, state.base_folder)
@@ -184,33 +130,6 @@ def _stage(state: Run, spec: StageSpec) -> None:
     _say(state, {**entry, "name": spec.name})
 
 
-def _inputs_digest(
-    state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: Footing
-) -> str:
-    """Hash of everything that decides the stage's result."""
-    options = {k: v for k, v in asdict(spec.stage).items() if k not in _NOT_INPUTS}
-    if isinstance(spec.stage, TrainingStage):
-        options["lr"] = spec.stage.peak_lr(spec.adapter, state.config.model.lr_scale)
-    folder = state.base_folder
-    reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
-    gold = spec.data.gold if "prompts" in spec.stage.needs_data and spec.data.gold.rule else None
-    return sha256_json(
-        {
-            "code": _CODE_VERSION,
-            "stage": spec.name,
-            "options": plain(options),
-            "adapter": options_of(spec.adapter),
-            "data": {kind: data_digest(spec.data, kind) for kind in reads},
-            "gold": [gold.rule, plain(gold.options), source_digest(spec.data, gold.source)] if gold else None,
-            "base": [base_fingerprint(folder), tokenizer_digest(folder), template_digest(folder)],
-            "parents": [c.digest if c else None for c in (init, reward)],
-            "footing": [standing.mode.name if standing.mode else None, standing.load.value],
-            "processes": state.accelerator.num_processes,
-            "seed": state.config.seed,
-        }
-    )
-
-
 def _train(
     state: Run,
     spec: StageSpec,
@@ -220,12 +139,12 @@ def _train(
     home: Home,
 ) -> dict[str, Any]:
     """Run a stage in its staging folder and publish the result."""
-    from align.base import BaseIdentity
-    from align.machine import peak_rss, reset_peak_rss
-    from align.resume import FOLDER
+    from align.models.shared_base import BaseIdentity
     from align.roles import Bases
-    from align.tracking import Metrics
-    from align.work import Work
+    from align.runs.environment import peak_rss, reset_peak_rss
+    from align.tracking.metrics import Metrics
+    from align.training.context import Work
+    from align.training.resume import FOLDER
 
     config, process = state.config, state.accelerator
     staging = home.staging
@@ -274,7 +193,7 @@ def _train(
 
 def _keeper(state: Run, spec: StageSpec, staging: Path, digest: str) -> Keeper:
     """What keeps a stage's state, in a staging folder that holds no more than the state of an earlier run."""
-    from align.resume import Keeper, prepare
+    from align.training.resume import Keeper, prepare
 
     minutes = spec.stage.save_minutes if isinstance(spec.stage, TrainingStage) else 0.0
     is_main = bool(state.accelerator.is_main_process)
@@ -282,23 +201,6 @@ def _keeper(state: Run, spec: StageSpec, staging: Path, digest: str) -> Keeper:
         print(f"{spec.name}: goes on after step {step}, where it was stopped", file=sys.stderr)
     state.accelerator.wait_for_everyone()
     return Keeper(staging, digest, minutes, is_main)
-
-
-def _record(config: RunConfig, folder: Path, device: str) -> dict[str, Any]:
-    from align.machine import facts, versions
-
-    return {
-        "format_version": 1,
-        "name": config.name,
-        "status": "running",
-        "pipeline": config.pipeline,
-        "seed": config.seed,
-        "command": config.command,
-        "config_digest": config.digest,
-        "versions": versions(),
-        "machine": facts(device),
-        "stages": earlier_entries(folder),
-    }
 
 
 def _base_id(config: RunConfig, folder: Path) -> str:

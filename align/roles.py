@@ -14,20 +14,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from align.adapters.base import Adapter
-from align.base import BaseIdentity, SharedBase
-from align.chain import Footing, adapter_of
-from align.checkpoint import Checkpoint
-from align.fingerprint import base_fingerprint
-from align.forward import head_logits, packed_hidden
-from align.low_rank import LowRankTerms, merge, stack
-from align.options import Load
-from align.packing import Packed
-from align.stages.base import OnParent
-from data_prep.digests import sha256_json
-from data_prep.errors import UserError
+from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.compatibility import Footing, adapter_of
+from align.config.schema import Load, OnParent
+from align.functional import token_logprobs
+from align.models.fingerprint import base_fingerprint
+from align.models.forward import head_logits, packed_hidden
+from align.models.low_rank import LowRankTerms, merge, stack
+from align.models.packing import Packed
+from align.models.shared_base import BaseIdentity, SharedBase
+from data_prep.core.errors import UserError
+from data_prep.core.hashing import sha256_json
 from reward.head import ScalarHead
 
 
@@ -238,3 +239,22 @@ def load_head(checkpoint: Checkpoint, device: torch.device) -> ScalarHead:
         )
     head.load_state_dict(tensors)
     return head
+
+
+CHUNK_ELEMENTS = 1 << 27  # logits above this many elements are computed, and recomputed in backward, in chunks
+
+
+def chosen_logprobs(role: Role, hidden_MD: Tensor, targets_M: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probabilities [M] of the targets, in chunks where the logits would be large."""
+
+    def head(hidden: Tensor, targets: Tensor) -> Tensor:
+        return token_logprobs(role.logits(hidden), targets, temperature)
+
+    vocabulary = role.tree.config.get_text_config().vocab_size
+    rows = max(1, CHUNK_ELEMENTS // vocabulary)
+    if hidden_MD.shape[0] <= rows:
+        return head(hidden_MD, targets_M)
+    parts = [(hidden_MD[i : i + rows], targets_M[i : i + rows]) for i in range(0, hidden_MD.shape[0], rows)]
+    if not torch.is_grad_enabled():
+        return torch.cat([head(*part) for part in parts])
+    return torch.cat([checkpoint(head, *part, use_reentrant=False) for part in parts])

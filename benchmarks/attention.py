@@ -12,7 +12,7 @@ import argparse
 import torch
 from common import model, paired, sequences, table
 
-from align.packing import ATTENTION, pack
+from align.models.packing import ATTENTION, pack
 
 VOCABULARY = 8192
 

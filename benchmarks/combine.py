@@ -14,9 +14,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from align.config import compose
+from align.config.compose import compose
 from align.pipeline import run
-from align.weights.combining import combine
+from align.weights.combine import combine
 from align.weights.options import CombineOptions, How
 from data_prep.generators import smalltalk
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from align.packing import ATTENTION
+from align.models.packing import ATTENTION
 
 
 def model(hidden: int, layers: int, vocabulary: int, attention: str = ATTENTION) -> Any:

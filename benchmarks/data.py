@@ -68,10 +68,10 @@ def ours(path: str, tokenizer: str, workers: int) -> dict[str, float]:
     from transformers import AutoTokenizer
 
     from align.stages.base import TrainingStage
-    from align.windows import Windows
+    from align.training.batching import Windows
     from data_prep.options import DataOptions, LengthOptions, SourceOptions
-    from data_prep.prepare import Renderer, prepare_conversations
-    from data_prep.stored import lengths_of
+    from data_prep.prepare.arrow_rows import lengths_of
+    from data_prep.prepare.prepare import Renderer, prepare_conversations
 
     renderer = Renderer(AutoTokenizer.from_pretrained(tokenizer))
     data = DataOptions(conversations=SourceOptions(path=path), workers=workers)

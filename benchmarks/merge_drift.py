@@ -22,19 +22,19 @@ from bitsandbytes import functional as bnb
 from transformers import AutoTokenizer
 
 import align
-from align.adapters.base import adapters
 from align.adapters.lora import Init
-from align.base import BaseIdentity
-from align.chain import Footing, footing
-from align.fingerprint import base_fingerprint
-from align.objectives import LanguageModeling
-from align.options import Load, OnPrecisionChange
-from align.packing import ATTENTION
+from align.checkpoints.compatibility import Footing, footing
+from align.config.registries import adapters
+from align.config.schema import Load, OnParent, OnPrecisionChange
+from align.inference.loaded import probe_rows
+from align.models.fingerprint import base_fingerprint
+from align.models.packing import ATTENTION
+from align.models.shared_base import BaseIdentity
 from align.roles import Bases, Role
-from align.stages.base import OnParent
-from align.weights.drift import Drift, measure, of_role, probe_rows
-from align.weights.written import BOUNDS
-from data_prep.errors import UserError
+from align.training.objectives import LanguageModeling
+from align.weights.drift import Drift, measure, of_role
+from align.weights.output import BOUNDS
+from data_prep.core.errors import UserError
 from data_prep.types import Tokens
 
 FOLDER = Path(align.__file__).parent / "models" / "nano"

@@ -20,11 +20,11 @@ from typing import Any
 import jinja2
 
 import align
-from align import cli
-from align.run_files import read_json
-from align.sweep_report import charts
-from align.sweep_verdict import tuned
-from align.words import number, percent, size
+from align.cli import dispatch as cli
+from align.report.formatting import number, percent, size
+from align.report.run_files import read_json
+from align.sweeps.comparison import tuned
+from align.sweeps.page import charts
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "adapters.md"

@@ -13,11 +13,11 @@ import torch
 from common import model, paired, sequences, table
 
 from align.adapters.lora import Lora
-from align.base import BaseIdentity, SharedBase
-from align.mixed import Mixed
-from align.options import Load
+from align.config.schema import Load
+from align.inference.generation import Reply, RolloutEngine, Sampling
+from align.inference.mixed_batch import Mixed
+from align.models.shared_base import BaseIdentity, SharedBase
 from align.roles import Role
-from align.rollout import Reply, RolloutEngine, Sampling
 
 VOCABULARY = 8192
 

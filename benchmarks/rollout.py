@@ -14,9 +14,9 @@ import torch
 from common import model, paired, sequences, table
 
 from align.adapters.lora import Lora
-from align.packing import ATTENTION
+from align.inference.generation import RolloutEngine, Sampling
+from align.models.packing import ATTENTION
 from align.roles import Role
-from align.rollout import RolloutEngine, Sampling
 
 VOCABULARY = 8192
 

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import yaml
 
-from align.typed import build
+from data_prep.core.options import build
 from data_prep.options import DataOptions
-from data_prep.prepare import source_rows
+from data_prep.prepare.prepare import source_rows
 
 
 def main() -> None:

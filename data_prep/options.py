@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
-from data_prep.fields import option
+from data_prep.core.options import option
 
 
 class OnBadRow(Enum):

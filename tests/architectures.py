@@ -1,7 +1,7 @@
 """The architectures that are tried, each as a tiny random checkpoint with the features of the real family.
 
-One list for the tests (`tests/align/test_architectures.py`, `test_architecture_runs.py`) and for the table in the
-documents: what it says works is run, and what it says is refused is refused for the reason it gives.
+One list for the tests (`tests/align/models/test_architectures.py`, `test_architecture_runs.py`) and for the table in
+the documents: what it says works is run, and what it says is refused is refused for the reason it gives.
 """
 
 from __future__ import annotations

@@ -13,26 +13,26 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from align.adapters.base import Adapter
+from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.compatibility import Footing, footing
+from align.config.compose import compose
+from align.config.registries import adapters, stages
+from align.config.schema import Load, OnParent, OnPrecisionChange, RunConfig
+from align.models.fingerprint import base_fingerprint
+from align.models.packing import pack
+from align.models.shared_base import BaseIdentity, SharedBase
+from align.roles import Bases, Role
+from data_prep.core.errors import UserError
+from tests.tiny import save_tiny_llama, write_jsonl
+
 _KEPT = tempfile.TemporaryDirectory(prefix="align-tests-")
 HOME = Path(_KEPT.name)
 """Made once per process, removed at its end."""
 os.environ.update(ALIGN_CACHE=str(HOME / "cache"), HF_HUB_OFFLINE="1", ACCELERATE_USE_CPU="true")
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-
-import torch  # noqa: E402
-
-from align.adapters.base import Adapter, adapters  # noqa: E402
-from align.base import BaseIdentity, SharedBase  # noqa: E402
-from align.chain import Footing, footing  # noqa: E402
-from align.checkpoint import Checkpoint  # noqa: E402
-from align.config import RunConfig, compose  # noqa: E402
-from align.fingerprint import base_fingerprint  # noqa: E402
-from align.options import Load, OnPrecisionChange  # noqa: E402
-from align.packing import pack  # noqa: E402
-from align.roles import Bases, Role  # noqa: E402
-from align.stages.base import OnParent, stages  # noqa: E402
-from data_prep.errors import UserError  # noqa: E402
-from tests.tiny import save_tiny_llama, write_jsonl  # noqa: E402
 
 gc.collect()
 gc.freeze()  # every stage ends with a collection, which need not look through the libraries again
@@ -61,7 +61,7 @@ WORDS = [
 ]
 CPU = torch.device("cpu")
 PRECISIONS = (Load.fp32, Load.bf16, Load.nf4)
-"""Those that the contract tests go through; tests/align/test_quantization.py has the other 4-bit ones."""
+"""Those that the contract tests go through; tests/align/models/test_four_bit.py has the other 4-bit ones."""
 FEW = {
     "max_steps": "2",
     "updates": "2",
@@ -258,7 +258,7 @@ def refused(code: int, err: str) -> str:
 
 def run(capfd: Any, *words: str) -> tuple[int, str]:
     """(exit code, standard error) of `align run`."""
-    from align.cli import main
+    from align.cli.dispatch import main
 
     capfd.readouterr()
     code = main(["run", *words])

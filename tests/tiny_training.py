@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from align.actor_critic import ActorCritic, ExperienceRow
-from align.objectives import LanguageModeling, Pairwise
-from align.options import Load
+from align.config.schema import Load
+from align.rl.actor_critic import ActorCritic, ExperienceRow
 from align.roles import Role
-from align.stages.base import Optimizer, TrainingStage
-from align.training import Objective, Updater
+from align.stages.base import TrainingStage
+from align.training.objectives import LanguageModeling, Objective, Pairwise
+from align.training.optimizer import Updater
+from align.training.options import Optimizer
 from data_prep.types import PairTokens, Tokens
 from reward.head import ScalarHead
 from tests.tiny_chain import bases, fresh, sentences

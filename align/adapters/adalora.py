@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.adapters.base import Counts, adapter
+from align.adapters.file_format import read_exactly
 from align.adapters.lora import Init, Lora
 from align.adapters.shapes import linear_shapes
-from align.adapters.tensors import read_exactly
-from align.fields import option
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ class AdaLora(Lora):
         return replace(found, trainable=found.trainable + more, total=found.total + more, saved=found.trainable)
 
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
-        from align.adapters.layers.allocated import put_diagonal
+        from align.adapters.layers.adalora import put_diagonal
 
         carrier = self._scaled(super().attach(tree, trainable))
         put_diagonal(carrier)
@@ -90,8 +90,8 @@ class AdaLora(Lora):
         return carrier
 
     def begin(self, tree: torch.nn.Module, optimizer: torch.optim.Optimizer, steps: int) -> None:
-        from align.adapters.layers.allocated import Allocation, add_orthogonality, observe
-        from align.adapters.layers.offset import lora_layers
+        from align.adapters.layers.adalora import Allocation, add_orthogonality, observe
+        from align.adapters.layers.lora_offset import lora_layers
 
         layers = len(lora_layers(tree))
         hold, final = round(self.hold * steps), max(1, steps - round(self.settle * steps))
@@ -106,7 +106,7 @@ class AdaLora(Lora):
         vars(tree)["allocation"].after_step(tree, step)
 
     def state(self, carrier: PeftModel) -> dict[str, torch.Tensor]:
-        from align.adapters.layers.allocated import state
+        from align.adapters.layers.adalora import state
 
         return state(carrier)
 
@@ -116,7 +116,7 @@ class AdaLora(Lora):
     def save(self, carrier: PeftModel, folder: Path) -> None:
         from safetensors.torch import save_file
 
-        from align.adapters.layers.offset import save_with_offset
+        from align.adapters.layers.lora_offset import save_with_offset
 
         save_with_offset(carrier, folder)
         save_file({n: t.detach().contiguous() for n, t in self._own(carrier).items()}, folder / _STATE_FILE)
@@ -126,8 +126,8 @@ class AdaLora(Lora):
         import torch
         from peft import set_peft_model_state_dict
 
-        from align.adapters.layers.allocated import put_diagonal
-        from align.adapters.layers.offset import plain_shapes
+        from align.adapters.layers.adalora import put_diagonal
+        from align.adapters.layers.lora_offset import plain_shapes
 
         carrier = self._scaled(super().attach(tree, trainable))
         saved = read_exactly(folder / "adapter_model.safetensors", plain_shapes(carrier))
@@ -142,7 +142,7 @@ class AdaLora(Lora):
         return carrier
 
     def _scaled(self, carrier: PeftModel) -> PeftModel:
-        from align.adapters.layers.offset import lora_layers
+        from align.adapters.layers.lora_offset import lora_layers
 
         for layer in lora_layers(carrier).values():
             layer.scaling["default"] = self.alpha / (self.rank**0.5 if self.rslora else self.rank)

@@ -12,18 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
-from data_prep.errors import UserError
-from data_prep.registry import Registry
+from align.config.registries import adapters
+from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-    from align.low_rank import LowRankTerms
+    from align.models.low_rank import LowRankTerms
 
 AdapterT = TypeVar("AdapterT", bound="type[Adapter]")
-
-adapters: Registry[Adapter] = Registry("adapter", "align.adapters")
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,19 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align.adapters.anatomy import attention_outputs, feedforward_outputs
 from align.adapters.base import Counts, Traits, adapter
-from align.adapters.own_format import OwnFormat
+from align.adapters.file_format import OwnFormat
 from align.adapters.shapes import base_parameters, config_of, linear_layers, meta_model
-from align.adapters.targets import block_numbers, block_of, layers_option, short_names
-from align.fields import option
-from data_prep.errors import UserError
+from align.adapters.targets import (
+    attention_outputs,
+    block_numbers,
+    block_of,
+    feedforward_outputs,
+    layers_option,
+    short_names,
+)
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,7 +102,7 @@ class Bottleneck(OwnFormat):
         return [n for n, _ in model.named_modules() if n in chosen and (blocks is None or block_of(n + ".") in blocks)]
 
     def count(self, model_config: dict[str, Any]) -> Counts:
-        from align.adapters.layers.selected import norm_names
+        from align.adapters.layers.private_weights import norm_names
 
         model, width, small = meta_model(model_config), config_of(model_config).hidden_size, self.bottleneck_size
         each = 2 * width * small + small + width + (2 * width if self.own_norm else 0)
@@ -107,7 +113,7 @@ class Bottleneck(OwnFormat):
 
     def insert(self, tree: PreTrainedModel, trainable: bool) -> None:
         from align.adapters.layers.bottleneck import BottleneckLayer, add_to_output
-        from align.adapters.layers.selected import make_private, norm_names
+        from align.adapters.layers.private_weights import make_private, norm_names
 
         width = tree.config.get_text_config().hidden_size
         vars(tree)["align_norms"] = norms = norm_names(tree) if self.norms else []

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from align.adapters.base import Counts, adapter
 from align.adapters.lora import Init, Lora
-from align.fields import option
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ class DeltaLora(Lora):
         return replace(found, frozen=frozen, total=found.total + frozen, saved=found.trainable + frozen)
 
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
-        from align.adapters.layers import delta
+        from align.adapters.layers import delta_lora as delta
 
         carrier = super().attach(tree, trainable)
         if self.form is Form.literal:
@@ -101,7 +101,7 @@ class DeltaLora(Lora):
             )
 
     def after_step(self, tree: torch.nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-        from align.adapters.layers import delta
+        from align.adapters.layers import delta_lora as delta
 
         if self.form is Form.literal:
             delta.write_step(tree, self.lambda_ if step > self.start_step else 0.0)
@@ -109,14 +109,14 @@ class DeltaLora(Lora):
             delta.pass_by(tree)
 
     def save(self, carrier: PeftModel, folder: Path) -> None:
-        from align.adapters.layers import delta
-        from align.adapters.layers.offset import save_with_offset
+        from align.adapters.layers import delta_lora as delta
+        from align.adapters.layers.lora_offset import save_with_offset
 
         delta.save_weights(carrier, folder) if self.form is Form.literal else save_with_offset(carrier, folder)
 
     def load(self, tree: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
-        from align.adapters.layers import delta
-        from align.adapters.layers.offset import read_with_offset
+        from align.adapters.layers import delta_lora as delta
+        from align.adapters.layers.lora_offset import read_with_offset
 
         file = folder / "adapter_model.safetensors"
         if self.form is Form.literal:
@@ -131,6 +131,6 @@ class DeltaLora(Lora):
         return carrier
 
     def state(self, carrier: PeftModel) -> dict[str, torch.Tensor]:
-        from align.adapters.layers import delta
+        from align.adapters.layers import delta_lora as delta
 
         return delta.state(carrier)

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.adapters.base import Counts, Traits, adapter
-from align.adapters.own_format import OwnFormat
+from align.adapters.file_format import OwnFormat
 from align.adapters.shapes import base_parameters, meta_model
 from align.adapters.targets import block_of
-from align.fields import option
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +46,7 @@ class FeatureExtraction(OwnFormat):
 
     def names(self, model: Any) -> list[str]:
         """Full names of the parameters to train."""
-        from align.adapters.layers.selected import norm_names
+        from align.adapters.layers.private_weights import norm_names
 
         blocks = _blocks(model)
         found = [name for number in blocks[len(blocks) - self.last_blocks :] for name in _within(model, number)]
@@ -64,7 +64,7 @@ class FeatureExtraction(OwnFormat):
         return Counts(trainable, 0, base_parameters(model_config) + trainable)
 
     def insert(self, tree: PreTrainedModel, trainable: bool) -> None:
-        from align.adapters.layers.selected import make_private
+        from align.adapters.layers.private_weights import make_private
 
         names = self.names(tree)
         make_private(tree, names, trainable)

@@ -13,13 +13,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align.adapters.anatomy import FUSED, KEYS, VALUES, called, feedforward_outputs
 from align.adapters.base import Counts, Traits, adapter
 from align.adapters.peft_backed import PeftAdapter
 from align.adapters.shapes import base_parameters, linear_shapes
-from align.adapters.targets import chosen, layers_option, short_names
-from align.fields import option
-from data_prep.errors import UserError
+from align.adapters.targets import FUSED, KEYS, VALUES, called, chosen, feedforward_outputs, layers_option, short_names
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from peft import IA3Config

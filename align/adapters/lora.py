@@ -22,14 +22,14 @@ from align.adapters.base import Counts, Traits, adapter
 from align.adapters.peft_backed import PeftAdapter
 from align.adapters.shapes import base_parameters, linear_shapes
 from align.adapters.targets import fits, layers_option, targets_option
-from align.fields import mapping, option
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
+from data_prep.core.options import mapping, option
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
     from transformers import PreTrainedModel
 
-    from align.low_rank import LowRankTerms
+    from align.models.low_rank import LowRankTerms
 
 
 class Init(Enum):
@@ -143,7 +143,7 @@ class Lora(PeftAdapter):
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
         carrier = super().attach(tree, trainable)
         if self.init is Init.pissa:
-            from align.adapters.layers.offset import start_at_principal
+            from align.adapters.layers.lora_offset import start_at_principal
 
             start_at_principal(carrier)
         return carrier
@@ -151,22 +151,22 @@ class Lora(PeftAdapter):
     def load(self, tree: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:
         if not self.has_offset:
             return super().load(tree, folder, trainable)
-        from align.adapters.layers.offset import read_with_offset
+        from align.adapters.layers.lora_offset import read_with_offset
 
         carrier = super().attach(tree, trainable)
         read_with_offset(carrier, folder / "adapter_model.safetensors")
         return carrier
 
     def save(self, carrier: PeftModel, folder: Path) -> None:
-        from align.adapters.layers.offset import save_with_offset
+        from align.adapters.layers.lora_offset import save_with_offset
 
         save_with_offset(carrier, folder) if self.has_offset else super().save(carrier, folder)
 
     def merge(self, carrier: PeftModel) -> PreTrainedModel:
         if not self.traits.low_rank:
             return super().merge(carrier)
-        from align.adapters.layers.offset import drop_offsets
-        from align.low_rank import merge
+        from align.adapters.layers.lora_offset import drop_offsets
+        from align.models.low_rank import merge
 
         terms = self.low_rank_terms(carrier)
         tree: PreTrainedModel = carrier.unload()
@@ -175,7 +175,7 @@ class Lora(PeftAdapter):
         return tree
 
     def low_rank_terms(self, carrier: PeftModel) -> LowRankTerms:
-        from align.adapters.layers.offset import own_terms
+        from align.adapters.layers.lora_offset import own_terms
 
         return own_terms(carrier)
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from align.adapters.base import Counts, adapter
 from align.adapters.lora import Init, Lora
 from align.adapters.shapes import base_parameters, linear_shapes
-from align.fields import option
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -38,8 +38,8 @@ class LoraFA(Lora):
         return super().check(model_config)
 
     def freeze(self, carrier: PeftModel) -> None:
-        from align.adapters.layers.offset import lora_layers
-        from align.adapters.layers.projection import project_gradient
+        from align.adapters.layers.lora_fa import project_gradient
+        from align.adapters.layers.lora_offset import lora_layers
 
         for layer in lora_layers(carrier).values():
             layer.lora_A["default"].weight.requires_grad_(False)

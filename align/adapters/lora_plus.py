@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.adapters.base import adapter
 from align.adapters.lora import Lora
-from align.fields import option
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     import torch

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.adapters.base import Adapter
+from align.adapters.file_format import refuse_mismatch
 from align.adapters.shapes import linear_layers
 from align.adapters.targets import peft_targets
-from align.adapters.tensors import refuse_mismatch
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel

@@ -15,18 +15,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.adapters.base import Counts, Traits, adapter
+from align.adapters.file_format import read_exactly
 from align.adapters.shapes import base_parameters, config_of
-from align.adapters.soft import SOFT_TRAITS, Init, SoftPrompt
-from align.adapters.tensors import read_exactly
-from align.fields import option
-from data_prep.errors import UserError
+from align.adapters.soft_prompt import SOFT_TRAITS, Init, SoftPrompt
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from peft import PrefixTuningConfig
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from align.adapters.layers.lead import Lead
+    from align.models.virtual_tokens import Lead
 
 _NETWORK_FILE = "reparametrisation.safetensors"
 
@@ -102,7 +102,7 @@ class Prefix(SoftPrompt):
         return _activations(tree, self.start_ids(tree))
 
     def lead(self, tree: PreTrainedModel, embeddings: Tensor) -> Lead:
-        from align.adapters.layers.lead import LeadingMemory
+        from align.models.virtual_tokens import LeadingMemory
 
         return LeadingMemory(embeddings, _shape(tree.config))
 
@@ -133,7 +133,7 @@ class Prefix(SoftPrompt):
         import torch
         from torch import nn
 
-        from align.adapters.layers.lead import LeadingMemory
+        from align.models.virtual_tokens import LeadingMemory
 
         shape = _, heads, width = _shape(tree.config)
         first = nn.Linear(heads * width, self.reparametrisation)

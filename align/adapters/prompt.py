@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.adapters.base import Counts, Traits, adapter
 from align.adapters.shapes import base_parameters, config_of
-from align.adapters.soft import SOFT_TRAITS, Init, SoftPrompt
+from align.adapters.soft_prompt import SOFT_TRAITS, Init, SoftPrompt
 
 if TYPE_CHECKING:
     from peft import PromptTuningConfig
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from align.adapters.layers.lead import Lead
+    from align.models.virtual_tokens import Lead
 
 
 @adapter("prompt")
@@ -66,6 +66,6 @@ class Prompt(SoftPrompt):
         return found.to(torch.float32, copy=True)
 
     def lead(self, tree: PreTrainedModel, embeddings: Tensor) -> Lead:
-        from align.adapters.layers.lead import LeadingEmbeddings
+        from align.models.virtual_tokens import LeadingEmbeddings
 
         return LeadingEmbeddings(embeddings)

@@ -13,7 +13,7 @@ from enum import Enum
 
 from align.adapters.base import adapter
 from align.adapters.lora import Lora
-from align.fields import option
+from data_prep.core.options import option
 
 
 class FourBit(Enum):

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from align.adapters.targets import chosen
-from data_prep.errors import UserError, nearest
+from data_prep.core.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

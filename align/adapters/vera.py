@@ -14,14 +14,14 @@ from align.adapters.base import Counts, Traits, adapter
 from align.adapters.peft_backed import PeftAdapter
 from align.adapters.shapes import base_parameters, linear_shapes
 from align.adapters.targets import layers_option, targets_option
-from align.fields import option
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from peft import PeftModel, VeraConfig
     from transformers import PreTrainedModel
 
-    from align.low_rank import LowRankTerms
+    from align.models.low_rank import LowRankTerms
 
 
 @adapter("vera")
@@ -99,7 +99,7 @@ class Vera(PeftAdapter):
     def low_rank_terms(self, carrier: PeftModel) -> LowRankTerms:
         from peft.tuners.vera import VeraLayer
 
-        from align.low_rank import LowRankTerm
+        from align.models.low_rank import LowRankTerm
 
         terms: LowRankTerms = {}
         layers: Any = [item for item in carrier.get_base_model().named_modules() if isinstance(item[1], VeraLayer)]

@@ -13,16 +13,17 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align.fields import option
+from align.checkpoints.lineage import chain_of
 from align.stages.base import Stage, stage
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 from data_prep.options import KEEP_HELP, MAX_LOST_HELP, ON_LONG_ANSWER_HELP, ON_LONG_HELP, Keep, OnLong, OnLongAnswer
 
 if TYPE_CHECKING:
-    from align.checkpoint import Checkpoint
+    from align.checkpoints.checkpoint import Checkpoint
+    from align.inference.generation import Reply
     from align.roles import Role
-    from align.rollout import Reply
-    from align.work import Work
+    from align.training.context import Work
     from data_prep.options import DataOptions
     from data_prep.types import PromptTokens
 
@@ -68,7 +69,7 @@ class Evaluate(Stage):
 
     def run(self, work: Work) -> Checkpoint | None:
         """Write result.json and samples.jsonl; there are no weights to save."""
-        from align.tracking import Progress
+        from align.tracking.progress import Progress
 
         with work.phase("data"):
             prepared = work.rows("prompts")
@@ -93,7 +94,7 @@ class Evaluate(Stage):
     def _answers(
         self, work: Work, checkpoint: Checkpoint | None, rows: Sequence[PromptTokens], judge: Role | None
     ) -> Answers:
-        from align.experience import score_replies
+        from align.inference.scoring import score_replies
         from align.roles import Role
 
         load = work.footing.load if checkpoint is None or checkpoint.foreign else _load(checkpoint)
@@ -117,7 +118,7 @@ class Evaluate(Stage):
     def _replies(self, work: Work, role: Role, rows: Sequence[PromptTokens]) -> list[Reply]:
         import torch
 
-        from align.rollout import RolloutEngine, Sampling
+        from align.inference.generation import RolloutEngine, Sampling
 
         engine = RolloutEngine(role, work.renderer.end_token_id, work.renderer.pad_token_id)
         sampling = Sampling(self.max_new_tokens, self.temperature or 1.0, greedy=self.temperature == 0)
@@ -133,8 +134,8 @@ class Evaluate(Stage):
         """Mean held-out loss per supervised token, where the data has conversations."""
         import torch
 
-        from align.objectives import LanguageModeling
-        from data_prep.reading import has_source
+        from align.training.objectives import LanguageModeling
+        from data_prep.records.stream import has_source
 
         if not has_source(work.spec.data, "conversations"):
             return None
@@ -172,26 +173,8 @@ class Evaluate(Stage):
         return result
 
 
-def chain_of(checkpoint: Checkpoint | None) -> list[tuple[str, Checkpoint | None]]:
-    """The base and every policy from it to `checkpoint`, in order, named by stage."""
-    chain: list[tuple[str, Checkpoint | None]] = []
-    while checkpoint is not None:
-        chain.append((checkpoint.stage, checkpoint))
-        checkpoint = checkpoint.parent("init")
-    chain.append(("base", None))
-    chain.reverse()
-    named: dict[str, Checkpoint | None] = {}
-    for name, found in chain:
-        number = 2
-        unique = name
-        while unique in named:
-            unique, number = f"{name}-{number}", number + 1
-        named[unique] = found
-    return list(named.items())
-
-
 def _load(checkpoint: Checkpoint) -> Any:
-    from align.options import Load
+    from align.config.schema import Load
 
     return Load(checkpoint.load)
 
@@ -202,7 +185,7 @@ def gold_rule(data: DataOptions) -> Any:
     Raises:
         UserError: an unknown rule, options it does not have or misses, or a table that does not fit.
     """
-    from data_prep.reading import source_rows
+    from data_prep.records.stream import source_rows
     from reward.rules import build_rule
 
     gold = data.gold

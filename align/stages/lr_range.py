@@ -12,18 +12,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align.fields import option
 from align.stages.base import stage
 from align.stages.sft import SFT
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
-    from align.chain import Standing
-    from align.checkpoint import Checkpoint
-    from align.lr_range import Finding
-    from align.work import Work
-    from data_prep.prepare import Prepared
+    from align.checkpoints.checkpoint import Checkpoint
+    from align.checkpoints.compatibility import Standing
+    from align.training.context import Work
+    from align.training.lr_range import Finding
+    from data_prep.prepare.prepare import Prepared
 
 
 @stage("lr_range")
@@ -46,11 +46,11 @@ class LRRange(SFT):
 
     def run(self, work: Work) -> Checkpoint | None:
         """Train a throw-away role at rising rates; write result.json."""
-        from align.lr_range import RisingUpdater, finding, range_test
-        from align.objectives import LanguageModeling
-        from align.regularisers import regularise
-        from align.stages.common import groups_of, hooks_of, ready_to_train, record_counts
-        from align.tracking import Progress
+        from align.stages.supervised import groups_of, hooks_of, ready_to_train, record_counts
+        from align.tracking.progress import Progress
+        from align.training.lr_range import RisingUpdater, finding, range_test
+        from align.training.objectives import LanguageModeling
+        from align.training.regularisers import regularise
 
         with work.phase("data"):
             prepared: Prepared[Any] = work.rows(self.needs_data[0])

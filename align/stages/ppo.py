@@ -13,24 +13,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align.fields import option
-from align.stages.base import Schedule, TrainingStage, stage
-from data_prep.errors import TrainingStopped, UserError
+from align.rl.options import PPOOptions
+from align.stages.base import TrainingStage, stage
+from data_prep.core.errors import TrainingStopped, UserError
 
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
-    from align.chain import Standing
-    from align.checkpoint import Checkpoint
-    from align.experience import Cast, Experience, RewardRule
-    from align.training import Updater
-    from align.work import Work
-    from data_prep.prepare import Prepared
+    from align.checkpoints.checkpoint import Checkpoint
+    from align.checkpoints.compatibility import Standing
+    from align.rl.experience import Cast, Experience, RewardRule
+    from align.training.context import Work
+    from align.training.optimizer import Updater
+    from data_prep.prepare.prepare import Prepared
     from data_prep.types import PromptTokens
 
 
 @stage("ppo")
 @dataclass
-class PPO(TrainingStage):
+class PPO(PPOOptions, TrainingStage):
     """Reinforcement learning against the reward model, held near the parent."""
 
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
@@ -39,37 +39,10 @@ class PPO(TrainingStage):
     base_lr: ClassVar[float] = 2e-5
     trains_head: ClassVar[bool] = True
 
-    schedule: Schedule = option(Schedule.linear, "learning rate after warm-up: constant|linear|cosine (to zero)")
-    warmup: float = option(0.0, "share of the steps with rising learning rate", high=1)
-    batch_size: int = option(128, "prompts per update, over all processes", low=1)
-    updates: int = option(30, "rollout-and-update rounds", low=1)
-    ppo_epochs: int = option(2, "passes over each round's replies", low=1)
-    minibatches: int = option(4, "optimiser steps per pass", low=1)
-    eps: float = option(1e-5, "denominator constant of Adam", above=0)
-    beta2: float = option(0.95, "second-moment decay of Adam", below=1)
-    max_new_tokens: int = option(32, "longest reply in tokens", low=1)
-    temperature: float = option(1.0, "sampling temperature, also of the log-probabilities that are trained", above=0)
-    kl_coef: float = option(0.05, "weight of the per-token KL penalty (k1) in the reward")
-    kl_target: float = option(0.0, "KL per reply that an adaptive kl_coef steers to (0: fixed coefficient)")
-    kl_horizon: int = option(10000, "replies over which the adaptive coefficient moves", low=1)
-    kl_limit: float = option(15.0, "stop the stage once the mean KL per reply, in nats, passes this", above=0)
-    gamma: float = option(1.0, "discount", high=1)
-    lam: float = option(0.95, "lambda of generalised advantage estimation", high=1)
-    clip: float = option(0.2, "ratio clip of the policy loss", above=0)
-    dual_clip: float = option(0.0, "bound of the loss for negative advantages (0: off; usual 3)")
-    value_clip: float = option(0.2, "clip of the value's change (0: off)")
-    value_coef: float = option(1.0, "weight of the value loss")
-    value_lr_ratio: float = option(3.0, "learning rate of the value role over the policy's")
-    reward_clip: float = option(10.0, "normalised scores are clipped to this", above=0)
-    missing_eos_penalty: float = option(1.0, "subtracted from the reward of a reply that does not end")
-    critic_warmup: int = option(5, "first updates that train the value role alone")
-    max_approx_kl: float = option(0.1, "end an update's passes once KL(old, new) per token passes this", above=0)
-    max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this", above=0)
-
     def run(self, work: Work) -> Checkpoint:
         """Stand four roles on one base, improve the policy, and save policy and critic."""
-        from align import ppo_checks
-        from align.stages.common import record_counts
+        from align.rl import invariants as ppo_checks
+        from align.stages.supervised import record_counts
 
         with work.phase("data"):
             prepared = work.rows("prompts")
@@ -92,8 +65,8 @@ class PPO(TrainingStage):
 
     def refusals(self, where: str, adapter: Adapter, reward: Standing | None) -> Iterator[UserError]:
         """Settings that cannot work; the value role is trained with the reward model's method."""
-        from align.chain import adapter_of
-        from align.ppo_settings import refusals
+        from align.checkpoints.compatibility import adapter_of
+        from align.rl.options import refusals
 
         yield from super().refusals(where, adapter, reward)
         if reward is not None:
@@ -102,7 +75,7 @@ class PPO(TrainingStage):
 
     def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
         """Settings that are hardly meant."""
-        from align.ppo_settings import doubts
+        from align.rl.options import doubts
 
         yield from super().doubts(where, adapter, lr_scale)
         yield from doubts(self, where)
@@ -131,7 +104,7 @@ class PPO(TrainingStage):
 
     def _assemble(self, work: Work) -> Cast:
         """Policy and reference from the parent, reward from the reward model, value as a trainable copy of it."""
-        from align.experience import Cast
+        from align.rl.experience import Cast
 
         assert work.reward is not None
         load = work.footing.load
@@ -149,7 +122,7 @@ class PPO(TrainingStage):
         assert work.reward is not None
         if work.reward.load == work.footing.load.value:
             return dict(work.reward.record["reward_norm"])
-        from align.ppo_loop import measured_norm
+        from align.rl.ppo import measured_norm
 
         return measured_norm(work, prepared.train[: self.batch_size], cast, self)
 
@@ -157,7 +130,7 @@ class PPO(TrainingStage):
         """How scores become rewards; the value head starts in the same units."""
         import torch
 
-        from align.experience import RewardRule
+        from align.rl.experience import RewardRule
 
         assert cast.value.head is not None
         with torch.no_grad():
@@ -175,10 +148,10 @@ class PPO(TrainingStage):
         )
 
     def _updater(self, work: Work, cast: Cast) -> Updater:
-        from align.actor_critic import ActorCritic
-        from align.regularisers import regularise
-        from align.stages.common import groups_of, hooks_of, ready_to_train
-        from align.training import Updater
+        from align.rl.actor_critic import ActorCritic
+        from align.stages.supervised import groups_of, hooks_of, ready_to_train
+        from align.training.optimizer import Updater
+        from align.training.regularisers import regularise
 
         objective = ActorCritic(cast.policy, cast.value, self.clip, self.value_clip, self.value_coef)
         objective.temperature, objective.dual_clip = self.temperature, self.dual_clip
@@ -203,9 +176,9 @@ class PPO(TrainingStage):
         """All updates: rollout, experience, passes over it. Returns the last update's statistics."""
         from dataclasses import replace
 
-        from align import ppo_checks
-        from align.ppo_loop import Rollouts, adapted_kl_coef
-        from align.tracking import Progress
+        from align.rl import invariants as ppo_checks
+        from align.rl.ppo import Rollouts, adapted_kl_coef
+        from align.tracking.progress import Progress
 
         rollouts = Rollouts(work, prepared.train, cast, self)
         done = work.keeper.step
@@ -245,10 +218,10 @@ class PPO(TrainingStage):
         """The update's passes over its experience, ended early when the policy has moved far enough."""
         import numpy as np
 
-        from align import ppo_checks
-        from align.actor_critic import ActorCritic
-        from align.windows import cut
-        from data_prep.stored import lengths_of
+        from align.rl import invariants as ppo_checks
+        from align.rl.actor_critic import ActorCritic
+        from align.training.batching import cut
+        from data_prep.prepare.arrow_rows import lengths_of
 
         objective = updater.objective
         assert isinstance(objective, ActorCritic)
@@ -278,7 +251,7 @@ class PPO(TrainingStage):
         return {name: value for name, value in numbers.items() if name != "max_ratio_dev"}
 
     def _save(self, work: Work, prepared: Prepared[PromptTokens], cast: Cast) -> Checkpoint:
-        from align.work import Result, save_result
+        from align.training.saving import Result, save_result
 
         assert work.reward is not None
         probe = [row.ids[:64] for row in (prepared.eval or prepared.train)[:2]]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from align.fields import option
 from align.stages.base import stage
 from align.stages.sft import SFT
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from data_prep.types import Tokens

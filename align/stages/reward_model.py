@@ -13,14 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align.fields import option
 from align.stages.base import TrainingStage, stage
-from data_prep.errors import TrainingStopped
+from data_prep.core.errors import TrainingStopped
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
-    from align.checkpoint import Checkpoint
-    from align.objectives import Pairwise
-    from align.work import Work
+    from align.checkpoints.checkpoint import Checkpoint
+    from align.training.context import Work
+    from align.training.objectives import Pairwise
     from data_prep.types import PairTokens
 
 
@@ -42,11 +42,12 @@ class RewardModel(TrainingStage):
         """Train adapter and head on prepared pairs, measure them on held-out pairs, and save."""
         import torch
 
-        from align.objectives import Pairwise
-        from align.stages.common import supervised_run
-        from align.windows import in_order
-        from align.work import Result, save_result, write_samples
-        from data_prep.stored import lengths_of
+        from align.stages.supervised import supervised_run
+        from align.training.batching import in_order
+        from align.training.context import write_samples
+        from align.training.objectives import Pairwise
+        from align.training.saving import Result, save_result
+        from data_prep.prepare.arrow_rows import lengths_of
         from reward.head import ScalarHead
 
         with work.phase("data"):

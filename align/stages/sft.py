@@ -11,14 +11,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align.fields import option
 from align.stages.base import TrainingStage, stage
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
-    from align.checkpoint import Checkpoint
+    from align.checkpoints.checkpoint import Checkpoint
     from align.roles import Role
-    from align.work import Work
-    from data_prep.prepare import Prepared
+    from align.training.context import Work
+    from data_prep.prepare.prepare import Prepared
     from data_prep.types import Tokens
 
 
@@ -34,9 +34,10 @@ class SFT(TrainingStage):
 
     def run(self, work: Work) -> Checkpoint | None:
         """Train a policy on the prepared rows and save it."""
-        from align.objectives import LanguageModeling
-        from align.stages.common import supervised_run
-        from align.work import Result, save_result, write_samples
+        from align.stages.supervised import supervised_run
+        from align.training.context import write_samples
+        from align.training.objectives import LanguageModeling
+        from align.training.saving import Result, save_result
 
         with work.phase("data"):
             prepared = work.rows(self.needs_data[0])
@@ -61,7 +62,7 @@ class SFT(TrainingStage):
 
     def samples(self, work: Work, role: Role, prepared: Prepared[Tokens]) -> list[dict[str, Any]]:
         """The openings of held-out rows, and how the model goes on (greedily)."""
-        from align.rollout import RolloutEngine, Sampling
+        from align.inference.generation import RolloutEngine, Sampling
 
         rows = (prepared.eval or prepared.train)[:8]
         prompts = [self.opening(row) for row in rows]

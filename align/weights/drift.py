@@ -12,20 +12,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from align.packing import pack
+from align.models.packing import pack
 from align.roles import Role
-
-TEXTS = (
-    "The committee met on Tuesday to discuss the budget, and nobody was surprised when it ran late.",
-    "To boil an egg, bring water to a boil, lower the egg in gently and wait between six and ten minutes.",
-    "def area(width, height):\n    return width * height\n",
-    "Q: What is 17 times 3?\nA: 17 times 3 is 51.",
-    "Dear Ms Alvarez, thank you for your letter of 3 March. We are sorry about the delay.",
-    "Light takes about eight minutes and twenty seconds to travel from the sun to the earth.",
-    "He opened the door; the room was empty, except for a chair, a lamp and a very old piano.",
-    "Hello! How are you today? I was wondering whether you could help me plan a birthday party.",
-)
-"""Neutral probe texts, read beside the rows that a checkpoint keeps as its own probe."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +40,6 @@ class Drift:
 
 Logits = Callable[[list[int]], Tensor]
 """Token ids of one text -> next-token logits of every position, [T, V]."""
-
-
-def probe_rows(tokenizer: object, own: Sequence[Sequence[int]], context: int) -> list[list[int]]:
-    """The rows to measure on: a checkpoint's own probe and the neutral texts, each within the context."""
-    encode = tokenizer.encode  # type: ignore[attr-defined]
-    rows = [list(row) for row in own] + [encode(text, add_special_tokens=False) for text in TEXTS]
-    return [row[:context] for row in rows if row]
 
 
 @torch.no_grad()

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
-from align.fields import option
-from align.options import Load
-from data_prep.errors import UserError
+from align.config.schema import Load
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 
 class Form(Enum):

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.filters.base import FILTERS, Filter
-from data_prep.formats.base import PREFERENCE
-from data_prep.quality.pairs import direction
-from data_prep.rows import Skip
+from data_prep.quality.pair_bias import direction
+from data_prep.records.filter import FILTERS, Filter
+from data_prep.sources.rows import Skip
+from data_prep.types import PREFERENCE
 
 
 @FILTERS.register("contradictory")

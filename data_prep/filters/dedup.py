@@ -1,7 +1,7 @@
 """dedup: drops rows that say what an earlier row said.
 
 Exact duplicates say the same, case and white space aside (`duplicate`); with `near`, also rows whose word pairs are
-nearly the same (`near_duplicate`; data_prep/quality/near.py). The first row stays. Training and evaluation rows are
+nearly the same (`near_duplicate`; data_prep/quality/minhash.py). The first row stays. Training and evaluation rows are
 looked at apart: a row on both sides is a leak, which is another filter's matter. So is a pair that contradicts another
 (`contradictory`), and a reply called good is none of one called bad.
 """
@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Optional
 
-from data_prep.fields import option
-from data_prep.filters.base import FILTERS, Filter
-from data_prep.quality.near import NearIndex, word_pairs
-from data_prep.quality.texts import digest, question_key, question_text, row_digest, whole_text
-from data_prep.rows import Skip
+from data_prep.core.options import option
+from data_prep.quality.minhash import NearIndex, word_pairs
+from data_prep.quality.text_keys import digest, question_key, question_text, row_digest, whole_text
+from data_prep.records.filter import FILTERS, Filter
+from data_prep.sources.rows import Skip
 from data_prep.types import Labelled, Preference
 
 

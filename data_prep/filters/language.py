@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from data_prep.errors import UserError, nearest
-from data_prep.fields import option
-from data_prep.filters.base import FILTERS, Filter
-from data_prep.quality.texts import whole_text
-from data_prep.rows import Skip
+from data_prep.core.errors import UserError, nearest
+from data_prep.core.options import option
+from data_prep.quality.text_keys import whole_text
+from data_prep.records.filter import FILTERS, Filter
+from data_prep.sources.rows import Skip
 
 LEAST = 0.8
 LONGEST = 4000

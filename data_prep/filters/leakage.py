@@ -11,18 +11,17 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from data_prep.digests import sha256_json
-from data_prep.discovery import checked, open_any
-from data_prep.fields import option
-from data_prep.filters.base import FILTERS, Filter
+from data_prep.core.hashing import sha256_json
+from data_prep.core.options import option
 from data_prep.filters.dedup import By
-from data_prep.formats.base import DOCUMENT, PROMPT
 from data_prep.options import DataOptions, SourceOptions
-from data_prep.quality.near import NearIndex, word_pairs
-from data_prep.quality.texts import digest, question_key, question_text, row_digest, whole_text
-from data_prep.reading import Given
-from data_prep.rows import Skip
-from data_prep.sources import digest_path
+from data_prep.quality.minhash import NearIndex, word_pairs
+from data_prep.quality.text_keys import digest, question_key, question_text, row_digest, whole_text
+from data_prep.records.filter import FILTERS, Filter
+from data_prep.records.stream import Given, checked, open_any
+from data_prep.sources.files import digest_path
+from data_prep.sources.rows import Skip
+from data_prep.types import DOCUMENT, PROMPT
 
 
 @FILTERS.register("leakage")

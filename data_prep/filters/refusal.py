@@ -9,11 +9,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.fields import option
-from data_prep.filters.base import FILTERS, KINDS, Filter
-from data_prep.formats.base import PROMPT
-from data_prep.quality.texts import folded, replies
-from data_prep.rows import Skip
+from data_prep.core.options import option
+from data_prep.quality.text_keys import folded, replies
+from data_prep.records.filter import FILTERS, KINDS, Filter
+from data_prep.sources.rows import Skip
+from data_prep.types import PROMPT
 
 _SORRY = r"(?:(?:i am|i'm) (?:(?:very|really|truly|so) )?sorry|sorry|unfortunately|i apologi[sz]e|my apologies)"
 _CANNOT = (

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from data_prep.errors import UserError
-from data_prep.filters.base import FILTERS, Filter
+from data_prep.core.errors import UserError
+from data_prep.records.filter import FILTERS, Filter
 from data_prep.types import Document, Labelled, Preference
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.fields import option
-from data_prep.filters.base import FILTERS, KINDS, Filter
-from data_prep.formats.base import PROMPT
-from data_prep.quality.texts import replies, words
-from data_prep.rows import Skip
+from data_prep.core.options import option
+from data_prep.quality.text_keys import replies, words
+from data_prep.records.filter import FILTERS, KINDS, Filter
+from data_prep.sources.rows import Skip
+from data_prep.types import PROMPT
 
 NGRAM, MOST, SHORTEST = 10, 0.8, 20
 

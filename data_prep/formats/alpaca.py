@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
-from data_prep.formats.fields import listed, meta_of, optional_text, text_field, text_of
-from data_prep.rows import Row, short
-from data_prep.types import Conversation, Message
+from data_prep.formats.base import FORMATS, Format, Spellings
+from data_prep.formats.column_checks import listed, meta_of, optional_text, text_field, text_of
+from data_prep.sources.rows import Row, short
+from data_prep.types import CONVERSATION, PROMPT, Conversation, Message
 
 SYSTEM = ("system", "system_prompt")
 _ANSWERS = ("output", "response", "completion", "answer")

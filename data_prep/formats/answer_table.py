@@ -14,12 +14,12 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from data_prep.errors import UserError, unknown
-from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, Found
-from data_prep.formats.damage import damaged
-from data_prep.formats.fields import meta_of, text_field, text_of
-from data_prep.rows import Row, Skip
-from data_prep.types import Conversation, Message, Preference, Prompt
+from data_prep.core.errors import UserError, unknown
+from data_prep.formats.base import FORMATS, Format, Found
+from data_prep.formats.column_checks import meta_of, text_field, text_of
+from data_prep.formats.corruption import damaged
+from data_prep.sources.rows import Row, Skip
+from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Conversation, Message, Preference, Prompt
 
 TOPICS = ("topic", "scenario")
 _NOT_STYLES = {"prompt", "split", "task", "id", "source", *TOPICS}

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 from typing import Any, ClassVar
 
-from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Several, Spellings, pair
+from data_prep.formats.base import FORMATS, Several, Spellings, pair
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, meta_of, number_of, text_of
+from data_prep.formats.column_checks import find_key, meta_of, number_of, text_of
 from data_prep.formats.turns import need_question, reply_of
-from data_prep.rows import Row, Skip, short
-from data_prep.types import Message, Preference, Prompt
+from data_prep.sources.rows import Row, Skip, short
+from data_prep.types import PREFERENCE, PROMPT, Message, Preference, Prompt
 
 _WINNERS = {"model_a": 0, "a": 0, "model_b": 1, "b": 1}
 _HOT = ("winner_model_a", "winner_model_b", "winner_tie")

@@ -7,13 +7,23 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from data_prep.errors import UserError, nearest, unknown
-from data_prep.registry import Registry
-from data_prep.rows import Row, Skip, short
-from data_prep.types import Conversation, Document, Labelled, Message, Preference, Prompt
+from data_prep.core.errors import UserError, nearest, unknown
+from data_prep.core.registry import Registry
+from data_prep.sources.rows import Row, Skip, short
+from data_prep.types import (
+    CONVERSATION,
+    DOCUMENT,
+    PREFERENCE,
+    PROMPT,
+    UNPAIRED,
+    Conversation,
+    Document,
+    Labelled,
+    Message,
+    Preference,
+    Prompt,
+)
 
-CONVERSATION, PREFERENCE, PROMPT, DOCUMENT = "conversation", "preference", "prompt", "document"
-UNPAIRED = "unpaired"
 Record = TypeVar("Record")
 Several: TypeAlias = Record | Skip | list[Record | Skip | UserError]
 """What a row gives: a record, a reason why it gives none, or a list of these."""

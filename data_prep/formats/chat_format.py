@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from data_prep.errors import UserError, unknown
+from data_prep.core.errors import UserError, unknown
 from data_prep.formats.alpaca import SYSTEM, asked
 from data_prep.formats.base import Format
-from data_prep.formats.chat import CALL, OPENAI_ROLES, parse_messages, parse_tools, spelled_messages, tools_as_text
-from data_prep.formats.fields import find_key, listed, optional_text, text_of
+from data_prep.formats.column_checks import find_key, listed, optional_text, text_of
+from data_prep.formats.message_lists import (
+    CALL,
+    OPENAI_ROLES,
+    parse_messages,
+    parse_tools,
+    spelled_messages,
+    tools_as_text,
+)
 from data_prep.formats.transcripts import open_transcript
 from data_prep.formats.turns import need_question
-from data_prep.rows import Row
+from data_prep.sources.rows import Row
 from data_prep.types import ROLES, Message
 
 _READ = ("role", "from", "content", "value", "train", "weight", "name", "id")

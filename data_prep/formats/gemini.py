@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Spellings
-from data_prep.formats.chat import parse_messages
-from data_prep.formats.fields import list_field, meta_of, object_of
+from data_prep.formats.base import FORMATS, Format, Spellings
+from data_prep.formats.column_checks import list_field, meta_of, object_of
+from data_prep.formats.message_lists import parse_messages
 from data_prep.formats.turns import need_reply
-from data_prep.rows import Row, kind_of, short
-from data_prep.types import Conversation
+from data_prep.sources.rows import Row, kind_of, short
+from data_prep.types import CONVERSATION, PROMPT, Conversation
 
 _SYSTEM = ("systemInstruction", "system_instruction")
 _ROLES: Mapping[str, str] = {"user": "user", "model": "assistant", "system": "system"}

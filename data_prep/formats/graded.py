@@ -12,14 +12,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
 from data_prep.formats.alpaca import SYSTEM
-from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Found, Several, each, pair
+from data_prep.formats.base import FORMATS, Found, Several, each, pair
 from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
-from data_prep.formats.fields import find_key, meta_of, number_of, text_field
+from data_prep.formats.column_checks import find_key, meta_of, number_of, text_field
 from data_prep.formats.ranked import pairs_of
-from data_prep.rows import Row, Skip
-from data_prep.types import Preference, Prompt
+from data_prep.sources.rows import Row, Skip
+from data_prep.types import PREFERENCE, PROMPT, Preference, Prompt
 
 _PROMPTS = ("instruction", "prompt", "question", "history", "context")
 _SIDES = {

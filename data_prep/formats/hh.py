@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, pair
+from data_prep.formats.base import FORMATS, pair
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, listed, meta_of, number_field, text_of
+from data_prep.formats.column_checks import find_key, listed, meta_of, number_field, text_of
 from data_prep.formats.transcripts import turns_of
 from data_prep.formats.turns import shared_prompt
-from data_prep.rows import Row, short
-from data_prep.types import Message, Preference
+from data_prep.sources.rows import Row, short
+from data_prep.types import PREFERENCE, PROMPT, Message, Preference
 
 
 @FORMATS.register("hh")

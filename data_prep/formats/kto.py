@@ -11,25 +11,25 @@ from collections.abc import Iterable
 from itertools import product
 from typing import Any
 
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
 from data_prep.formats.alpaca import SYSTEM
-from data_prep.formats.base import (
+from data_prep.formats.base import FORMATS, Found, Several, each, pair
+from data_prep.formats.chat_format import ChatFormat
+from data_prep.formats.column_checks import find_key, meta_of
+from data_prep.formats.message_lists import SHAREGPT_ROLES, asked_columns, more_columns
+from data_prep.formats.turns import need_question, reply_of
+from data_prep.sources.rows import Row, Skip, kind_of, short
+from data_prep.types import (
     CONVERSATION,
-    FORMATS,
     PREFERENCE,
     PROMPT,
     UNPAIRED,
-    Found,
-    Several,
-    each,
-    pair,
+    Conversation,
+    Labelled,
+    Message,
+    Preference,
+    Prompt,
 )
-from data_prep.formats.chat import SHAREGPT_ROLES, asked_columns, more_columns
-from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, meta_of
-from data_prep.formats.turns import need_question, reply_of
-from data_prep.rows import Row, Skip, kind_of, short
-from data_prep.types import Conversation, Labelled, Message, Preference, Prompt
 
 _LISTS = ("messages", "conversations")
 _PROMPTS = ("prompt", "instruction")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Spellings
-from data_prep.formats.chat import message_entry, more_columns
+from data_prep.formats.base import FORMATS, Spellings
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, meta_of
+from data_prep.formats.column_checks import find_key, meta_of
+from data_prep.formats.message_lists import message_entry, more_columns
 from data_prep.formats.turns import need_reply
-from data_prep.rows import Row
-from data_prep.types import Conversation, Message
+from data_prep.sources.rows import Row
+from data_prep.types import CONVERSATION, PROMPT, Conversation, Message
 
 
 @FORMATS.register("messages")

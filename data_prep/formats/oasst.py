@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from data_prep.errors import UserError, nearest
-from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Format, Found, pair
-from data_prep.formats.fields import meta_of, number_of, object_of, text_of
+from data_prep.core.errors import UserError, nearest
+from data_prep.formats.base import FORMATS, Format, Found, pair
+from data_prep.formats.column_checks import meta_of, number_of, object_of, text_of
 from data_prep.formats.ranked import pairs_of
-from data_prep.rows import Row, Skip, kind_of, short
-from data_prep.types import Conversation, Message, Preference, Prompt
+from data_prep.sources.rows import Row, Skip, kind_of, short
+from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Conversation, Message, Preference, Prompt
 
 _ROLES = {"prompter": "user", "assistant": "assistant", "system": "system"}
 Path = tuple["Node", ...]

@@ -9,13 +9,13 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 from data_prep.formats.alpaca import SYSTEM
-from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Spellings, pair
-from data_prep.formats.chat import asked_columns, more_columns
+from data_prep.formats.base import FORMATS, Spellings, pair
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, meta_of, number_field
+from data_prep.formats.column_checks import find_key, meta_of, number_field
+from data_prep.formats.message_lists import asked_columns, more_columns
 from data_prep.formats.turns import reply_of
-from data_prep.rows import Row
-from data_prep.types import Message, Preference, Prompt
+from data_prep.sources.rows import Row
+from data_prep.types import PREFERENCE, PROMPT, Message, Preference, Prompt
 
 
 @FORMATS.register("pairs")

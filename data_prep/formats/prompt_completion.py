@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from data_prep.errors import UserError
-from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Spellings
-from data_prep.formats.chat import asked_columns, message_entry, more_columns, spoken
+from data_prep.core.errors import UserError
+from data_prep.formats.base import FORMATS, Spellings
 from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
-from data_prep.formats.fields import find_key, meta_of, text_of
+from data_prep.formats.column_checks import find_key, meta_of, text_of
+from data_prep.formats.message_lists import asked_columns, message_entry, more_columns, spoken
 from data_prep.formats.turns import need_reply
-from data_prep.rows import Row
-from data_prep.types import Conversation, Message, Prompt
+from data_prep.sources.rows import Row
+from data_prep.types import CONVERSATION, PROMPT, Conversation, Message, Prompt
 
 END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 

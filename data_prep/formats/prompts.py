@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from data_prep.formats.alpaca import SYSTEM
-from data_prep.formats.base import FORMATS, PROMPT
-from data_prep.formats.chat import asked_columns, more_columns
+from data_prep.formats.base import FORMATS
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, meta_of
-from data_prep.rows import Row
-from data_prep.types import Prompt
+from data_prep.formats.column_checks import find_key, meta_of
+from data_prep.formats.message_lists import asked_columns, more_columns
+from data_prep.sources.rows import Row
+from data_prep.types import PROMPT, Prompt
 
 _NAMES = ("prompt", "question", "query", "instruction")
 

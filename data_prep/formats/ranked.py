@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
 from typing import Any, ClassVar, TypeAlias
 
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
 from data_prep.formats.alpaca import SYSTEM
-from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, Several, pair
+from data_prep.formats.base import FORMATS, Several, pair
 from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
-from data_prep.formats.fields import find_key, list_field, listed, meta_of, number_of, text_of
-from data_prep.rows import Row, Skip
-from data_prep.types import Preference, Prompt
+from data_prep.formats.column_checks import find_key, list_field, listed, meta_of, number_of, text_of
+from data_prep.sources.rows import Row, Skip
+from data_prep.types import PREFERENCE, PROMPT, Preference, Prompt
 
 _PROMPTS = ("prompt", "question", "instruction", "query")
 _LISTS = ("responses", "answers", "completions", "replies")

@@ -10,14 +10,14 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
-from data_prep.errors import UserError
-from data_prep.formats.base import CONVERSATION, FORMATS, PREFERENCE, PROMPT, Found, Spellings, each, pair
-from data_prep.formats.fields import meta_of, number_of
+from data_prep.core.errors import UserError
+from data_prep.formats.base import FORMATS, Found, Spellings, each, pair
+from data_prep.formats.column_checks import meta_of, number_of
 from data_prep.formats.prompt_completion import PromptCompletion
 from data_prep.formats.ranked import pairs_of
 from data_prep.formats.turns import reply_of
-from data_prep.rows import Row, Skip
-from data_prep.types import Preference, Prompt
+from data_prep.sources.rows import Row, Skip
+from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Preference, Prompt
 
 _SCORES = ("score", "rating", "helpfulness", "overall_score", "reward")
 _COLUMNS = (("prompt", "completion"), ("prompt", "response"), ("query", "response"))

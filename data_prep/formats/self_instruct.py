@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
 from data_prep.formats.alpaca import asked
-from data_prep.formats.base import CONVERSATION, FORMATS, PROMPT, Format, Several
-from data_prep.formats.fields import list_field, meta_of, object_of, text_field
-from data_prep.rows import Row, Skip
-from data_prep.types import Conversation, Message
+from data_prep.formats.base import FORMATS, Format, Several
+from data_prep.formats.column_checks import list_field, meta_of, object_of, text_field
+from data_prep.sources.rows import Row, Skip
+from data_prep.types import CONVERSATION, PROMPT, Conversation, Message
 
 
 @FORMATS.register("self_instruct")

@@ -9,7 +9,7 @@ import json
 from typing import Any, ClassVar
 
 from data_prep.formats.base import FORMATS
-from data_prep.formats.chat import SHAREGPT_ROLES, message_entry
+from data_prep.formats.message_lists import SHAREGPT_ROLES, message_entry
 from data_prep.formats.messages import Messages
 from data_prep.types import Message
 

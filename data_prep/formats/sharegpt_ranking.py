@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_prep.formats.base import FORMATS, PREFERENCE, PROMPT, pair
-from data_prep.formats.chat import SHAREGPT_ROLES
+from data_prep.formats.base import FORMATS, pair
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.fields import find_key, meta_of, number_field
+from data_prep.formats.column_checks import find_key, meta_of, number_field
+from data_prep.formats.message_lists import SHAREGPT_ROLES
 from data_prep.formats.turns import need_question, reply_of
-from data_prep.rows import Row
-from data_prep.types import Preference, Prompt
+from data_prep.sources.rows import Row
+from data_prep.types import PREFERENCE, PROMPT, Preference, Prompt
 
 
 @FORMATS.register("sharegpt_ranking")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from data_prep.formats.base import DOCUMENT, FORMATS, Format
-from data_prep.formats.fields import meta_of, text_field
-from data_prep.rows import Row
-from data_prep.types import Document
+from data_prep.formats.base import FORMATS, Format
+from data_prep.formats.column_checks import meta_of, text_field
+from data_prep.sources.rows import Row
+from data_prep.types import DOCUMENT, Document
 
 _NAMES = ("text", "content", "document")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data_prep.rows import Row
+from data_prep.sources.rows import Row
 from data_prep.types import Message
 
 

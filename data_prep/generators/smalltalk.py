@@ -33,8 +33,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, product
 from typing import Any, NamedTuple
 
-from data_prep.errors import UserError, unknown
-from data_prep.generation import GENERATORS
+from data_prep.core.errors import UserError, unknown
 from data_prep.generators import (
     smalltalk_topics_daily,
     smalltalk_topics_feelings,
@@ -42,10 +41,9 @@ from data_prep.generators import (
     smalltalk_topics_meeting,
     smalltalk_topics_world,
 )
-from data_prep.generators import (
-    smalltalk_topics_prose as prose,
-)
+from data_prep.generators import smalltalk_topics_prose as prose
 from data_prep.generators.smalltalk_topics_shape import Topic
+from data_prep.sources.generated import GENERATORS
 
 version = "1"
 PERSONAS = ("plain", "cheerful", "pirate")

@@ -9,8 +9,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from data_prep.errors import UserError, unknown
-from data_prep.registry import Registry
+from data_prep.core.errors import UserError, unknown
+from data_prep.core.registry import Registry
 
 
 class Rule(Protocol):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from data_prep.errors import UserError, unknown
+from data_prep.core.errors import UserError, unknown
 from reward.rules import rules
 
 

@@ -10,15 +10,15 @@ from itertools import count
 import pytest
 import torch
 
-from align.adapters.base import adapters
-from align.chain import Footing
-from align.low_rank import merge, stack
-from align.objectives import LanguageModeling, chosen_logprobs
-from align.options import Load
-from align.packing import pack
-from align.roles import Role
-from align.rollout import RolloutEngine, Sampling
-from data_prep.errors import UserError
+from align.checkpoints.compatibility import Footing
+from align.config.registries import adapters
+from align.config.schema import Load
+from align.inference.generation import RolloutEngine, Sampling
+from align.models.low_rank import merge, stack
+from align.models.packing import pack
+from align.roles import Role, chosen_logprobs
+from align.training.objectives import LanguageModeling
+from data_prep.core.errors import UserError
 from data_prep.types import Tokens
 from reward.head import ScalarHead
 from tests.tiny_chain import (
@@ -293,7 +293,7 @@ def test_opens_in_stock_peft_with_equal_logits(method, load, tmp_path):
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from align.base import _four_bit
+    from align.models.shared_base import _four_bit
 
     role = fresh(method, load)
     role.adapter.save(role.carrier, tmp_path)

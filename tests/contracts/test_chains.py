@@ -9,14 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.adapters.base import adapters
-from align.chain import adapter_of, footing
-from align.checkpoint import Checkpoint
-from align.options import Load, OnPrecisionChange
+from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.compatibility import adapter_of, footing
+from align.config.registries import adapters
+from align.config.schema import Load, OnParent, OnPrecisionChange
 from align.roles import Bases, Role
-from align.stages.base import OnParent
-from align.work import outputs
-from data_prep.errors import TrainingStopped, UserError
+from align.training.saving import outputs
+from data_prep.core.errors import TrainingStopped, UserError
 from tests.tiny_chain import HOME, PRECISIONS, base, bases, checkpoint, fresh, logits, made, read, shared_bytes
 
 METHODS = adapters.names()

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from align.adapters.base import adapters
-from align.checkpoint import Checkpoint
-from align.config import compose
-from align.fingerprint import file_sha256
-from align.stages.base import TrainingStage, stages
-from align.tracking import read_metrics
+from align.checkpoints.checkpoint import Checkpoint
+from align.config.compose import compose
+from align.config.registries import adapters, stages
+from align.stages.base import TrainingStage
+from align.tracking.metrics import read_metrics
+from data_prep.core.hashing import file_sha256
 from tests.tiny_chain import HOME, base, copied, data_words, execute, finished, made, pipeline_words, read, rows_folder
 
 STAGES = stages.names()
@@ -182,7 +182,7 @@ def test_eval_stays_on_the_base_and_data_of_the_run(tmp_path, capfd):
     """Also of a run that took them from an experiment's recipe, and with options of its own."""
     import gzip
 
-    from align.cli import main
+    from align.cli.dispatch import main
 
     (tmp_path / "instruct").mkdir()
     rows = [{"instruction": f"asked {i}", "input": "", "output": f"told {i}"} for i in range(30)]
@@ -294,7 +294,7 @@ def test_a_deleted_stage_is_made_again_bit_for_bit(tmp_path):
 
 def test_a_failed_rerun_loses_nothing_that_was_known(tmp_path):
     """A refusal (here: a damaged file) and its repair leave run.json as rich as it was."""
-    from data_prep.errors import UserError
+    from data_prep.core.errors import UserError
 
     run = copied(finished(), tmp_path)
     first = read(run / "run.json")

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.actor_critic import ActorCritic
-from align.adapters.base import adapters
-from align.objectives import LanguageModeling, Pairwise
-from align.options import Load
-from align.stages.base import Optimizer
-from align.stages.common import AdapterHook, groups_of
-from align.training import Objective, Updater
+from align.config.registries import adapters
+from align.config.schema import Load
+from align.rl.actor_critic import ActorCritic
+from align.stages.supervised import AdapterHook, groups_of
+from align.training.objectives import LanguageModeling, Objective, Pairwise
+from align.training.optimizer import Updater
+from align.training.options import Optimizer
 from reward.head import ScalarHead
 from tests.tiny_chain import HOME, base, bases, covered, fresh, made, methods_and_loads, read
 from tests.tiny_training import experience_rows, options, pair_rows, process, token_rows

@@ -14,23 +14,23 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from align.adapters.base import adapters
 from align.adapters.shapes import _key, _meta_model, linear_layers
 from align.adapters.targets import short_names
-from align.chain import footing, options_of
-from align.checkpoint import Checkpoint
-from align.cli import VERBS
-from align.cli_help import options_of as option_rows
-from align.cli_help import summary
-from align.composition import group_choices, recipe_comment, recipes
-from align.config import compose
-from align.options import ModelOptions, OnPrecisionChange, RunOptions, TrackingOptions
-from align.stages.base import OnParent, Stage, TrainingStage, stages
-from data_prep.conversion import writable
-from data_prep.errors import UserError
-from data_prep.filters.base import FILTERS
+from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.compatibility import footing, options_of
+from align.cli.help import options_of as option_rows
+from align.cli.help import summary
+from align.cli.verbs import VERBS
+from align.config.compose import compose
+from align.config.hydra_loader import group_choices, recipe_comment, recipes
+from align.config.registries import adapters, stages
+from align.config.schema import ModelOptions, OnParent, OnPrecisionChange, RunOptions, TrackingOptions
+from align.stages.base import Stage, TrainingStage
+from data_prep.core.errors import UserError
 from data_prep.formats.base import FORMATS
 from data_prep.options import DataOptions, GoldOptions, SourceOptions
+from data_prep.records.filter import FILTERS
+from data_prep.tools.convert import writable
 from tests.architectures import ARCHITECTURES, PRESETS, config_of
 from tests.docs.pages import Page, pages
 

@@ -11,14 +11,14 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from align.cli import VERBS, _action, _parser
-from align.cli_copy import found_recipe
-from align.cli_show import run_folder, split_words
-from align.composition import recipes
-from align.config import compose, survey
-from align.origins import files_of
-from align.overrides import parse, rewrite
-from align.verb_options import read_options
+from align.cli.arguments import read_options, run_folder, split_words
+from align.cli.copy import found_recipe
+from align.cli.dispatch import _action, _parser
+from align.cli.verbs import VERBS
+from align.config.compose import compose, survey
+from align.config.hydra_loader import recipes
+from align.config.origins import files_of
+from align.config.overrides import parse, rewrite
 from tests.docs.pages import ROOT, blocks, commands, pages, shell_lines, spans
 
 VERB = {verb.name: verb for verb in VERBS}

@@ -12,10 +12,9 @@ from functools import cache
 import pytest
 import yaml
 
-from align.adapters.base import adapters
-from align.cli_help import options_of
-from align.options import ModelOptions, RunOptions
-from align.stages.base import stages
+from align.cli.help import options_of
+from align.config.registries import adapters, stages
+from align.config.schema import ModelOptions, RunOptions
 from data_prep.options import DataOptions
 from tests.docs.pages import ROOT, Page, anchors, blocks, links, pages, prose, spans
 

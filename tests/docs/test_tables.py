@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from align.adapters.base import adapters
-from align.stages.base import stages
+from align.config.registries import adapters, stages
 from tests.docs.pages import pages
 from tests.docs.tables import generated, kinds_on
 

@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from align.adapters.base import adapters
-from align.options import ModelOptions, RunOptions
-from align.stages.base import stages
+from align.config.registries import adapters, stages
+from align.config.schema import ModelOptions, RunOptions
 from data_prep.options import DataOptions, GoldOptions, LengthOptions, SourceOptions
 from tests.house.source import ROOT, modules
 

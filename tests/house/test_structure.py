@@ -16,7 +16,7 @@ TORCH_FREE = re.compile(
     r"data_prep\..*|reward\.rules(\..*)?|align\.adapters(\.[a-z_]+)?|align\.stages(\.[a-z_]+)?|align\.cli.*"
     r"|align|align\.(config|composition|overrides|options|typed|fields|preflight|sweep)"
 )
-FOREIGN = {"align.packing.attend": "transformers' AttentionInterface"}
+FOREIGN = {"align.models.packing.attend": "transformers' AttentionInterface"}
 """Signatures that another library dictates, and which."""
 BANNED = re.compile(r"(^|_)(manager|helper|utils?|handler)s?(_|$)")
 

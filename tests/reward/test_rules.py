@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from data_prep.errors import UserError
+from data_prep.core.errors import UserError
 from reward.rules import rules
 from reward.rules.known_reply import KnownReply
 

@@ -1,0 +1,72 @@
+"""The chain below a checkpoint or run, as nodes and edges."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from align.checkpoints.checkpoint import RECORD, Checkpoint, read_run
+from align.checkpoints.peft_adapter import UNKNOWN
+
+
+def lineage(folder: Path) -> dict[str, Any]:
+    """Nodes (base and checkpoints) and edges (child stands on, or was trained against, parent) below `folder`.
+
+    `folder` is a checkpoint folder or a run folder; a run gives the union over its stages.
+    """
+    if (folder / RECORD).is_file():
+        tops = [Checkpoint.open(folder)]
+    else:
+        entries = [entry for entry in read_run(folder)["stages"] if entry.get("digest")]
+        tops = [Checkpoint.open(folder / e["dir"]) for e in entries if (folder / e["dir"] / RECORD).is_file()]
+    found: dict[str, Checkpoint] = {}
+    for top in tops:
+        for checkpoint in (top, *top.ancestors()):
+            found.setdefault(checkpoint.digest, checkpoint)
+    nodes, edges = [], []
+    bases: dict[str, dict[str, Any]] = {}
+    for digest, checkpoint in found.items():
+        record = checkpoint.record
+        nodes.append(
+            {
+                "id": digest[:16],
+                "digest": digest,
+                "stage": checkpoint.stage,
+                "role": record["role"],
+                "method": checkpoint.method,
+                "load": checkpoint.load,
+                "on_parent": checkpoint.on_parent,
+                "foreign": checkpoint.foreign,
+                "path": str(checkpoint.folder),
+            }
+        )
+        for parent in checkpoint.parents():
+            edges.append({"from": digest[:16], "to": parent.digest[:16], "role": parent.role})
+        if not any(parent.role == "init" for parent in checkpoint.parents()):
+            fingerprint = record["base"]["fingerprint"] or UNKNOWN
+            bases[fingerprint] = {
+                "id": fingerprint[:16],
+                "digest": fingerprint,
+                "stage": "base",
+                "path": record["root"],
+            }
+            edges.append({"from": digest[:16], "to": fingerprint[:16], "role": "base"})
+    return {"nodes": [*nodes, *bases.values()], "edges": edges}
+
+
+def chain_of(checkpoint: Checkpoint | None) -> list[tuple[str, Checkpoint | None]]:
+    """The base and every policy from it to `checkpoint`, in order, named by stage."""
+    chain: list[tuple[str, Checkpoint | None]] = []
+    while checkpoint is not None:
+        chain.append((checkpoint.stage, checkpoint))
+        checkpoint = checkpoint.parent("init")
+    chain.append(("base", None))
+    chain.reverse()
+    named: dict[str, Checkpoint | None] = {}
+    for name, found in chain:
+        number = 2
+        unique = name
+        while unique in named:
+            unique, number = f"{name}-{number}", number + 1
+        named[unique] = found
+    return list(named.items())

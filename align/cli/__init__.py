@@ -1,0 +1,5 @@
+"""The command `align`."""
+
+from align.cli.dispatch import main
+
+__all__ = ["main"]

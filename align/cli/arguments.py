@@ -1,0 +1,79 @@
+"""What verbs share: their words, their options as KEY=VALUE, and what they print."""
+
+from __future__ import annotations
+
+import argparse
+import typing
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import yaml
+
+from align.config.overrides import is_text, parse, raw_value
+from data_prep.core.errors import UserError, nearest
+from data_prep.core.options import build, option_types, unknown_key
+
+
+def say(args: argparse.Namespace, *lines: str) -> None:
+    """Print lines for people; with `--json` the object is the answer."""
+    if not args.json:
+        print("\n".join(lines))
+
+
+def split_words(words: Sequence[str], most: int) -> tuple[list[str], list[str]]:
+    """The plain words of a command and its overrides; at most so many plain words."""
+    plain_words = [word for word in words if "=" not in word and not word.startswith("~")]
+    if len(plain_words) > most:
+        raise UserError(f"unexpected '{plain_words[most]}'", hint="overrides are KEY=VALUE", code="bad_override")
+    return plain_words, [word for word in words if word not in plain_words]
+
+
+def run_folder(overrides: Sequence[str]) -> str:
+    """The folder of runs: `out=DIR` among the overrides, the only one that these verbs take."""
+    out = "runs"
+    for override in parse(overrides):
+        if override.key_or_group != "out":
+            near = nearest(override.key_or_group, ["out"])
+            raise UserError(
+                f"unknown option '{override.key_or_group}'",
+                hint="did you mean 'out'?" if near else "this verb takes out=DIR",
+                code="unknown_key",
+            )
+        out = raw_value(override)
+    return out
+
+
+def _target(args: argparse.Namespace, verb: str) -> tuple[str, str]:
+    """The target of a verb and the folder of runs."""
+    words, overrides = split_words(args.words, 1)
+    if not words:
+        raise UserError(f"{verb} needs a TARGET: a path, RUN or RUN/STAGE", code="no_target")
+    return words[0], run_folder(overrides)
+
+
+T = TypeVar("T")
+
+
+def read_options(kind: type[T], words: Sequence[str]) -> T:
+    """An instance of the dataclass `kind` from the words of a command; options not given keep their defaults.
+
+    Raises:
+        UserError: an unknown option (the nearest is offered) or a value of the wrong type.
+    """
+    types = option_types(kind)
+    given: dict[str, Any] = {}
+    for override in parse(words):
+        key, text = override.key_or_group, raw_value(override)
+        value = override.value()
+        unquoted = value if isinstance(value, str) else text
+        name, *inside = key.split(".")
+        mapping = typing.get_origin(types.get(name)) is dict
+        if name not in types or (inside and not mapping):
+            raise unknown_key(key, types)
+        wanted = typing.get_args(types[name])[1] if inside else types[name]
+        place, last = given, name
+        for step in inside:  # filters.dedup.near=0.8: into the mapping
+            inner = place.setdefault(last, {})
+            place, last = inner if isinstance(inner, dict) else {}, step
+        place[last] = unquoted if is_text(wanted) else yaml.safe_load(text)
+    return build(kind, given, "")

@@ -1,0 +1,74 @@
+"""`align chat`: talk to a checkpoint, in the terminal, from a pipe, or on a page of this computer's own."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from align.cli.arguments import read_options, split_words
+from align.serving.options import ChatOptions, find_policy
+from data_prep.core.errors import UserError
+
+INTERRUPTED = 130
+
+
+def chat(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Find the policy, load it, and let the terminal, the pipe or the page do the talking."""
+    targets, words = split_words(args.words, 1)
+    if not targets:
+        raise UserError("chat needs a TARGET: a path, RUN or RUN/STAGE", code="no_target")
+    if args.config_dir:
+        raise UserError("chat takes no recipes", field="--config-dir", code="bad_flag")
+    options = read_options(ChatOptions, words)
+    if args.port is not None and not args.web:
+        raise UserError("a port is for the page", field="--port", hint="add --web", code="bad_flag")
+    if args.json and args.web:
+        raise UserError("the page gives no JSON", field="--json", hint="leave out --json or --web", code="bad_flag")
+    piped = not sys.stdin.isatty()
+    if args.json and not piped:
+        hint = f"echo hello | align chat {targets[0]} --json"
+        raise UserError("reads its messages from a pipe", field="--json", hint=hint, code="bad_flag")
+    checkpoint, notes = find_policy(targets[0], options.out)
+    for note in notes:
+        print(f"align: {note}", file=sys.stderr)
+    try:
+        if args.web:
+            return _serve(checkpoint, options, args), {}
+        return _talk(checkpoint, options, args, piped)
+    except KeyboardInterrupt:
+        print("align: interrupted", file=sys.stderr)
+        return INTERRUPTED, {"error": UserError("interrupted", code="interrupted").as_dict()}
+
+
+def _serve(checkpoint: Any, options: ChatOptions, args: argparse.Namespace) -> int:
+    """On a page; the port is taken before any weight loads."""
+    from align.serving.conversation import Panel
+    from align.serving.web import HOST, Page, listen, serve
+
+    with listen(args.port) as found:
+        panel = Panel(checkpoint, options)
+        panel.load(panel.names if args.compare else [panel.main])
+        port = found.getsockname()[1]
+        page = Page(panel, options, args.compare, port)
+        print(f"{panel.label}: http://{HOST}:{port}/?token={page.token}", flush=True)
+        print("Ctrl-C stops the server", file=sys.stderr)
+        return serve(page, found)
+
+
+def _talk(checkpoint: Any, options: ChatOptions, args: argparse.Namespace, piped: bool) -> tuple[int, dict[str, Any]]:
+    """In the terminal or from a pipe."""
+    from rich.console import Console
+
+    console = Console(highlight=False, stderr=False)
+    with console.status(f"loading {checkpoint.label}"):
+        from align.serving.conversation import Panel
+        from align.serving.terminal import Session, answer_lines, converse
+
+        session = Session(Panel(checkpoint, options), options, args.compare)
+        session.panel.load(session.names)
+    if options.reward and session.panel.judge is None:
+        print("align: no reward model in this chain: replies have no reward", file=sys.stderr)
+    if piped:
+        return answer_lines(session, args.json)
+    return converse(session, console), {}

@@ -1,0 +1,69 @@
+"""`align check`: what a run would do and what is wrong with it, before anything is trained."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from align.config.compose import compose
+from align.config.schema import RunConfig
+from align.planning.findings import WORDS, Findings
+from data_prep.core.errors import UserError
+
+
+def check(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
+    """Print findings and problems; exit code 2 when `align run` would be refused."""
+    config, mistakes = composed(args.words, args.config_dir)
+    if config is None:
+        found = Findings()
+        found.add(None, mistakes)
+        if not args.json:
+            print(*(f"{WORDS['error']}  {problem}" for problem in found.problems), found.verdict(), sep="\n")
+        return 2, {**found.as_dict(), "error": mistakes[0].as_dict()}
+    from align.planning.check import check as look
+
+    with _progress() as say:
+        found = look(config, say)
+    if not args.json:
+        _print(found)
+    return (0 if found.ok else 2), found.as_dict()
+
+
+def composed(words: list[str], config_dir: str | None) -> tuple[RunConfig | None, list[UserError]]:
+    """The run, or every mistake in it: an override that is refused is left out to see the next."""
+    left, mistakes = list(words), list[UserError]()
+    while True:
+        try:
+            config = compose(left, config_dir)
+        except UserError as problem:
+            mistakes.append(problem)
+            guilty = [word for word in left if problem.field and word.partition("=")[0].strip("+~") == problem.field]
+            left = [word for word in left if word not in guilty]
+            if not guilty or not left:
+                return None, mistakes
+        else:
+            return (None, mistakes) if mistakes else (config, [])
+
+
+def _print(found: Findings) -> None:
+    from rich.console import Console
+
+    from align.cli.terminal import print_findings
+
+    print_findings(found, Console(highlight=False, emoji=False, markup=False))
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str], None]]:
+    """A line on a terminal that says what is being done, gone when it is done."""
+    if not sys.stderr.isatty():
+        yield lambda doing: None
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    with Status("checking", console=Console(stderr=True)) as status:
+        yield status.update

@@ -1,0 +1,121 @@
+"""`align VERB --help`: flags, override forms, and every option of the registered stages and adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+import textwrap
+from collections.abc import Iterable
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from align.config.registries import adapters, stages
+from align.config.schema import ModelOptions, TrackingOptions
+from align.stages.base import Stage, TrainingStage
+from data_prep.options import DataOptions, SourceOptions
+from data_prep.records.filter import FILTERS
+
+if TYPE_CHECKING:
+    from align.cli.verbs import Verb
+
+FLAGS = {
+    "--json": "print one JSON object on standard output, everything else on standard error",
+    "--config-dir DIR": "a folder of your own recipes (data/mine.yaml, experiment/mine.yaml, ...)",
+    "-m, --multirun": "run every combination of the values given with commas: adapter=lora,vera",
+    "--compare": "every policy of the chain answers, base first, each with its reward",
+    "--web": "a page on 127.0.0.1 instead of the terminal (needs the extra: chat)",
+    "--port PORT": "where the page is served [8417]",
+    "--as NAME": "the copy's name, where it is to have another than the recipe's",
+    "--force": "go on past a refusal that only warns of loss; the result records it",
+}
+COMMON = ("--json", "--config-dir DIR")
+"""Flags of every verb."""
+FORMS = """\
+adapter=vera                        adapter of every stage
+adapter.rank=64                     an option of it, for every stage that has no adapter of its own
+stages.reward_model.adapter=lora    that stage only
+stages.reward_model.adapter.rank=8  that stage only
+stages.ppo.lr=1e-5                  an option of a stage
+stages.ppo.init=RUN/sft             start from a checkpoint
+data=files data.path=my.jsonl       your own data
+model=hf model.path=FOLDER          your own base; model.load=fp32|bf16|nf4
+pipeline=sft  experiment=NAME  seed=0  out=runs  name=NAME"""
+
+
+def help_of(verb: Verb) -> str:
+    """The text of `align VERB --help`."""
+    own = {flag.partition("=")[0] for flag in verb.flags} | ({"-m"} if verb.multirun else set())
+    flags = {flag: text for flag, text in FLAGS.items() if flag in COMMON or re.split("[, =]", flag)[0] in own}
+    parts = [f"align {verb.name} {verb.usage}\n  {verb.summary}", _table("Flags", flags)]
+    if "OVERRIDES" in verb.usage:
+        parts += ["Overrides\n" + textwrap.indent(FORMS, "  "), *_options()]
+    if verb.actions:
+        parts.append(_table("Actions", {f"{one.name} {one.usage}": one.summary for one in verb.actions}))
+    if verb.options:
+        module, _, name = verb.options.partition(":")
+        parts.append(_table("Options KEY=VALUE", described(getattr(importlib.import_module(module), name))))
+    return "\n\n".join(parts)
+
+
+def _options() -> list[str]:
+    """Option tables of the model, the data, the stages and the adapters."""
+    common = {row["name"]: row["default"] for row in options_of(TrainingStage)}
+    parts = [
+        _table("model.", described(ModelOptions)),
+        _table("data.", described(DataOptions)),
+        _table("data.conversations.  data.preferences.  data.prompts.  data.text.", described(SourceOptions)),
+        _table("tracking.", described(TrackingOptions)),
+        _table("stages.NAME.  of every stage", described(Stage)),
+        _table("stages.NAME.  of every training stage", described(TrainingStage, dict(described(Stage)))),
+    ]
+    for name, one in FILTERS.items():
+        parts.append(_table(f"data.filters.{name}.  ({summary(one)})", described(one)))
+    for name, stage in stages.items():
+        same = {row["name"] for row in options_of(stage) if common.get(row["name"], "") == row["default"]}
+        parts.append(_table(f"stages.{name}.  ({summary(stage)})", described(stage, same)))
+    for name, adapter in adapters.items():
+        parts.append(_table(f"adapter={name}  ({summary(adapter)})", described(adapter, {"method"})))
+    return parts
+
+
+def options_of(cls: Any, without: Iterable[str] = ()) -> list[dict[str, Any]]:
+    """The options of a dataclass: name, default (as YAML shows it) and help."""
+    rows = []
+    for item in dataclasses.fields(cls):
+        if item.name in set(without) or not item.init:
+            continue
+        default = item.default if item.default is not dataclasses.MISSING else None
+        if item.default_factory is not dataclasses.MISSING:
+            default = item.default_factory()
+        if dataclasses.is_dataclass(default):
+            default = None
+        shown = default.name if isinstance(default, Enum) else default
+        rows.append({"name": item.name.rstrip("_"), "default": shown, "help": item.metadata.get("help", "")})
+    return rows
+
+
+def described(cls: Any, without: Iterable[str] = ()) -> dict[str, str]:
+    """Option -> help and default, for a table."""
+    rows = {}
+    for row in options_of(cls, without):
+        default = row["default"]
+        known = f" [{default}]" if default not in (None, "", {}, []) else ""
+        rows[row["name"]] = f"{row['help']}{known}"
+    return rows
+
+
+def summary(cls: Any) -> str:
+    """First line of a class's docstring."""
+    return (cls.__doc__ or "").strip().split("\n")[0].rstrip(".")
+
+
+def _table(title: str, rows: dict[str, str]) -> str:
+    """A title and two aligned columns."""
+    width = max((len(key) for key in rows), default=0)
+    lines = []
+    for key, text in rows.items():
+        folded = textwrap.wrap(text, 100 - width, break_on_hyphens=False) or [""]
+        lines.append(f"  {key:<{width}}  {folded[0]}")
+        lines += [f"  {'':<{width}}  {more}" for more in folded[1:]]
+    return "\n".join([title, *lines])

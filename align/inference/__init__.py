@@ -1,0 +1,1 @@
+"""Checkpoints at work: replies, scores, and several roles in one batch."""

@@ -1,0 +1,62 @@
+"""Scores of replies: packed (prompt, reply) rows read by a reward role."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from align.models.packing import Packed, pack
+from align.roles import Role
+
+
+@dataclass
+class ResponseBatch:
+    """Packed prompt + reply rows; `source_M` is the position before each reply token, where it is predicted."""
+
+    packed: Packed
+    source_M: Tensor
+    last_B: Tensor
+    targets_M: Tensor
+    numbers: dict[str, Tensor]
+    weight: float
+    ids: Sequence[str]
+
+    def to(self, device: torch.device) -> ResponseBatch:
+        """The batch on `device`."""
+        return ResponseBatch(
+            self.packed.to(device),
+            self.source_M.to(device),
+            self.last_B.to(device),
+            self.targets_M.to(device),
+            {name: value.to(device) for name, value in self.numbers.items()},
+            self.weight,
+            self.ids,
+        )
+
+    def read(self) -> tuple[Tensor, Tensor | float]:
+        """Packed positions whose hidden states the policy's loss reads, and their shares of `weight`."""
+        return self.source_M, 1.0
+
+
+def pack_responses(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], ids: Sequence[str] = ()) -> ResponseBatch:
+    """Pack (prompt, reply) pairs and find every reply token's place. Replies are never empty."""
+    packed = pack([[*prompt, *reply] for prompt, reply in pairs])
+    ends = np.cumsum([len(prompt) + len(reply) for prompt, reply in pairs])
+    targets = np.concatenate([np.arange(end - len(reply), end) for end, (_, reply) in zip(ends, pairs, strict=True)])
+    index = torch.from_numpy(targets)
+    last = torch.from_numpy(ends - 1)
+    return ResponseBatch(packed, index - 1, last, packed.ids_1N[0, index], {}, float(len(targets)), list(ids))
+
+
+def score_replies(role: Role, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], chunk: int) -> list[float]:
+    """Raw scores of (prompt, reply) pairs by a reward role, read at the last reply token."""
+    scores: list[float] = []
+    with torch.no_grad():
+        for start in range(0, len(pairs), chunk):
+            batch = pack_responses(pairs[start : start + chunk]).to(role.tree.device)
+            scores += role.scores(batch.packed, batch.last_B).tolist()
+    return scores

@@ -1,0 +1,188 @@
+"""Content fingerprints: what a checkpoint stands on, in one hash, without loading a weight into a model.
+
+A base's fingerprint covers the architecture and every tensor's name, type, shape and bytes. It does not depend on how
+the tensors are spread over files. Hashes of large files are remembered by path, size and time of change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from data_prep.core.cache_folder import cache_folder
+from data_prep.core.errors import UserError, nearest
+from data_prep.core.hashing import _BLOCK, sha256_json
+
+# Keys of config.json that do not change what the weights compute.
+_VOLATILE = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "use_cache",
+    "architectures",
+    "_from_model_config",
+}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up a model folder, as its index names them; pickled weights are refused."""
+    files = sorted(folder.glob("*.safetensors"))
+    index = folder / "model.safetensors.index.json"
+    if files and index.is_file():
+        named = {folder / name for name in dict(_read_object(index).get("weight_map") or {}).values()}
+        if missing := sorted(named - set(files)):
+            raise UserError(f"{len(missing)} weight files of the index are missing", file=str(missing[0]))
+        files = sorted(named)  # others, such as a second copy in another layout, are no part of the model
+    if files:
+        return files
+    pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    if pickled:
+        raise UserError(
+            f"only pickled weights here ({pickled[0].name}), which can run code when loaded",
+            file=str(folder),
+            hint="convert them once with transformers: save_pretrained(folder, safe_serialization=True)",
+        )
+    raise UserError(
+        "no *.safetensors weights in this folder",
+        file=str(folder),
+        hint="for a hub model that has none: convert it once with transformers, save_pretrained(FOLDER)",
+    )
+
+
+def read_model_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json; one line says what is missing."""
+    path = folder / "config.json"
+    if not folder.is_dir():
+        parent = folder.parent
+        found = nearest(folder.name, [p.name for p in parent.iterdir()]) if parent.is_dir() else None
+        raise UserError(
+            f"model folder does not exist: {folder}", hint=f"did you mean {parent / found}?" if found else None
+        )
+    if not path.is_file():
+        raise UserError("not a model folder: config.json is missing", file=str(folder))
+    return _read_object(path)
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"not valid JSON ({error})", file=str(path)) from None
+    if not isinstance(value, dict):
+        raise UserError("expected a JSON object", file=str(path))
+    return value
+
+
+def context_length(config: dict[str, Any]) -> int | None:
+    """Longest row in tokens that a model takes, from its config.json; None where it names no limit."""
+    config = config.get("text_config") or config
+    for key in ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    return None
+
+
+def check_weight_files(folder: Path) -> None:
+    """Refuse missing, pickled or shortened weights by the files' names, headers and sizes; no weight is read.
+
+    Raises:
+        UserError: says which file.
+    """
+    for path in weight_files(folder):
+        with path.open("rb") as stream:
+            header, start = _header(stream, path)
+        end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+        if path.stat().st_size < start + end:
+            raise UserError("safetensors file is shorter than its header says", file=str(path))
+
+
+def _header(stream: Any, path: Path) -> tuple[dict[str, Any], int]:
+    """The header of an open safetensors file, and where its tensors begin."""
+    size = int.from_bytes(stream.read(8), "little")
+    if size <= 0 or size > path.stat().st_size:
+        raise UserError("not a safetensors file (damaged header)", file=str(path))
+    try:
+        header = json.loads(stream.read(size))
+    except (ValueError, UnicodeDecodeError):
+        raise UserError("not a safetensors file (damaged header)", file=str(path)) from None
+    return dict(header), 8 + size
+
+
+def base_fingerprint(folder: Path) -> str:
+    """SHA-256 over architecture and tensors of a model folder, in hex; remembered while its files do not change."""
+    config = read_model_config(folder)
+    files = weight_files(folder)
+    key = sha256_json([config] + [_stamp(path) for path in files])
+    cache = _Cache()
+    known = cache.get(key)
+    if known is None:
+        tensors: dict[str, list[Any]] = {}
+        for path in files:
+            tensors.update(_tensor_hashes(path))
+        kept = {name: value for name, value in config.items() if name not in _VOLATILE}
+        known = sha256_json([kept, tensors])
+        cache.put(key, known)
+    return known
+
+
+def _stamp(path: Path) -> list[Any]:
+    status = path.stat()
+    return [str(path.resolve()), status.st_size, status.st_mtime_ns, status.st_ino]
+
+
+def _tensor_hashes(path: Path) -> dict[str, list[Any]]:
+    """Name -> [dtype, shape, sha256 of the bytes], read straight from the safetensors layout."""
+    with path.open("rb") as stream:
+        header, start = _header(stream, path)
+        result = {}
+        for name, entry in header.items():
+            if name == "__metadata__":
+                continue
+            first, last = entry["data_offsets"]
+            stream.seek(start + first)
+            result[name] = [entry["dtype"], entry["shape"], _hash_bytes(stream, last - first)]
+    return result
+
+
+def _hash_bytes(stream: Any, count: int) -> str:
+    digest = hashlib.sha256()
+    while count > 0:
+        block = stream.read(min(_BLOCK, count))
+        if not block:
+            raise UserError("safetensors file is shorter than its header says", file=str(stream.name))
+        digest.update(block)
+        count -= len(block)
+    return digest.hexdigest()
+
+
+class _Cache:
+    """Fingerprints by stamp in one small JSON file; losing it only costs time."""
+
+    def __init__(self) -> None:
+        self._path = cache_folder() / "fingerprints.json"
+
+    def get(self, key: str) -> str | None:
+        found = self._read().get(key)
+        return found if isinstance(found, str) else None
+
+    def put(self, key: str, value: str) -> None:
+        known = self._read()
+        known[key] = value
+        staging = self._path.with_suffix(f".{os.getpid()}")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            staging.write_text(json.dumps(known), encoding="utf-8")
+            os.replace(staging, self._path)
+        except OSError:
+            return  # an unwritable cache folder: hash again next time
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            known = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return known if isinstance(known, dict) else {}

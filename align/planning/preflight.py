@@ -1,0 +1,219 @@
+"""What can be found wrong with a run before any weight loads: its sources, its settings, and its chain.
+
+Everything here collects problems. `align run` raises the first of them, `align check` prints them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic
+
+from align.adapters.shapes import require_decoder
+from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.compatibility import (
+    Footing,
+    Planned,
+    StandingT,
+    adapter_name,
+    check_agreement,
+    check_reward,
+    find_input,
+    footing,
+    load_of,
+    lookout,
+    options_of,
+)
+from align.config.schema import RunConfig, StageSpec
+from align.models.fingerprint import read_model_config
+from align.tracking.trackers.base import check_packages
+from data_prep.core.errors import UserError
+from data_prep.records.mixing import sources_for
+from data_prep.records.stream import check_options, source_for
+from data_prep.sources.files import find_files, is_hub_id, resolve
+
+KINDS = {
+    "conversations": "conversation",
+    "preferences": "preference",
+    "prompts": "prompt",
+    "text": "document",
+}
+"""What stages call the kinds of data they need, and what `data_prep` calls one row of it."""
+
+
+def check_sources(config: RunConfig) -> None:
+    """Every stage has a source for every kind of row it reads, and every named file exists.
+
+    Raises:
+        UserError: a later stage would have failed after the earlier ones had been trained.
+    """
+    for _, problem in source_problems(config):
+        raise problem
+
+
+def source_problems(config: RunConfig) -> Iterator[tuple[str | None, UserError]]:
+    """(stage, problem) of data that is missing, or given and never read; each problem once."""
+    said: set[str] = set()
+    for spec in config.stages:
+        checks = [lambda s=spec, k=kind: _check_source(s, k) for kind in spec.stage.needs_data]
+        problems = [found for check in checks for found in caught(check)]
+        for problem in [*problems, *spec.stage.data_refusals(spec.data)]:
+            if str(problem) not in said:
+                said.add(str(problem))
+                yield spec.name, problem
+    for check in (lambda: _check_path_is_read(config.stages), lambda: check_packages(config.tracking.to)):
+        yield from ((None, problem) for problem in caught(check))
+
+
+def caught(check: Callable[[], object]) -> list[UserError]:
+    """The problem that `check` raises, if it does."""
+    try:
+        check()
+    except UserError as problem:
+        return [problem]
+    return []
+
+
+def _check_source(spec: StageSpec, kind: str) -> None:
+    for one in sources_for(spec.data, KINDS[kind]):
+        for path in (one.given.source.path, one.given.source.eval_path):
+            _check_file(path, spec.data.root)
+        check_options(one.given, KINDS[kind])
+
+
+def _check_file(path: str | None, root: str | None) -> None:
+    """The files of a path are there; a hub id is looked up when it is read."""
+    if path is None:
+        return
+    place = resolve(path, root)
+    try:
+        find_files(place)
+    except UserError:
+        if not is_hub_id(path):
+            raise
+
+
+def _check_path_is_read(specs: Sequence[StageSpec]) -> None:
+    """`data.path` serves the kinds without a source of their own; where there are none it would be ignored."""
+    reading = [spec for spec in specs if spec.data.path and _reads_path(spec)]
+    idle = [spec for spec in specs if spec.data.path and spec.stage.needs_data and spec not in reading]
+    own = [spec for spec in idle if spec.data.path not in {other.data.path for other in reading}]
+    if own:
+        raise UserError(
+            f"is not read: the data '{own[0].data.name}' brings its own {' and '.join(own[0].stage.needs_data)}",
+            field=f"stages.{own[0].name}.data.path",
+            hint=f"data=files data.path={own[0].data.path}",
+            code="not_read",
+        )
+
+
+def _reads_path(spec: StageSpec) -> bool:
+    """Whether a stage gets a kind of row from `data.path`; a source that is wrong in itself is not said twice."""
+    try:
+        paths = {source_for(spec.data, KINDS[kind]).source.path for kind in spec.stage.needs_data}
+    except UserError:
+        return True
+    return spec.data.path in paths
+
+
+@dataclass(frozen=True)
+class Ground(Generic[StandingT]):
+    """What one stage stands on, and everything that is wrong with it."""
+
+    spec: StageSpec
+    init: StandingT | Checkpoint | None
+    reward: StandingT | Checkpoint | None
+    footing: Footing | None
+    """None where there is none that is legal."""
+    problems: list[UserError] = field(default_factory=list)
+
+    def require(self) -> None:
+        """Raise the first problem."""
+        for problem in self.problems:
+            raise problem
+
+
+def stand(
+    config: RunConfig, spec: StageSpec, before: Mapping[str, StandingT], base_folder: Path | None
+) -> Ground[StandingT]:
+    """Find what a stage stands on and check it: inputs, their files and base, footing, reward model, settings.
+
+    Args:
+        before: what the stages before it make: checkpoints, or plans of them.
+        base_folder: the base that finished checkpoints must have been trained on; None: not known yet.
+    """
+    stage, problems = spec.stage, list[UserError]()
+    names = [each.name for each in config.stages]
+    inputs: list[StandingT | Checkpoint | None] = []
+    for wanted, role in ((stage.init, "policy"), (stage.reward if stage.needs_reward else "base", "reward")):
+        found = None
+        try:
+            found = find_input(wanted, role, before, names, config.out)
+            if isinstance(found, Checkpoint) and base_folder is not None:
+                found = found.require(base_folder, model_names(config))
+        except UserError as problem:
+            problems.append(problem)
+        inputs.append(found)
+    init, reward = inputs
+    standing = None
+    if not problems:
+        try:
+            if stage.makes is None:
+                standing = lookout(init, config.model.load, config.on_precision_change)
+            else:
+                standing = footing(init, spec.adapter, stage.on_parent, config.model.load, config.on_precision_change)
+        except UserError as problem:
+            problems.append(problem)
+        load = load_of(init, spec.adapter, config.model.load)
+        problems += caught(lambda: check_reward(spec, reward, load, config.on_precision_change))
+        if stage.makes is not None:
+            problems += caught(lambda: check_agreement(spec.adapter, (init, reward)))
+    problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
+    return Ground(spec, init, reward, standing, problems)
+
+
+def model_names(config: RunConfig) -> list[str]:
+    """What the model is called, by this run and elsewhere."""
+    return [name for name in (config.model.path, *config.model.aliases) if name]
+
+
+def walk(config: RunConfig, base_folder: Path | None) -> list[Ground[Planned]]:
+    """What every stage will stand on, before any of them has been trained."""
+    before: dict[str, Planned] = {}
+    grounds = []
+    for spec in config.stages:
+        ground = stand(config, spec, before, base_folder)
+        grounds.append(ground)
+        if spec.stage.makes is not None:
+            load = ground.footing.load if ground.footing else load_of(ground.init, spec.adapter, config.model.load)
+            method, options = adapter_name(spec.adapter), options_of(spec.adapter)
+            before[spec.name] = Planned(spec.name, spec.stage.makes, method, options, load.value)
+    return grounds
+
+
+def require_grounds(config: RunConfig, base_folder: Path | None) -> None:
+    """Refuse, before the first stage is trained, what a later one would be refused for.
+
+    Raises:
+        UserError: the first problem of the chain.
+    """
+    for ground in walk(config, base_folder):
+        ground.require()
+        if ground.spec.stage.makes is not None and base_folder is not None:
+            for problem in unfit(ground.spec, read_model_config(base_folder)):
+                raise problem
+
+
+def unfit(spec: StageSpec, model_config: dict[str, Any]) -> list[UserError]:
+    """What is wrong with a training stage's adapter on the model, before any weight loads.
+
+    Raises:
+        UserError: the model is none that can be trained here.
+    """
+    require_decoder(model_config)
+    problems: list[UserError] = spec.adapter.check(model_config)
+    if not problems and not spec.stage.has_head and not spec.adapter.count(model_config).trainable:
+        said = "nothing to train: the adapter leaves no trainable parameter"
+        problems = [UserError(said, field=f"stages.{spec.name}.adapter", code="nothing_to_train")]
+    return problems

@@ -1,0 +1,1 @@
+"""Reinforcement learning: experience, losses of policy and critic, the update loop."""

@@ -1,0 +1,131 @@
+"""What must hold in every PPO run, checked while it runs: equal start, exact ratios, frozen roles, one base."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from align.inference.scoring import score_replies
+from align.models.shared_base import storages
+from align.rl.experience import Cast
+from align.roles import Bases, Role
+from data_prep.core.errors import TrainingStopped
+
+if TYPE_CHECKING:
+    from align.rl.actor_critic import ActorCritic
+    from align.training.context import Work
+    from align.training.optimizer import Updater
+
+TOLERANCE = 1e-5
+
+
+def require_equal_start(stats: dict[str, float], step0: dict[str, Any], exact: bool) -> None:
+    """Policy and reference are the same function before the first update: every token's |log p - log q| is tiny."""
+    step0["kl"] = abs(stats["objective/kl_k1"])
+    step0["kl_max_token"] = stats["rollout/kl_max"]
+    if step0["kl"] > TOLERANCE:
+        raise TrainingStopped(
+            f"KL(policy, reference) is {step0['kl']:.2e} before the first update (at most {TOLERANCE})",
+            code="unequal_start",
+            hint="the policy does not start as its parent; report this with the run's recipe.yaml",
+        )
+    step0["rollout_gap"] = stats["rollout/logprob_gap"]
+    if exact and step0["rollout_gap"] > 1e-3:
+        raise TrainingStopped(
+            f"the rollout's log-probabilities are {step0['rollout_gap']:.2e} off those that are trained (at most 1e-3)",
+            code="rollout_gap",
+        )
+
+
+def record_first_minibatch(
+    numbers: dict[str, float], objective: ActorCritic, work: Work, step0: dict[str, Any]
+) -> None:
+    """Ratios of the first minibatch are 1, and only policy and value have gradients."""
+    step0["ratio_dev"] = numbers["max_ratio_dev"]
+    roles = {"policy": objective.policy, "value": objective.value}
+    step0["grad_roles"] = [n for n, role in roles.items() if any(p.grad is not None for p in role.parameters())]
+    if is_exact(work) and step0["ratio_dev"] > TOLERANCE:
+        raise TrainingStopped(
+            f"first minibatch has a ratio {step0['ratio_dev']:.2e} away from 1 (at most {TOLERANCE})", code="ratio"
+        )
+
+
+def is_exact(work: Work) -> bool:
+    """Whether products are taken in float32, where batches of another shape give equal numbers."""
+    in_float32 = work.footing.load.computes_in(work.accelerator.device.type) == "fp32"
+    return in_float32 and work.spec.stage.autocast.value == "off"
+
+
+def reward_parity(cast: Cast, work: Work) -> float:
+    """Largest difference between scores on PPO's path and those the reward model's evaluation gave, same replies."""
+    assert work.reward is not None
+    record = work.reward.record
+    ids = record["probe"]["input_ids"]
+    scores = score_replies(cast.reward, [(row[:-1], row[-1:]) for row in ids], len(ids))
+    gap: float = max(abs(a - b) for a, b in zip(scores, record["metrics"]["probe_scores"], strict=True))
+    deviation = float(record["reward_norm"]["std"])
+    allowed = 1e-4 * max(1.0, deviation) if is_exact(work) else 0.2 * deviation
+    if gap > allowed and record["load"] == work.footing.load.value:
+        raise TrainingStopped(
+            f"the reward model scores otherwise here than in its own evaluation (by {gap:.2e}, at most {allowed:.2e})",
+            code="reward_parity",
+        )
+    return gap
+
+
+def adapter_digests(cast: Cast) -> dict[str, str]:
+    """SHA-256 of the frozen roles' own tensors (the shared base has its fingerprint)."""
+    return {role.name: _digest(role) for role in (cast.reference, cast.reward)}
+
+
+def require_unchanged(cast: Cast, before: dict[str, str]) -> None:
+    """Reference and reward end with the bytes they started with."""
+    for name, digest in adapter_digests(cast).items():
+        if digest != before[name]:
+            raise TrainingStopped(f"the frozen {name} changed during training", code="frozen_changed")
+
+
+def _digest(role: Role) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in [*role.named_parameters(), *role.named_buffers()]:
+        digest.update(name.encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)  # a scalar cannot be viewed as bytes (Gemma has some)
+        digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def memory(cast: Cast, bases: Bases, updater: Updater) -> dict[str, float]:
+    """Bytes of weights and optimiser states, counted by storage.
+
+    `ratio` is everything beside base and heads, over the policy's adapter and optimiser state alone, which is what
+    supervised tuning with the same method holds; four roles with one method make at most 8/3.
+    """
+    base = storages(base.model for base in bases.opened())
+    roles = storages(cast.all())
+    heads = storages(role.head for role in cast.all() if role.head is not None)
+    policy = {k: v for k, v in storages([cast.policy]).items() if k not in base}
+    beside = sum(size for pointer, size in roles.items() if pointer not in base and pointer not in heads)
+    head_params = {id(p) for role in cast.all() if role.head is not None for p in role.head.parameters()}
+    states = _state_bytes(updater, [p for r in (cast.policy, cast.value) for p in r.parameters()], head_params)
+    policy_bytes = sum(policy.values()) + _state_bytes(updater, list(cast.policy.parameters()), head_params)
+    return {
+        "base_bytes": float(sum(base.values())),
+        "bases": float(len(bases.opened())),
+        "beside_bytes": float(beside + states),
+        "sft_bytes": float(policy_bytes),
+        "head_bytes": float(sum(heads.values())),
+        "ratio": (beside + states) / max(1, policy_bytes),
+    }
+
+
+def _state_bytes(updater: Updater, parameters: list[nn.Parameter], without: set[int]) -> int:
+    total = 0
+    for parameter in parameters:
+        if id(parameter) not in without:
+            for value in updater.optimizer.state.get(parameter, {}).values():
+                if isinstance(value, torch.Tensor) and value.numel() > 1:
+                    total += value.untyped_storage().nbytes()
+    return total

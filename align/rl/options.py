@@ -1,0 +1,109 @@
+"""What can be set of PPO, what of it cannot work, and what a knowledgeable person would ask about. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from align.training.options import Schedule, TrainingOptions
+from data_prep.core.errors import UserError
+from data_prep.core.options import option
+
+
+@dataclass
+class PPOOptions(TrainingOptions):
+    """What can be set of PPO."""
+
+    schedule: Schedule = option(Schedule.linear, "learning rate after warm-up: constant|linear|cosine (to zero)")
+    warmup: float = option(0.0, "share of the steps with rising learning rate", high=1)
+    batch_size: int = option(128, "prompts per update, over all processes", low=1)
+    updates: int = option(30, "rollout-and-update rounds", low=1)
+    ppo_epochs: int = option(2, "passes over each round's replies", low=1)
+    minibatches: int = option(4, "optimiser steps per pass", low=1)
+    eps: float = option(1e-5, "denominator constant of Adam", above=0)
+    beta2: float = option(0.95, "second-moment decay of Adam", below=1)
+    max_new_tokens: int = option(32, "longest reply in tokens", low=1)
+    temperature: float = option(1.0, "sampling temperature, also of the log-probabilities that are trained", above=0)
+    kl_coef: float = option(0.05, "weight of the per-token KL penalty (k1) in the reward")
+    kl_target: float = option(0.0, "KL per reply that an adaptive kl_coef steers to (0: fixed coefficient)")
+    kl_horizon: int = option(10000, "replies over which the adaptive coefficient moves", low=1)
+    kl_limit: float = option(15.0, "stop the stage once the mean KL per reply, in nats, passes this", above=0)
+    gamma: float = option(1.0, "discount", high=1)
+    lam: float = option(0.95, "lambda of generalised advantage estimation", high=1)
+    clip: float = option(0.2, "ratio clip of the policy loss", above=0)
+    dual_clip: float = option(0.0, "bound of the loss for negative advantages (0: off; usual 3)")
+    value_clip: float = option(0.2, "clip of the value's change (0: off)")
+    value_coef: float = option(1.0, "weight of the value loss")
+    value_lr_ratio: float = option(3.0, "learning rate of the value role over the policy's")
+    reward_clip: float = option(10.0, "normalised scores are clipped to this", above=0)
+    missing_eos_penalty: float = option(1.0, "subtracted from the reward of a reply that does not end")
+    critic_warmup: int = option(5, "first updates that train the value role alone")
+    max_approx_kl: float = option(0.1, "end an update's passes once KL(old, new) per token passes this", above=0)
+    max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this", above=0)
+
+
+def refusals(options: PPOOptions, where: str) -> Iterator[UserError]:
+    """What cannot work, whatever the data."""
+    if options.neftune:
+        yield UserError(
+            "noise in training forwards would count as a change of the policy since its replies were sampled",
+            field=f"{where}.neftune",
+            code="bad_value",
+            hint="leave it out; it belongs into sft",
+        )
+    if options.critic_warmup >= options.updates:
+        yield UserError(
+            f"no update would train the policy: {options.updates} updates, "
+            f"{options.critic_warmup} for the critic alone",
+            field=f"{where}.critic_warmup",
+            code="bad_value",
+            hint="raise updates or lower critic_warmup",
+        )
+    if options.minibatches > options.batch_size:
+        yield UserError(
+            f"a batch of {options.batch_size} prompts cannot be cut into {options.minibatches} minibatches",
+            field=f"{where}.minibatches",
+            code="bad_value",
+            hint="lower minibatches or raise batch_size",
+        )
+    if options.kl_target > 0 and options.kl_coef == 0:
+        yield UserError(
+            "an adaptive coefficient that starts at 0 stays 0",
+            field=f"{where}.kl_target",
+            code="bad_value",
+            hint="set kl_coef above 0, or kl_target=0",
+        )
+
+
+def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:
+    """What works but is hardly meant. Ranges are those of the runs in arXiv 2403.17031, with room on both sides."""
+
+    def doubt(name: str, problem: str, hint: str) -> UserError:
+        value = getattr(options, name)
+        return UserError(f"{value:g} {problem}", field=f"{where}.{name}", code="unusual_value", hint=hint)
+
+    if options.kl_coef > 1:
+        yield doubt("kl_coef", "makes the KL penalty outweigh the normalised reward", "usual: 0.01 to 0.2")
+    if options.kl_coef == 0:
+        yield doubt("kl_coef", "lets the policy leave its parent until kl_limit stops the stage", "usual: 0.01 to 0.2")
+    if not 0.02 <= options.clip <= 0.5:
+        yield doubt("clip", "is an unusual ratio clip", "usual: 0.1 to 0.3")
+    if 0 < options.dual_clip <= 1:
+        yield doubt("dual_clip", "bounds the loss below an unchanged ratio of 1", "usual: 3, or 0 for off")
+    if options.gamma < 0.9:
+        yield doubt("gamma", "hides the reward, given at a reply's end, from its first tokens", "usual: 1")
+    if not 0.3 <= options.temperature <= 2:
+        yield doubt("temperature", "samples replies far from what the model says", "usual: 0.7 to 1")
+    size, rest = divmod(options.batch_size, options.minibatches)
+    if rest and options.minibatches <= options.batch_size:
+        yield doubt(
+            "minibatches",
+            f"minibatches of a batch of {options.batch_size} are of unequal size",
+            "take a divisor of batch_size",
+        )
+    elif options.micro_batch_size and size > options.micro_batch_size and size % options.micro_batch_size:
+        yield doubt(
+            "micro_batch_size",
+            f"rows at a time leave a remainder in every minibatch of {size}",
+            f"take a divisor of {size}",
+        )

@@ -1,0 +1,1 @@
+"""Talking to checkpoints, in the terminal and on a local page."""

@@ -1,0 +1,87 @@
+"""What can be set for `align chat`, and the checkpoint that its TARGET names. Imports no torch."""
+
+# No `from __future__ import annotations`: `data_prep/core/options.py` reads these annotations as types, as elsewhere.
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from align.checkpoints.checkpoint import RECORD, Checkpoint, read_run
+from align.checkpoints.resolve import resolve_checkpoint, resolve_target
+from data_prep.core.errors import UserError
+from data_prep.core.options import build, option
+
+
+@dataclass
+class ChatOptions:
+    """How replies are drawn, and where runs are."""
+
+    temperature: float = option(0.7, "sampling temperature (0: always the likeliest token)", high=100)
+    max_new_tokens: int = option(256, "longest reply in tokens", low=1)
+    seed: Optional[int] = option(None, "seed of the sampling (null: new replies every time)", low=0)
+    system: Optional[str] = option(None, "system prompt")
+    reward: bool = option(True, "score replies by the chain's reward model, where it has one")
+    out: str = option("runs", "folder that run folders are in")
+
+    def changed(self, **values: Any) -> "ChatOptions":
+        """A copy with some options changed, checked like overrides.
+
+        Raises:
+            UserError: an option that does not exist, or a value of the wrong type or size.
+        """
+        return build(ChatOptions, {**asdict(self), **values}, "")
+
+
+def find_policy(target: str, out: str) -> tuple[Checkpoint, list[str]]:
+    """The policy that TARGET names, and what must be said about the choice.
+
+    Raises:
+        UserError: nothing there, nothing finished, or a checkpoint that scores instead of speaking.
+    """
+    folder = resolve_target(target, out)
+    notes: list[str] = []
+    if (folder / RECORD).is_file():
+        found = Checkpoint.open(folder)
+    elif (folder / "run.json").is_file():
+        found = resolve_checkpoint(str(folder), out)
+        status = str(read_run(folder).get("status"))
+        if status != "done":
+            state = "is still running or was cut off" if status == "running" else status
+            notes.append(f"this run {state}: talking to {found.stage}, its last finished policy")
+    else:
+        hint = f"the last finished policy of the run: align chat {folder.parent}"
+        raise UserError("this stage is not finished", file=str(folder), hint=hint, code="not_finished")
+    if found.record["role"] != "policy":
+        raise _silent(found)
+    return found, notes
+
+
+def _silent(found: Checkpoint) -> UserError:
+    """The refusal of a checkpoint that scores: it names the policy below it, if there is one."""
+    below = next((one for one in found.ancestors() if one.record["role"] == "policy"), None)
+    hint = f"the policy it stands on: align chat {below.folder}" if below else "train a policy: align run pipeline=sft"
+    what = f"{found.label} is a {found.record['role']} model: it scores replies and does not speak"
+    return UserError(what, file=str(found.folder), hint=hint, code="wrong_role")
+
+
+def label_of(checkpoint: Checkpoint) -> str:
+    """RUN/STAGE for a checkpoint in a run folder, else its folder."""
+    folder = checkpoint.folder.resolve()
+    return f"{folder.parent.name}/{folder.name}" if (folder.parent / "run.json").is_file() else str(folder)
+
+
+def judge_of(checkpoint: Checkpoint) -> Optional[Checkpoint]:
+    """The reward model of a policy's chain: the one it or an ancestor was trained against, else its run's own."""
+    for one in (checkpoint, *checkpoint.ancestors()):
+        if (judge := one.parent("reward")) is not None:
+            return judge
+    run = checkpoint.folder.resolve().parent
+    if not (run / "run.json").is_file():
+        return None
+    folders = [run / str(entry["dir"]) for entry in read_run(run)["stages"] if entry.get("digest")]
+    return _last_judge([folder for folder in folders if (folder / RECORD).is_file()])
+
+
+def _last_judge(folders: Sequence[Path]) -> Optional[Checkpoint]:
+    found = [one for folder in folders if (one := Checkpoint.open(folder)).record["role"] == "reward"]
+    return found[-1] if found else None

@@ -1,0 +1,99 @@
+"""What the supervised stages share: one run of the loop with its progress bar and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
+
+from align.stages.base import TrainingStage
+
+if TYPE_CHECKING:
+    import torch
+
+    from align.roles import Role
+    from align.training.context import Work
+    from align.training.objectives import Objective
+    from data_prep.prepare.prepare import Prepared
+
+
+def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepared[Any]) -> dict[str, float]:
+    """Train `objective` over prepared rows; returns the numbers of the evaluation that counts."""
+    from align.tracking.metrics import read_metrics
+    from align.tracking.progress import Progress
+    from align.training.loop import fit
+    from align.training.optimizer import Updater
+    from align.training.regularisers import regularise
+
+    options = cast(TrainingStage, work.spec.stage)
+    steps = options.steps_over(len(prepared.train))
+    ready_to_train(role, options)
+    regularise(objective, role, options, lambda: work.bases.start_of(work.init, work.footing, "start"))
+    updater = Updater(objective, groups_of(role, work.lr, options), options, steps, work.accelerator, hooks_of(role))
+    record_counts(work, role)
+    work.numbers["tokens"] = int(sum(row.get("tokens", 0) for row in read_metrics(work.metrics.path)))  # if resumed
+    with Progress(work.spec.name, steps, enabled=work.is_main, done=work.keeper.step) as progress:
+
+        def log(step: int, split: str, numbers: dict[str, float]) -> None:
+            if work.is_main:
+                work.metrics.log(step, split, numbers)
+            if split == "train":
+                work.numbers["tokens"] += int(numbers["tokens"])
+                progress.advance(1, loss=numbers["loss"])
+            else:
+                progress.show(eval_loss=numbers["loss"])
+
+        with work.phase("train"):
+            return fit(updater, prepared.train, prepared.eval, work.seed, log, work.keeper)
+
+
+def ready_to_train(role: Role, options: TrainingStage) -> None:
+    """Switch on what the stage's options ask of the tree."""
+    if options.gradient_checkpointing:
+        role.tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def groups_of(role: Role, lr: float, options: TrainingStage) -> list[dict[str, Any]]:
+    """Optimiser groups of a role: its adapter's own, and its head at the same learning rate, each with its decay."""
+    from align.training.regularisers import decayed
+
+    assert role.adapter is not None
+    groups = role.adapter.parameter_groups(role.carrier, lr)
+    if role.head is not None:
+        groups.append({"params": [p for p in role.head.parameters() if p.requires_grad], "lr": lr})
+    return [{**group, "role": role.name} for group in decayed(role, groups, options)]
+
+
+@dataclass
+class AdapterHook:
+    """A role's adapter as the loop calls it."""
+
+    role: Role
+
+    def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Before the first step of a stage."""
+        assert self.role.adapter is not None
+        self.role.adapter.begin(self.role.carrier, optimizer, steps)
+
+    def after_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """After every step."""
+        assert self.role.adapter is not None
+        self.role.adapter.after_step(self.role.carrier, optimizer, step)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Tensors beside the trained ones that steps change."""
+        assert self.role.adapter is not None
+        return self.role.adapter.state(self.role.carrier)
+
+
+def hooks_of(role: Role) -> list[AdapterHook]:
+    """What the loop calls for a role."""
+    return [AdapterHook(role)]
+
+
+def record_counts(work: Work, role: Role) -> None:
+    """Trainable and total parameters of the stage's role, for run.json; the head is counted in both."""
+    from align.models.fingerprint import read_model_config
+
+    head = sum(p.numel() for p in role.head.parameters()) if role.head is not None else 0
+    work.numbers["trainable"] = sum(p.numel() for p in role.parameters() if p.requires_grad)
+    work.numbers["total"] = work.spec.adapter.count(read_model_config(work.bases.folder)).total + head

@@ -1,0 +1,1 @@
+"""The optimisation loop: batches, objectives, optimiser, state to go on from."""

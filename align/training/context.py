@@ -1,0 +1,110 @@
+"""What a stage works with: its inputs, roles, rows, clock and folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.compatibility import Footing
+from align.config.schema import RunConfig, StageSpec
+from align.models.fingerprint import read_model_config
+from align.roles import Bases, Role
+from align.tracking.metrics import Metrics
+from align.training.data import Reading, context_of
+from align.training.resume import Keeper
+from data_prep.prepare.prepare import Prepared, Renderer
+
+
+@dataclass
+class Work:
+    """Everything a stage may use. One is made per stage; nothing in it outlives the stage."""
+
+    config: RunConfig
+    spec: StageSpec
+    accelerator: Accelerator
+    bases: Bases
+    renderer: Renderer
+    footing: Footing
+    init: Checkpoint | None
+    reward: Checkpoint | None
+    staging: Path
+    """Folder the stage writes into; published under the stage's name when the stage is done."""
+    metrics: Metrics
+    inputs_digest: str
+    keeper: Keeper
+    numbers: dict[str, Any] = field(default_factory=dict)
+    """What the stage wants in run.json: trainable, total, metrics."""
+    phases: dict[str, float] = field(default_factory=dict)
+    """Seconds by phase, for run.json; not in metrics.jsonl, which equal runs write equally."""
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @property
+    def lr(self) -> float:
+        """The stage's peak learning rate: as set, else its default for this adapter and model."""
+        return float(self.spec.stage.peak_lr(self.spec.adapter, self.config.model.lr_scale))
+
+    @property
+    def context(self) -> int | None:
+        """Longest row in tokens that the model takes behind the virtual tokens of its roles, if it has a limit."""
+        return context_of(read_model_config(self.bases.folder), self.spec.adapter, (self.init, self.reward))
+
+    def rows(self, kind: str) -> Prepared[Any]:
+        """The stage's rows of one kind of data as token ids, within the model's context.
+
+        Raises:
+            UserError: bad rows, too many that are too long, or too few that are left.
+        """
+        config = read_model_config(self.bases.folder)
+        prepared = Reading(self.spec, self.renderer, config, self.context, self.seed).rows(kind)
+        self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
+        return prepared
+
+    @property
+    def is_main(self) -> bool:
+        return bool(self.accelerator.is_main_process)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Count the time spent inside towards a phase of the stage."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
+
+    def fresh_role(self, name: str) -> Role:
+        """The stage's trainable role on its parent, with deterministic initial adapter weights."""
+        torch.manual_seed(self.seed)
+        return self.bases.fresh(self.init, self.spec.adapter, self.footing, name)
+
+    def start_role(self, name: str) -> Role:
+        """The frozen function that the stage's fresh role starts from."""
+        if self.footing.mode is None and not self.spec.adapter.traits.starts_as_parent:
+            return self.fresh_role(name).freeze()
+        return self.bases.start_of(self.init, self.footing, name)
+
+    def write_card(self, prepared: Prepared[Any]) -> None:
+        """Keep the data card beside the result."""
+        if self.is_main:
+            (self.staging / "data_card.json").write_text(
+                json.dumps(prepared.card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
+            )
+
+
+def write_samples(work: Work, rows: Sequence[dict[str, Any]]) -> None:
+    """Keep some inputs and outputs of the stage in samples.jsonl, to be read by people."""
+    if work.is_main:
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        (work.staging / "samples.jsonl").write_text("".join(lines), encoding="utf-8")

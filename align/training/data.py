@@ -1,0 +1,113 @@
+"""How a stage's rows become token ids: the one road for `align run` and `align check`. No weights, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from align.checkpoints.compatibility import Standing, adapter_of
+from align.config.schema import StageSpec
+from align.models.fingerprint import context_length
+from data_prep.core.errors import UserError
+from data_prep.options import LengthOptions
+from data_prep.prepare import prepare
+from data_prep.types import PairTokens
+
+if TYPE_CHECKING:
+    from align.adapters.base import Adapter
+    from data_prep.prepare.prepare import Prepared, Renderer
+
+PREPARE: dict[str, Callable[..., Prepared[Any]]] = {
+    "conversations": prepare.prepare_conversations,
+    "preferences": prepare.prepare_preferences,
+    "prompts": prepare.prepare_prompts,
+    "text": prepare.prepare_text,
+}
+"""What stages call the kinds of data they read -> the function that prepares it."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What turns one stage's data into rows of token ids."""
+
+    spec: StageSpec
+    renderer: Renderer
+    model_config: dict[str, Any]
+    """The content of the base's config.json."""
+    context: int | None
+    """Longest row in tokens that the stage's roles take, if the model has a limit."""
+    seed: int
+
+    def lengths(self, kind: str) -> LengthOptions:
+        """The stage's row-length rules, within the model's context; a prompt leaves room for the reply.
+
+        Raises:
+            UserError: there is no room for a prompt.
+        """
+        stage = self.spec.stage
+        longest = min(stage.max_length, self.context or stage.max_length)
+        reply = stage.reply_tokens if kind == "prompts" else 0
+        if longest <= reply:
+            raise UserError(
+                f"no room for a prompt: {reply} reply tokens in a context of {longest}",
+                code="no_room",
+                field=f"stages.{self.spec.name}.max_new_tokens",
+                hint=f"lower stages.{self.spec.name}.max_new_tokens",
+            )
+        rules = (stage.on_long, stage.max_lost, stage.on_long_answer, stage.keep_prompt)
+        return LengthOptions(longest - reply, *rules)
+
+    def rows(self, kind: str) -> Prepared[Any]:
+        """The rows of one kind of data (conversations, preferences, prompts, text) as the stage reads them.
+
+        Raises:
+            UserError: bad rows, too many over-long rows, nothing left, or token ids that the model does not have.
+        """
+        lengths = self.lengths(kind)
+        try:
+            prepared = PREPARE[kind](self.spec.data, self.renderer, lengths, self.seed)
+        except UserError as problem:
+            if problem.code == "too_long":
+                problem.hint = self.room(lengths)
+            raise
+        self._check_vocabulary(prepared)
+        return prepared
+
+    def room(self, lengths: LengthOptions) -> str:
+        """What can be done about rows over a length: raise max_length, unless the model's context is the limit."""
+        where = f"stages.{self.spec.name}"
+        if self.context is not None and self.spec.stage.max_length >= self.context:
+            return (
+                f"the model's context of {self.context} is the limit: shorten or split the rows, "
+                f"or set {where}.on_long=truncate, or {where}.max_lost to lose them"
+            )
+        limit = f", at most {self.context} (the model's context)" if self.context else ""
+        return (
+            f"raise {where}.max_length (now {self.spec.stage.max_length}{limit}), set {where}.on_long=truncate, "
+            f"or {where}.max_lost to lose them"
+        )
+
+    def _check_vocabulary(self, prepared: Prepared[Any]) -> None:
+        """Every token id has a row in the model's embedding."""
+        size = (self.model_config.get("text_config") or self.model_config).get("vocab_size")
+        if size is not None and prepared.highest >= int(size):
+            raise UserError(
+                f"the tokenizer gives token id {prepared.highest}, the model has {size} tokens",
+                code="vocabulary",
+                hint="use the tokenizer that belongs to this model",
+            )
+
+
+def context_of(model_config: dict[str, Any], adapter: Adapter, standings: Sequence[Standing | None] = ()) -> int | None:
+    """Longest row in tokens behind the virtual tokens of a stage's roles, if the model has a limit."""
+    limit = context_length(model_config)
+    roles = [adapter, *(adapter_of(standing) for standing in standings if standing is not None)]
+    return None if limit is None else limit - max(each.virtual_tokens for each in roles)
+
+
+def ids_of(row: Any) -> list[list[int]]:
+    """The sequences of token ids in a prepared row."""
+    if isinstance(row, PairTokens):
+        return [row.prompt, row.chosen, row.rejected]
+    return [row.ids]

@@ -1,0 +1,231 @@
+"""One optimiser step over micro-batches, clipped and scheduled, on one process or many."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import nullcontext
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from align.training.objectives import Batch, Objective
+from align.training.options import Autocast, Optimizer, Schedule, TrainingOptions
+from data_prep.core.errors import TrainingStopped, UserError
+
+
+class StepHook(Protocol):
+    """What wants to know of the optimiser's steps: an adapter, bound to its tree."""
+
+    def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
+        """Called before the first of `steps` steps."""
+
+    def after_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
+        """Called after step `step`, counted from 1; gradients are still there."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Tensors beside the trained ones that steps change, as they are held."""
+
+
+def learning_rate_factor(step: int, total: int, warmup: int, schedule: Schedule) -> float:
+    """Share of the peak learning rate used by optimiser step `step` (from 0) of `total`.
+
+    Linear rise over `warmup` steps, then constant, linear to zero, or half a cosine to zero.
+    """
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, total - warmup)
+    if schedule is Schedule.linear:
+        return max(0.0, 1.0 - done)
+    if schedule is Schedule.cosine:
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, done)))
+    return 1.0
+
+
+def make_optimizer(groups: list[dict[str, Any]], options: TrainingOptions) -> torch.optim.Optimizer:
+    """The optimiser a stage asks for; groups carry their own learning rates."""
+    if not any(group["params"] for group in groups):
+        raise UserError("nothing to train: the adapter leaves no trainable parameter")
+    adam: dict[str, Any] = {"betas": (0.9, options.beta2), "eps": options.eps, "weight_decay": options.weight_decay}
+    if options.optimizer is Optimizer.sgd:
+        return torch.optim.SGD(groups, weight_decay=options.weight_decay)
+    if options.optimizer is Optimizer.adamw:
+        return torch.optim.AdamW(groups, fused=True, **adam)
+    from bitsandbytes import optim
+
+    names = {Optimizer.adamw_8bit: "AdamW8bit", Optimizer.paged_adamw_8bit: "PagedAdamW8bit"}
+    kind = getattr(optim, names[options.optimizer])
+    optimizer: torch.optim.Optimizer = kind(groups, **adam)
+    return optimizer
+
+
+class Updater:
+    """Takes optimiser steps: accumulation, distributed sums, clipping, schedule, adapter hooks, stop on NaN."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        groups: list[dict[str, Any]],
+        options: TrainingOptions,
+        steps: int,
+        accelerator: Accelerator,
+        hooks: Sequence[StepHook] = (),
+    ) -> None:
+        self.objective = objective
+        self.options = options
+        self.accelerator = accelerator
+        self.steps = steps
+        self.step_number = 0
+        self.optimizer = make_optimizer(groups, options)
+        self._peaks = [group["lr"] for group in self.optimizer.param_groups]
+        self._warmup = round(options.warmup * steps)
+        self._hooks = hooks
+        self._held: set[str] = set()
+        self._module = accelerator.prepare_model(objective) if accelerator.num_processes > 1 else objective
+        self._clip_groups = objective.clip_groups()
+        for hook in hooks:
+            hook.begin(self.optimizer, steps)
+
+    def hold(self, role: str, held: bool) -> None:
+        """Keep a role's parameters exactly as they are (learning rate 0, so no weight decay either), or let them go."""
+        (self._held.add if held else self._held.discard)(role)
+
+    def autocast(self) -> Any:
+        """Context of the forward pass at the stage's precision."""
+        if self.options.autocast is Autocast.bf16:
+            return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def step(self, window: Sequence[Batch]) -> dict[str, float]:
+        """One optimiser step over a window of micro-batches; returns its loss, gradient norms and numbers.
+
+        Raises:
+            TrainingStopped: a loss or gradient is not finite; weights are as before the step.
+        """
+        device = self.accelerator.device
+        weight = self._reduce(torch.tensor(sum(batch.weight for batch in window), device=device))
+        totals: dict[str, Tensor] = {}
+        self.optimizer.zero_grad(set_to_none=True)
+        for number, batch in enumerate(window):
+            last = number == len(window) - 1
+            sync = nullcontext() if last else self.accelerator.no_sync(self._module)
+            with sync:
+                with self.autocast():
+                    loss, numbers = self._module(batch.to(device))
+                (loss * (self.accelerator.num_processes / weight)).backward()
+            accumulate(totals, {"loss": loss.detach(), **numbers})
+        norms = [self._clip(group) for group in self._clip_groups]
+        result = self._averaged(totals, float(weight))
+        result |= {f"grad_norm_{i}" if i else "grad_norm": norm for i, norm in enumerate(norms)}
+        self._stop_on_nan(result, norms, window)
+        factor = self.rate_factor()
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = 0.0 if group.get("role") in self._held else peak * factor
+        if self.step_number == 0:
+            self._require_gradients()
+        self.optimizer.step()
+        self.step_number += 1
+        for hook in self._hooks:
+            hook.after_step(self.optimizer, self.step_number)
+        result["lr"] = self._peaks[0] * factor
+        return result
+
+    def held(self) -> dict[str, Tensor]:
+        """Every tensor that steps change, by name, as it is held."""
+        found = {name: p.detach() for name, p in self.objective.named_parameters() if p.requires_grad}
+        for number, hook in enumerate(self._hooks):
+            found |= {f"hook {number}: {name}": value for name, value in hook.state().items()}
+        return found
+
+    def weights(self) -> dict[str, Tensor]:
+        """A copy of every tensor that steps change."""
+        return {name: value.clone() for name, value in self.held().items()}
+
+    @torch.no_grad()
+    def put_back(self, tensors: dict[str, Tensor]) -> None:
+        """Give every tensor that steps change the value that it has here, by name."""
+        for name, held in self.held().items():
+            held.copy_(tensors[name])
+
+    def rate_factor(self) -> float:
+        """Share of the groups' learning rates that the coming step takes."""
+        return learning_rate_factor(self.step_number, self.steps, self._warmup, self.options.schedule)
+
+    def evaluate(self, micro_batches: Sequence[Batch], counts: bool = True) -> dict[str, float]:
+        """Mean loss and numbers over this process's share of the evaluation rows, combined over all processes.
+
+        A process without a share of its own still takes part, with rows that do not count.
+        """
+        return self.weighed(micro_batches, counts)[0]
+
+    @torch.no_grad()
+    def weighed(self, micro_batches: Sequence[Batch], counts: bool = True) -> tuple[dict[str, float], float]:
+        """What `evaluate` returns, and the units it is a mean of."""
+        device = self.accelerator.device
+        totals: dict[str, Tensor] = {}
+        self.objective.eval()
+        for batch in micro_batches:
+            with self.autocast():
+                loss, numbers = self.objective(batch.to(device))
+            numbers = {"loss": loss, **numbers}
+            accumulate(totals, numbers if counts else {name: value * 0.0 for name, value in numbers.items()})
+        self.objective.train()
+        own = sum(batch.weight for batch in micro_batches) if counts else 0.0
+        weight = self._reduce(torch.tensor(own, device=device))
+        result = self._averaged(totals, float(weight))
+        if not math.isfinite(result["loss"]):
+            raise TrainingStopped(
+                f"held-out loss {result['loss']} is not finite after step {self.step_number}",
+                code="not_finite",
+                hint="lower the learning rate, or look at the evaluation rows",
+            )
+        return result, float(weight)
+
+    def _clip(self, parameters: list[nn.Parameter]) -> float:
+        return float(torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm))
+
+    def _reduce(self, value: Tensor) -> Tensor:
+        value = value.double()
+        return self.accelerator.reduce(value, "sum") if self.accelerator.num_processes > 1 else value
+
+    def _averaged(self, totals: dict[str, Tensor], weight: float) -> dict[str, float]:
+        result = {}
+        for name, value in totals.items():
+            if name.startswith("max_"):
+                gathered = self.accelerator.gather(value.reshape(1)) if self.accelerator.num_processes > 1 else value
+                result[name] = float(gathered.max())
+            else:
+                result[name] = float(self._reduce(value)) / weight
+        return result
+
+    def _stop_on_nan(self, result: dict[str, float], norms: list[float], window: Sequence[Batch]) -> None:
+        if math.isfinite(result["loss"]) and all(math.isfinite(norm) for norm in norms):
+            return
+        rows = [name for batch in window for name in batch.ids]
+        shown = ", ".join(rows[:5]) + (f" and {len(rows) - 5} more" if len(rows) > 5 else "")
+        raise TrainingStopped(
+            f"loss {result['loss']} or gradient norm {norms} is not finite at step {self.step_number + 1} "
+            f"(rows {shown}); the weights before this step are kept out of the run folder",
+            code="not_finite",
+            hint="lower the learning rate, or look at these rows",
+        )
+
+    def _require_gradients(self) -> None:
+        """Run-time guard of the first step: every trainable tensor of the optimiser has received a gradient."""
+        without = [n for n, p in self.objective.named_parameters() if p.requires_grad and p.grad is None]
+        if without:
+            raise TrainingStopped(
+                f"{len(without)} trainable tensors received no gradient (first: {without[0]})", code="no_gradient"
+            )
+
+
+def accumulate(totals: dict[str, Tensor], numbers: dict[str, Tensor]) -> None:
+    """Add micro-batch numbers to running totals (`max_*` by maximum), in float64."""
+    for name, value in numbers.items():
+        value = value.detach().double()
+        if name not in totals:
+            totals[name] = value
+        else:
+            totals[name] = torch.maximum(totals[name], value) if name.startswith("max_") else totals[name] + value

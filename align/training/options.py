@@ -1,0 +1,82 @@
+"""What can be set of the optimisation loop, for every stage that runs it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from data_prep.core.options import option
+from data_prep.options import KEEP_HELP, MAX_LOST_HELP, ON_LONG_ANSWER_HELP, ON_LONG_HELP, Keep, OnLong, OnLongAnswer
+
+
+class Schedule(Enum):
+    """Course of the learning rate after warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Optimizer(Enum):
+    """Optimisers; the 8-bit ones are bitsandbytes'."""
+
+    adamw = "adamw"
+    adamw_8bit = "adamw_8bit"
+    paged_adamw_8bit = "paged_adamw_8bit"
+    sgd = "sgd"
+
+
+class Autocast(Enum):
+    """Precision of matrix products in forward passes."""
+
+    off = "off"
+    bf16 = "bf16"
+
+
+@dataclass
+class TrainingOptions:
+    """What can be set of the optimisation loop (`align/training/loop.py`)."""
+
+    lr: float | None = option(
+        None, "peak learning rate (default: the stage's x the adapter's factor x model.lr_scale)", above=0
+    )
+    schedule: Schedule = option(Schedule.cosine, "learning rate after warm-up: constant|linear|cosine (to zero)")
+    warmup: float = option(0.05, "share of the steps with rising learning rate", high=1)
+    epochs: float = option(1.0, "passes over the training rows", above=0)
+    max_steps: int = option(0, "stop after this many optimiser steps (0: as epochs say)")
+    batch_size: int = option(32, "rows per optimiser step, over all processes", low=1)
+    micro_batch_size: int = option(0, "rows per forward pass of one process (0: the whole share of the batch)")
+    micro_tokens: int = option(
+        0, "tokens per forward pass: rows are packed best-fit into as few as hold them, the largest first (0: off)"
+    )
+    optimizer: Optimizer = option(Optimizer.adamw, "adamw|adamw_8bit|paged_adamw_8bit|sgd")
+    weight_decay: float = option(0.0, "decoupled weight decay of trained weights; not of biases and norms")
+    head_decay: float | None = option(None, "weight decay of the score head (default: weight_decay)", low=0)
+    embedding_decay: float | None = option(None, "weight decay of trained embeddings (default: weight_decay)", low=0)
+    norm_decay: float = option(0.0, "weight decay of biases and norms")
+    neftune: float = option(0.0, "strength alpha of noise on the embeddings while training (usual: 5; not in PPO)")
+    embedding_drift: float = option(0.0, "weight of the penalty on trained embeddings' distance from the start's")
+    hidden_drift: float = option(0.0, "weight of the penalty on last hidden states' distance from the start's")
+    beta2: float = option(0.999, "second-moment decay of Adam", below=1)
+    eps: float = option(1e-8, "denominator constant of Adam", above=0)
+    max_grad_norm: float = option(1.0, "gradient norm is clipped to this", above=0)
+    autocast: Autocast = option(Autocast.off, "off|bf16: precision of matrix products during training")
+    gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
+    eval_every: int = option(0, "optimiser steps between evaluations (0: four times per run)")
+    patience: int = option(0, "stop after this many evaluations without improvement (0: never)")
+    save_minutes: float = option(
+        10.0, "minutes between states from which a stopped stage goes on; the newest is kept (0: it begins anew)"
+    )
+    max_length: int = option(1024, "longest row in tokens", low=2)
+    on_long: OnLong = option(OnLong.drop, ON_LONG_HELP)
+    on_long_answer: OnLongAnswer | None = option(None, ON_LONG_ANSWER_HELP)
+    keep_prompt: Keep = option(Keep.end, KEEP_HELP)
+    max_lost: float = option(0.05, MAX_LOST_HELP, high=1)
+
+    def steps_over(self, rows: int) -> int:
+        """Optimiser steps of a run over so many training rows."""
+        return self.max_steps or max(1, round(self.steps_in_epoch(rows) * self.epochs))
+
+    def steps_in_epoch(self, rows: int) -> int:
+        """Batches that one pass over so many training rows makes."""
+        return max(1, rows // self.batch_size)

@@ -1,0 +1,194 @@
+"""Going on inside a stage: what a stage at work keeps now and then, so that a stopped run ends in the same bits.
+
+    .staging-sft/resume/step-400/state.safetensors  trained tensors and those of the optimiser
+    .staging-sft/resume/step-400/metrics.jsonl      what had been told until then
+    .staging-sft/resume/step-400/state.json         all else, and what it is the state of; written last
+
+The order of rows, the prompts of an update, sampled replies and dropout are functions of the seed and the step
+(`align/training/batching.py`, `align/rl/ppo.py`, `align/training/loop.py`), so nothing else needs keeping. The newest
+state alone stays, and none once the stage is finished.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_prep.core.errors import UserError
+from data_prep.core.files import clear_staging, sync, write_json
+
+if TYPE_CHECKING:
+    from align.training.optimizer import Updater
+
+FOLDER, STATE, METRICS, RECORD = "resume", "state.safetensors", "metrics.jsonl", "state.json"
+_FORMAT = 1
+_SHARE = 50  # times as long as a state took to keep, no other is kept
+
+
+def prepare(staging: Path, inputs_digest: str, minutes: float) -> int:
+    """A staging folder that is empty but for a kept state of these inputs, with the metrics that belong to it.
+
+    Returns how many steps that state has seen; 0 where there is none, or none is to be taken up (`minutes` is 0).
+    """
+    kept = newest(staging, inputs_digest) if minutes else None
+    if kept is None:
+        clear_staging(staging)
+        return 0
+    for path in (*staging.iterdir(), *kept.parent.iterdir()):
+        if path not in (kept, kept.parent):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if (kept / METRICS).is_file():
+        shutil.copyfile(kept / METRICS, staging / METRICS)
+    return _step(kept)
+
+
+def newest(staging: Path, inputs_digest: str) -> Path | None:
+    """The folder of the newest whole state, if it is one of these inputs."""
+    found = [path for path in (staging / FOLDER).glob("step-*") if (path / RECORD).is_file()]
+    last = max(found, key=_step, default=None)
+    if last is None:
+        return None
+    record = json.loads((last / RECORD).read_text(encoding="utf-8"))
+    return last if (record["format"], record["inputs_digest"]) == (_FORMAT, inputs_digest) else None
+
+
+def _step(folder: Path) -> int:
+    return int(folder.name.removeprefix("step-"))
+
+
+@dataclass
+class Keeper:
+    """Keeps the state of one stage at work, and gives back what an earlier run of it has kept.
+
+    Args:
+        staging: the stage's staging folder, prepared.
+        inputs_digest: of everything that decides the stage's result.
+        minutes: least time between two states; 0: none is kept. Large states are kept less often, so that they take
+            no more than a fiftieth of the time.
+        writes: whether this process writes (one of several does; all hold the same).
+    """
+
+    staging: Path
+    inputs_digest: str
+    minutes: float
+    writes: bool = True
+    _next: float = 0.0
+    """When the next state is due."""
+
+    def __post_init__(self) -> None:
+        self._next = time.monotonic() + 60 * self.minutes
+
+    @property
+    def step(self) -> int:
+        """Steps that the kept state has seen; 0 where there is none."""
+        kept = self._kept()
+        return _step(kept) if kept is not None else 0
+
+    def _kept(self) -> Path | None:
+        return newest(self.staging, self.inputs_digest) if self.minutes else None
+
+    def restore(self, updater: Updater) -> dict[str, Any]:
+        """Put trained tensors, optimiser and position back; returns what the loop kept beside them, {} for nothing.
+
+        Raises:
+            UserError: there is a state, but it cannot be read or lacks something.
+        """
+        kept = self._kept()
+        if kept is None:
+            return {}
+        try:
+            record = json.loads((kept / RECORD).read_text(encoding="utf-8"))
+            state = _joined(record["state"], load_file(kept / STATE))
+            updater.put_back(state["tensors"])
+            updater.optimizer.load_state_dict(state["optimizer"])
+        except Exception as problem:
+            raise UserError(
+                f"the kept state cannot be read ({str(problem).splitlines()[0]})",
+                code="bad_state",
+                file=str(kept / STATE),
+                hint=f"delete the folder {kept.parent}, and the stage begins anew",
+            ) from problem
+        updater.step_number = state["step_number"]
+        more: dict[str, Any] = state["more"]
+        return more
+
+    def offer(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
+        """Keep the state after step `step` if it is time; that it cannot be kept is told, and the work goes on."""
+        began = time.monotonic()
+        if not self.minutes or not self.writes or began < self._next:
+            return
+        try:
+            self._keep(updater, step, more)
+        except (OSError, SafetensorError, UserError) as problem:
+            print(f"the state after step {step} was not kept ({str(problem).splitlines()[0]})", file=sys.stderr)
+        ended = time.monotonic()
+        self._next = ended + max(60 * self.minutes, _SHARE * (ended - began))
+
+    def _keep(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
+        folder = self.staging / FOLDER
+        writing, done = folder / ".writing", folder / f"step-{step}"
+        shutil.rmtree(writing, ignore_errors=True)
+        writing.mkdir(parents=True)
+        try:
+            state = {
+                "tensors": updater.held(),
+                "optimizer": updater.optimizer.state_dict(),
+                "step_number": updater.step_number,
+                "more": more,
+            }
+            tensors: dict[str, Tensor] = {}
+            rest = _apart(state, tensors, "")
+            save_file(tensors, writing / STATE)
+            sync(writing / STATE)
+            if (self.staging / METRICS).is_file():
+                shutil.copyfile(self.staging / METRICS, writing / METRICS)
+            record = {"format": _FORMAT, "inputs_digest": self.inputs_digest, "step": step, "state": rest}
+            write_json(writing / RECORD, record)
+            older = [path for path in folder.iterdir() if path != writing]
+            writing.rename(done)
+            sync(folder)
+        finally:
+            shutil.rmtree(writing, ignore_errors=True)
+        for path in older:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+# JSON has no tensors, tuples, keys that are numbers, or infinite numbers: each stands there as {"$": what, "": value}.
+def _apart(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
+    """A state as JSON holds it; its tensors go into `tensors`, under their paths."""
+    if isinstance(value, Tensor):
+        tensors[name] = value.detach().cpu().contiguous().clone()  # no two may share their memory
+        return {"$": "tensor", "": name}
+    if isinstance(value, dict):
+        pairs = [[key, _apart(one, tensors, f"{name}/{key}")] for key, one in value.items()]
+        return {"$": "dict", "": pairs}
+    if isinstance(value, (list, tuple)):
+        listed = [_apart(one, tensors, f"{name}/{place}") for place, one in enumerate(value)]
+        return {"$": "tuple", "": listed} if isinstance(value, tuple) else listed
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"$": "float", "": str(value)}
+    return value
+
+
+def _joined(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `_apart` took apart."""
+    if isinstance(value, list):
+        return [_joined(one, tensors) for one in value]
+    if not isinstance(value, dict):
+        return value
+    kind, inside = value["$"], value[""]
+    if kind == "tensor":
+        return tensors[inside]
+    if kind == "dict":
+        return {key: _joined(one, tensors) for key, one in inside}
+    return tuple(_joined(one, tensors) for one in inside) if kind == "tuple" else float(inside)

@@ -1,0 +1,184 @@
+"""What a stage works with, and how its result is written, read back and compared before it counts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from align.checkpoints.checkpoint import FORMAT_VERSION, Checkpoint, Parent, write_record
+from align.checkpoints.compatibility import adapter_name, options_of
+from align.models.chat_template import TEMPLATE, bare
+from align.models.packing import pack
+from align.roles import Role
+from align.training.context import Work
+from data_prep.core.errors import TrainingStopped, UserError
+
+PROBE_ATOL = 1e-4  # across machines; within a process the comparison is exact
+
+
+@dataclass
+class Result:
+    """What a stage hands over to be saved."""
+
+    role: Role
+    kind: str
+    """policy, reward or value."""
+    parents: Sequence[tuple[str, Checkpoint]]
+    """(role, checkpoint) of everything it stands on (`init`) or was trained against."""
+    probe_ids: Sequence[Sequence[int]]
+    metrics: dict[str, Any]
+    on_parent: str | None
+    reward_norm: dict[str, float] | None = None
+
+
+def save_result(work: Work, result: Result, folder: Path) -> Checkpoint:
+    """Write a checkpoint into `folder`, open it again from disk and compare its outputs bit by bit.
+
+    Raises:
+        TrainingStopped: what was read back does not give the outputs of what was trained.
+    """
+    with work.phase("save"):
+        return _save_and_compare(work, result, folder)
+
+
+def _save_and_compare(work: Work, result: Result, folder: Path) -> Checkpoint:
+    role = result.role
+    role.eval()
+    probe = outputs(role, result.probe_ids)
+    if work.is_main:
+        try:
+            _write(work, result, folder, probe)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"cannot write the checkpoint ({error})",
+                code="cannot_write",
+                file=str(folder),
+                hint="make room, then the same command goes on after the last finished stage",
+            ) from error
+    work.accelerator.wait_for_everyone()
+    saved = Checkpoint.open(folder)
+    saved.check_files()
+    again = outputs(work.bases.realise(saved, "saved", work.footing.load), result.probe_ids)
+    if again != probe:
+        gap = max(abs(a - b) for x, y in zip(again, probe, strict=True) for a, b in zip(x, y, strict=True))
+        raise TrainingStopped(
+            f"{saved.stage}: the saved checkpoint does not reproduce what was trained (outputs differ by {gap:.2e})",
+            code="save_mismatch",
+        )
+    return saved
+
+
+@torch.no_grad()
+def outputs(role: Role, probe_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+    """A role's outputs on probe sequences: the score of each, or the log-probability of each of its tokens."""
+    from align.roles import chosen_logprobs
+
+    result = []
+    for ids in probe_ids:
+        packed = pack([list(ids)]).to(role.tree.device)
+        if role.head is not None:
+            result.append(role.scores(packed, torch.tensor([len(ids) - 1], device=role.tree.device)).tolist())
+        else:
+            hidden = role.hidden(packed)[:-1]
+            result.append(chosen_logprobs(role, hidden, packed.ids_1N[0, 1:]).tolist())
+    return result
+
+
+def _write(work: Work, result: Result, folder: Path, probe: list[list[float]]) -> None:
+    role, adapter = result.role, result.role.adapter
+    assert adapter is not None
+    folder.mkdir(parents=True, exist_ok=True)
+    adapter.save(role.carrier, folder)
+    names = list(adapter.files())
+    if adapter.traits.owns_weights:
+        names += _copied(work, folder, ("tokenizer.json", "tokenizer_config.json", TEMPLATE, "special_tokens_map.json"))
+    elif bare(work.bases.folder) != work.bases.folder:
+        names += _copied(work, folder, (TEMPLATE,))
+    if role.head is not None:
+        save_file({k: v.contiguous() for k, v in role.head.state_dict().items()}, folder / "head.safetensors")
+        names.append("head.safetensors")
+    (folder / "README.md").write_text(_card(work, result), encoding="utf-8")
+    write_record(folder, _record(work, result, folder, probe), names)
+
+
+def _record(work: Work, result: Result, folder: Path, probe: list[list[float]]) -> dict[str, Any]:
+    role, adapter = result.role, result.role.adapter
+    assert adapter is not None
+    init = next((checkpoint for name, checkpoint in result.parents if name == "init"), None)
+    base = work.bases.identity if init is None else work.bases.standing_on(init, work.footing)
+    return {
+        "format_version": FORMAT_VERSION,
+        "stage": work.spec.name if result.kind != "value" else "value",
+        "method": adapter_name(adapter),
+        "options": options_of(adapter),
+        "role": result.kind,
+        "on_parent": result.on_parent,
+        "root": work.bases.identity.id,
+        "base": base.as_dict(),
+        "derived_base": base.fingerprint != work.bases.identity.fingerprint,
+        "load": work.footing.load.value,
+        "parents": [_parent(folder, name, checkpoint).as_dict() for name, checkpoint in result.parents],
+        "tokenizer_digest": work.renderer.tokenizer_digest,
+        "template_digest": work.renderer.template_digest,
+        "head": {"kind": "scalar", "shape": list(role.head.score.weight.shape)} if role.head is not None else None,
+        "reward_norm": result.reward_norm,
+        "probe": {"input_ids": [list(ids) for ids in result.probe_ids], "expected": probe, "atol": PROBE_ATOL},
+        "metrics": result.metrics,
+        "forced": list(work.footing.forced),
+        "inputs_digest": work.inputs_digest,
+        "seed": work.seed,
+    }
+
+
+def _parent(folder: Path, role: str, checkpoint: Checkpoint) -> Parent:
+    """Parents in the same run or sweep are recorded relative to the checkpoint, others by their full path."""
+    import os
+
+    run, other = folder.resolve().parent, checkpoint.folder.resolve()
+    sweep = next((place for place in run.parents if (place / "sweep.json").is_file()), run.parent)
+    inside = any(place in other.parents for place in (run, run.parent, sweep))
+    path = os.path.relpath(other, folder.resolve()) if inside else str(other)
+    return Parent(role, path, checkpoint.digest)
+
+
+def _copied(work: Work, folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Take files of the base along: a whole model's tokenizer, or the chat template that the base got in this run."""
+    import shutil
+
+    names = [name for name in wanted if (work.bases.folder / name).is_file()]
+    for name in names:
+        shutil.copyfile(work.bases.folder / name, folder / name)
+    return names
+
+
+def _card(work: Work, result: Result) -> str:
+    """The model card: what this checkpoint is and how it was made."""
+    adapter = result.role.adapter
+    assert adapter is not None
+    lines = [
+        "---",
+        f"base_model: {work.bases.identity.id}",
+        "library_name: " + ("transformers" if adapter.traits.owns_weights else "peft"),
+        "tags: [align]",
+        "---",
+        f"# {work.spec.name} ({adapter_name(adapter)})",
+        "",
+        f"Stage `{work.spec.name}` of pipeline `{work.config.pipeline}`, role `{result.kind}`, "
+        f"base loaded as `{work.footing.load.value}`.",
+        "",
+        "Stands on: " + (", ".join(f"{name} `{c.label}`" for name, c in result.parents) or "the base alone") + ".",
+        "",
+        "Made by `" + " ".join(work.config.command) + "`; `checkpoint.json` holds lineage, hashes and probe.",
+        "",
+        "| metric | value |",
+        "|---|---|",
+        *(f"| {name} | {value:.6g} |" for name, value in result.metrics.items() if isinstance(value, int | float)),
+        "",
+    ]
+    return "\n".join(lines)

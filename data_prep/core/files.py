@@ -1,0 +1,50 @@
+"""Writing so that a reader sees the old state or the new one, never half of it: stage aside, sync, rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from data_prep.core.errors import UserError
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON through a temporary file and a rename, so that a reader sees the old file or the new one."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        staging.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        sync(staging)
+        os.replace(staging, path)
+    except OSError as error:
+        raise UserError(f"cannot write ({error.strerror or error})", code="cannot_write", file=str(path)) from None
+
+
+def sync(path: Path) -> None:
+    """fsync a file or a folder."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def publish(staging: Path, final: Path) -> None:
+    """Move a complete staging folder to its name in one rename; a folder already there is kept under `.archive/`."""
+    if final.exists():
+        archive = final.parent / ".archive"
+        archive.mkdir(exist_ok=True)
+        number = 1 + sum(1 for p in archive.iterdir() if p.name.startswith(final.name + "-"))
+        os.replace(final, archive / f"{final.name}-{number}")
+    os.replace(staging, final)
+    sync(final.parent)
+
+
+def clear_staging(staging: Path) -> Path:
+    """An empty staging folder; what an interrupted run left there was never published."""
+    if staging.exists():
+        shutil.rmtree(staging)
+    staging.mkdir(parents=True)
+    return staging

@@ -1,0 +1,71 @@
+"""Content hashes of what a kind of rows is made of, without rendering anything."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_prep.core.hashing import sha256_json
+from data_prep.core.options import plain
+from data_prep.options import DataOptions, SourceOptions
+from data_prep.records.filter import make_filters, options_of
+from data_prep.records.mixing import sources_for
+from data_prep.records.stream import NAMES, VERSION
+from data_prep.sources.files import digest_path
+from data_prep.sources.generated import find_generator
+from data_prep.types import UNPAIRED
+
+
+def data_digest(data: DataOptions, kind: str) -> str:
+    """Hex hash of what a kind of row is made of: bytes of the files (or the generator's version) and the options.
+
+    Args:
+        data: the data options.
+        kind: "conversations", "preferences", "prompts" or "text".
+
+    Raises:
+        UserError: an unknown kind, nothing given, or a missing file.
+    """
+    kinds = {plural: single for single, plural in NAMES.items() if single != UNPAIRED}
+    if kind not in kinds:
+        raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(kinds)})")
+    return content_digest(data, kinds[kind])
+
+
+def content_digest(data: DataOptions, kind: str) -> str:
+    """The same for a kind of record ("conversation", ...); of a mixture it covers every source and how they are drawn.
+
+    Raises:
+        UserError: nothing given, or a missing file.
+    """
+    filters = [[one.name, options_of(one), one.content(data.root)] for one in make_filters(data.filters, kind)]
+    sources = sources_for(data, kind)
+    mixed = [[one.name, one.weight, one.epochs, source_digest(data, one.given.source)] for one in sources if one.name]
+    return sha256_json(
+        {
+            "kind": kind,
+            "system": data.system,
+            "train_on": data.train_on.value,
+            "source": [data.temperature, mixed] if mixed else source_digest(data, sources[0].given.source),
+            **({"filters": filters} if filters else {}),
+        }
+    )
+
+
+def source_digest(data: DataOptions, source: SourceOptions) -> str:
+    """Hex hash of one source: bytes of its files (or its generator's version) and its options.
+
+    Raises:
+        UserError: a missing file.
+    """
+    options = plain(source)
+    for name in ("path", "eval_path", "on_leak"):  # contents count, not names; leaks never train, refused or dropped
+        options.pop(name)
+    content: dict[str, Any] = {"version": VERSION, "options": options}
+    if source.generator:
+        generator = find_generator(source.generator)
+        content["generator"] = [source.generator, str(generator.version)]
+    elif source.path:
+        content["files"] = digest_path(source.path, data.root)
+    if source.eval_path:
+        content["eval_files"] = digest_path(source.eval_path, data.root)
+    return sha256_json(content)

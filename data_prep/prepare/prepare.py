@@ -1,0 +1,210 @@
+"""One kind of rows on its way from options to prepared rows; what `data_prep/prepare/prepare.py` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from data_prep.core.hashing import sha256_json
+from data_prep.core.options import plain
+from data_prep.options import DataOptions, LengthOptions
+from data_prep.prepare.assemble import Reading, load, save, settled
+from data_prep.prepare.collect import Gathered, writing
+from data_prep.prepare.content_digest import content_digest, data_digest
+from data_prep.prepare.render_chunk import Chunks
+from data_prep.prepare.row_cache import Kept, code_digest, stamps
+from data_prep.prepare.throughput import Pace
+from data_prep.prepare.workers import chunked, rendered
+from data_prep.quality.pair_bias import PairNumbers
+from data_prep.quality.text_keys import digest as digest_of
+from data_prep.records.mixing import sources_for
+from data_prep.records.stream import Stream, open_stream, source_rows
+from data_prep.rendering.digests import template_digest, tokenizer_digest
+from data_prep.rendering.renderer import Renderer
+from data_prep.types import (
+    CONVERSATION,
+    DOCUMENT,
+    PREFERENCE,
+    PROMPT,
+    UNPAIRED,
+    LabelledTokens,
+    PairTokens,
+    Prepared,
+    PromptTokens,
+    Tokens,
+)
+
+LEAST_BYTES = 1 << 20
+"""Smaller data is not worth a look into the cache."""
+LARGE = 1 << 25
+"""Data of so many bytes mostly has rows enough for worker processes."""
+
+
+class Preparation:
+    """One kind of rows on its way from options to `Prepared`."""
+
+    def __init__(self, data: DataOptions, kind: str, renderer: Renderer, length: LengthOptions, seed: int) -> None:
+        self.data, self.kind, self.renderer, self.length, self.seed = data, kind, renderer, length, seed
+        self.sources = sources_for(data, kind)
+        self.pairs = PairNumbers()
+        self.seen: set[bytes] = set()
+        self.streams: list[Stream] = []
+        self.ends: list[int] = []
+        """How many records stand before the end of each source."""
+
+    def run(self) -> Prepared[Any]:
+        """Rows from the cache, or made and, where they are many, kept in it."""
+        before = stamps(self._files())
+        size = sum(status[1] for status in before)
+        kept = Kept(self._key(size))
+        if (found := kept.found(load)) is not None:
+            return found
+        gathered = Gathered(kept.folder)
+        try:
+            self._gather(gathered, kept, size)
+            gathered.close()
+            reading = Reading(self.kind, self.data, self.sources, self.streams, self.ends)
+            prepared = settled(reading, gathered, self.renderer, self.length, self.seed, self._numbers())
+            if gathered.folder is not None:
+                if before != stamps(self._files()):
+                    kept.forget()
+                with writing(lambda: gathered.folder):
+                    save(gathered.folder, prepared)
+                return load(kept.publish())
+            return prepared
+        except BaseException:
+            gathered.abandon()
+            kept.drop()
+            raise
+
+    def _files(self) -> list[str]:
+        return [file for source in self.sources for file in source.given.files()]
+
+    def _key(self, size: int) -> str | None:
+        """Hash of what decides the rows; None where it is not known beforehand, or the data is too small to matter."""
+        if size < LEAST_BYTES or "date" in self.renderer.choices or any(one.given.remote for one in self.sources):
+            return None
+        return sha256_json(
+            [
+                code_digest(),
+                self.kind,
+                content_digest(self.data, self.kind),
+                [[one.given.label, one.given.source.on_leak.value, *one.given.files()] for one in self.sources],
+                [self.renderer.template_digest, self.renderer.tokenizer_digest, self.renderer.choices],
+                plain(self.length),
+                [self.data.name, self.data.license, self.seed],
+            ]
+        )
+
+    # ---------------------------------------------------------------- reading
+    def _gather(self, gathered: Gathered, kept: Kept, size: int) -> None:
+        """Read, render and collect all sources."""
+        render = Chunks(self.kind, self.renderer, self.length, self.data.system, self.data.train_on)
+        with Pace(self.data.name) as pace:
+            for part in rendered(render, chunked(self._records(kept)), self.data.workers, likely_many=size >= LARGE):
+                gathered.add(part)
+                pace.at(gathered.records)
+        self.renderer.choices.update(gathered.choices)
+
+    def _records(self, kept: Kept) -> Iterator[Any]:
+        """The records of all sources, one after another."""
+        count = 0
+        for source in self.sources:
+            stream = open_stream(source.given, self.kind, self.seed)
+            if stream.foreign():
+                kept.forget()  # code from elsewhere is no part of the key
+            self.streams.append(stream)
+            for record in stream:
+                if self.kind == PROMPT and self._repeated(record):
+                    stream.tally.dropped["duplicate_prompt"] += 1
+                    continue
+                if self.kind == PREFERENCE:
+                    self.pairs.add(record)
+                if source.name is not None:
+                    record.meta.setdefault("task", source.name)
+                count += 1
+                yield record
+            stream.tally.check_whole()
+            self.ends.append(count)
+
+    def _numbers(self) -> dict[str, Any]:
+        """What the card says of preference pairs beside their sides."""
+        return {"pairs": self.pairs.card()} if self.kind == PREFERENCE else {}
+
+    def _repeated(self, record: Any) -> bool:
+        key = digest_of(repr([record.messages, record.tools, record.meta.get("split")]))
+        if key in self.seen:
+            return True
+        self.seen.add(key)
+        return False
+
+
+__all__ = [
+    "Prepared",
+    "Renderer",
+    "data_digest",
+    "prepare_conversations",
+    "prepare_preferences",
+    "prepare_prompts",
+    "prepare_text",
+    "prepare_unpaired",
+    "source_rows",
+    "template_digest",
+    "tokenizer_digest",
+]
+
+
+def prepare_conversations(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Tokens]:
+    """Conversations as ids with a mask of the assistant's words.
+
+    Raises:
+        UserError: bad rows, too many over-long rows, or nothing left.
+    """
+    return _prepared(data, CONVERSATION, renderer, length, seed)
+
+
+def prepare_preferences(
+    data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int
+) -> Prepared[PairTokens]:
+    """Preferences as prompt ids and two replies; the longer of both sides counts for `max_length`.
+
+    Raises:
+        UserError: bad rows (identical sides too), too many over-long rows, or nothing left.
+    """
+    return _prepared(data, PREFERENCE, renderer, length, seed)
+
+
+def prepare_unpaired(
+    data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int
+) -> Prepared[LabelledTokens]:
+    """Labelled replies (of `data.preferences`) as prompt ids and reply ids.
+
+    Raises:
+        UserError: bad rows, too many over-long rows, or nothing left.
+    """
+    return _prepared(data, UNPAIRED, renderer, length, seed)
+
+
+def prepare_prompts(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[PromptTokens]:
+    """Prompts with the generation prompt; repeated ones are dropped and counted.
+
+    Falls back on the prompts of the conversations, then of the preferences, when no prompts are given.
+
+    Raises:
+        UserError: bad rows, too many over-long rows, or nothing left.
+    """
+    return _prepared(data, PROMPT, renderer, length, seed)
+
+
+def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Tokens]:
+    """Documents as ids, every token supervised; documents longer than `max_length` are cut into pieces, counted.
+
+    Raises:
+        UserError: bad rows or nothing left.
+    """
+    return _prepared(data, DOCUMENT, renderer, length, seed)
+
+
+def _prepared(data: DataOptions, kind: str, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Any]:
+
+    return Preparation(data, kind, renderer, length, seed).run()

@@ -1,0 +1,63 @@
+"""What preference pairs teach besides quality: length, contradictions, ties."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from data_prep.quality.text_keys import digest, folded, turns_text
+from data_prep.types import Preference
+
+
+def direction(pair: Preference) -> tuple[bytes, bool]:
+    """(what is compared, equal for both directions; whether the first side in a fixed order is chosen)."""
+    chosen, rejected = folded(pair.chosen), folded(pair.rejected)
+    low, high = sorted((chosen, rejected))
+    return digest(turns_text(pair.prompt), low, high), chosen == low
+
+
+class PairNumbers:
+    """Numbers of preference pairs, collected one by one."""
+
+    def __init__(self) -> None:
+        self._count = self._longer = self._shorter = self._tied = 0
+        self._chars = [0, 0]
+        self._directions: dict[bytes, list[int]] = {}
+
+    def add(self, pair: Preference) -> None:
+        """Count one pair."""
+        chosen, rejected = len(pair.chosen), len(pair.rejected)
+        self._count += 1
+        self._longer += chosen > rejected
+        self._shorter += chosen < rejected
+        self._tied += pair.margin == 0
+        self._chars[0] += chosen
+        self._chars[1] += rejected
+        compared, first = direction(pair)
+        self._directions.setdefault(compared, [0, 0])[first] += 1
+
+    def card(self) -> dict[str, Any]:
+        """The numbers, {} for no pair.
+
+        `contradictory`: rows whose prompt and replies also stand there the other way round. `tied`: rows with margin 0.
+        `chosen_longer` and `chosen_shorter`: shares of rows; a reward model that only counts characters would be right
+        in `chosen_longer` of them. `chosen_chars` and `rejected_chars`: mean lengths.
+        """
+        if not self._count:
+            return {}
+        return {
+            "contradictory": sum(sum(both) for both in self._directions.values() if all(both)),
+            "tied": self._tied,
+            "chosen_longer": round(self._longer / self._count, 4),
+            "chosen_shorter": round(self._shorter / self._count, 4),
+            "chosen_chars": round(self._chars[0] / self._count, 1),
+            "rejected_chars": round(self._chars[1] / self._count, 1),
+        }
+
+
+def pair_numbers(pairs: Iterable[Preference]) -> dict[str, Any]:
+    """The numbers of many pairs."""
+    numbers = PairNumbers()
+    for pair in pairs:
+        numbers.add(pair)
+    return numbers.card()

@@ -1,0 +1,341 @@
+"""From source options to records: which source serves a kind of row, its rows, its format, its content hash."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
+from typing import Any
+
+from data_prep.core.errors import UserError, nearest, unknown
+from data_prep.formats.base import FORMATS, Format, detect_format
+from data_prep.options import DataOptions, SourceOptions
+from data_prep.quality.template_marks import note_marks
+from data_prep.records.filter import Filtering, make_filters
+from data_prep.records.tally import Tally
+from data_prep.sources.column_mapping import mapped
+from data_prep.sources.files import find_files, is_hub_id, read_path, resolve
+from data_prep.sources.generated import generated_rows
+from data_prep.sources.rows import Row, RowOrProblem, Skip
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
+
+VERSION = 4  # raise it when the same files and options give other rows
+_KEY_ROWS = 50
+NAMES = {
+    CONVERSATION: "conversations",
+    PREFERENCE: "preferences",
+    PROMPT: "prompts",
+    DOCUMENT: "text",
+    UNPAIRED: "preferences",
+}
+_FALLBACKS = {PROMPT: (CONVERSATION, PREFERENCE)}
+
+
+@dataclass(frozen=True)
+class Given:
+    """The source that serves one kind of row, with the data options it belongs to."""
+
+    data: DataOptions
+    source: SourceOptions
+    where: str = ""
+    """The option of a mixture that serves, `data.mix` or `data.KIND.mix`."""
+    option: str = ""
+    """What stands before the names of its options in a run: `data.conversations.`."""
+
+    @property
+    def mix(self) -> dict[str, Any]:
+        """The sources of a mixture, by name; {} for a single source."""
+        return dict(self.data.mix if self.where == "data.mix" else self.source.mix)
+
+    def files(self) -> list[str]:
+        """The files of a single source that lie on this machine."""
+        paths = [resolve(path, self.data.root) for path in (self.source.path, self.source.eval_path) if path]
+        return [file for path in paths if os.path.exists(path) or not is_hub_id(path) for file in find_files(path)]
+
+    @property
+    def remote(self) -> bool:
+        """Whether some of it comes from the hub."""
+        paths = [path for path in (self.source.path, self.source.eval_path) if path]
+        return any(not os.path.exists(resolve(path, self.data.root)) and is_hub_id(path) for path in paths)
+
+    @property
+    def label(self) -> str:
+        """What to call the source in cards and errors."""
+        if self.mix:
+            return self.where
+        if self.source.generator:
+            return f"generator {self.source.generator}"
+        return resolve(str(self.source.path), self.data.root)
+
+
+def source_for(data: DataOptions, kind: str) -> Given:
+    """The source for "conversation", "preference", "prompt" or "document" rows.
+
+    Prompts fall back on conversations, then preferences; any kind falls back on `data.path`.
+
+    Raises:
+        UserError: nothing is given for this kind, or both a path and a generator.
+    """
+    for name in (kind, *_FALLBACKS.get(kind, ())):
+        source: SourceOptions = getattr(data, NAMES[name])
+        if source.mix and (source.path or source.generator):
+            raise UserError(
+                f"data.{NAMES[name]} has both a mix and a {'path' if source.path else 'generator'}",
+                code="two_sources",
+                hint="give one of them",
+            )
+        if source.mix:
+            return Given(data, source, f"data.{NAMES[name]}.mix")
+        if source.path and source.generator:
+            raise UserError(
+                f"data.{NAMES[name]} has both a path ({source.path}) and a generator ({source.generator})",
+                code="two_sources",
+                hint="give one of them",
+            )
+        if source.path or source.generator:
+            return Given(data, source, option=f"data.{NAMES[name]}.")
+    if data.path and data.mix:
+        raise UserError("data has both a path and a mix", code="two_sources", hint="give one of them")
+    if data.mix:
+        return Given(data, getattr(data, NAMES[kind]), "data.mix")
+    if data.path:
+        own: SourceOptions = getattr(data, NAMES[kind])
+        return Given(data, replace(own, path=data.path), option=f"data.{NAMES[kind]}.")
+    raise UserError(
+        f"data '{data.name}' has no {NAMES[kind]}",
+        code="no_source",
+        hint=f"set data.{NAMES[kind]}.path=FILE (or .generator=NAME)",
+    )
+
+
+def _split_options(source: SourceOptions, form: type[Format] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(the generator's options, the format's): a key that the format knows is the format's."""
+    if not source.generator:
+        return {}, dict(source.options)
+    known = form.option_help if form else {key for _, f in FORMATS.items() for key in f.option_help}
+    return (
+        {key: value for key, value in source.options.items() if key not in known},
+        {key: value for key, value in source.options.items() if key in known},
+    )
+
+
+def _raw(given: Given, kind: str, path: str | None) -> Iterable[RowOrProblem]:
+    source = given.source
+    if path is None and source.generator:
+        form = None if source.format == "auto" else FORMATS.get(source.format)
+        options = _split_options(source, form)[0]
+        try:
+            return generated_rows(source.generator, options, kind)
+        except UserError:
+            for key in options:
+                if form and nearest(key, form.option_help):
+                    raise unknown(f"option of the format {form.name}", key, form.option_help) from None
+            raise
+    return read_path(path or str(source.path), given.data.root)
+
+
+def _rows(given: Given, kind: str, path: str | None, tally: Tally) -> Iterator[Row]:
+    """Rows that could be read, one by one; those that could not are counted as bad.
+
+    Raises:
+        UserError: nothing can be read at all.
+    """
+    source = given.source
+    raw = mapped(iter(_raw(given, kind, path)), source.columns, source.parse)
+    read = 0
+    try:
+        for row in islice(raw, None if path else source.limit):
+            read += 1
+            tally.source_rows += 1
+            if isinstance(row, UserError):
+                tally.seen += 1
+                tally.bad(row)
+            else:
+                yield row
+    except UserError as problem:
+        if not read:
+            raise
+        tally.broken(problem)
+
+
+def source_rows(data: DataOptions, source: SourceOptions) -> list[dict[str, Any]]:
+    """The rows of any source as plain dicts (for a rule's table).
+
+    Raises:
+        UserError: the source cannot be read, or has bad rows that are not to be dropped.
+    """
+    tally = Tally()
+    rows = [row.data for row in _rows(Given(data, source), "row", None, tally)]
+    tally.check_bad_rows(source.on_bad_row)
+    return rows
+
+
+def _format_of(rows: Sequence[Row], source: SourceOptions, kind: str, label: str) -> tuple[type[Format], str]:
+    if source.format != "auto":
+        form = FORMATS.get(source.format)
+        if kind not in form.kinds:
+            raise UserError(
+                f"the format {source.format} yields {' and '.join(form.kinds)} rows (expected {kind} rows)",
+                code="format_kind",
+                file=label,
+            )
+        return form, "set in the options"
+    keys = {str(key) for row in rows for key in row.data}
+    return detect_format(keys, kind, label)
+
+
+def check_options(given: Given, kind: str) -> None:
+    """Refuse, before anything is read, filters and formats that do not fit and options that they do not have.
+
+    Raises:
+        UserError: of the format only where it is set; what `auto` finds is known only when rows are read.
+    """
+    make_filters(given.data.filters)
+    if given.source.format != "auto":
+        form, _ = _format_of((), given.source, kind, given.label)
+        form(_split_options(given.source, form)[1], 0)
+        if given.source.generator and _split_options(given.source, form)[0]:
+            for _ in _raw(given, kind, None):  # a generator looks at its options when it begins
+                break
+
+
+@dataclass
+class Stream:
+    """The records of a source, one by one: parsed, filtered, and counted in `tally`. It can be read once.
+
+    Rows of `eval_path` come last, with `meta["split"] == "eval"`, and the others then with "train". Bad rows are only
+    counted, also where a file breaks off (`tally.check_whole`).
+    """
+
+    given: Given
+    kind: str
+    form: Format
+    evidence: str
+    """Why the format is this one."""
+    rows: Iterable[Row]
+    tally: Tally
+    filtering: Filtering
+
+    def __iter__(self) -> Iterator[Any]:
+        source = self.given.source
+        records = _parsed(self.form, self.kind, self.rows, self.tally)
+        if source.eval_path:
+            held = _rows(self.given, self.kind, source.eval_path, self.tally)
+            evaluate = _parsed(self.form, self.kind, held, self.tally)
+            records = chain(_on_side("train", records), _on_side("eval", evaluate))
+        for record in self.filtering.through(records):
+            if isinstance(record, Skip):
+                self.tally.dropped[record.reason] += 1
+            else:
+                note_marks(record, self.form.notes)
+                yield record
+
+    def foreign(self) -> bool:
+        """Whether code from outside this package has a say: a format or a filter of a plugin."""
+        own = "data_prep."
+        return not all(type(each).__module__.startswith(own) for each in (self.form, *self.filtering.filters))
+
+    def about(self) -> dict[str, Any]:
+        """What the data card says of the source, after it was read."""
+        return {
+            "kind": self.kind,
+            "format": self.form.name,
+            "evidence": self.evidence,
+            "source_rows": self.tally.source_rows,
+            "notes": dict(self.form.notes),
+            "filters": self.filtering.card(),
+        }
+
+
+def open_stream(given: Given, kind: str, seed: int) -> Stream:
+    """The records of a source, its format found from the first rows.
+
+    Raises:
+        UserError: nothing can be read at all, no format fits, or a filter's options are wrong.
+    """
+    tally = Tally(option=given.option + "on_bad_row")
+    source = given.source
+    filtering = Filtering(make_filters(given.data.filters, kind), given.data.root)
+    rows = _rows(given, kind, None, tally)
+    first = list(islice(rows, _KEY_ROWS))
+    if not first:
+        tally.check_bad_rows(source.on_bad_row)
+        raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
+    chosen, evidence = _format_of(first, source, kind, given.label)
+    form = chosen(_split_options(source, chosen)[1], seed)
+    return Stream(given, kind, form, evidence, chain(first, rows), tally, filtering)
+
+
+def _on_side(side: str, records: Iterable[Any]) -> Iterator[Any]:
+    """Records that ask for a side."""
+    for record in records:
+        record.meta["split"] = side
+        yield record
+
+
+def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, dict[str, Any]]:
+    """All records of a source: (records, the tally with its bad rows, what the card says of the source).
+
+    Raises:
+        UserError: the source cannot be read at all, breaks off, or no format fits. Bad rows are only counted here.
+    """
+    stream = open_stream(given, kind, seed)
+    records = list(stream)
+    stream.tally.check_whole()
+    return records, stream.tally, stream.about()
+
+
+def _parsed(form: Format, kind: str, rows: Iterable[Row], tally: Tally) -> Iterator[Any]:
+    """The records of rows; bad ones and skipped ones are counted."""
+    for record in form.records(kind, rows):
+        tally.seen += 1
+        if isinstance(record, UserError):
+            tally.bad(record)
+        elif isinstance(record, Skip):
+            tally.dropped[record.reason] += 1
+        else:
+            yield record
+
+
+def has_source(data: DataOptions, kind: str) -> bool:
+    """Whether a source is given for a kind of row ("conversations", "preferences", "prompts" or "text") itself."""
+    source: SourceOptions = getattr(data, kind)
+    return bool(source.path or source.generator or source.mix)
+
+
+KINDS = (CONVERSATION, PREFERENCE, UNPAIRED, DOCUMENT, PROMPT)
+
+
+def open_any(given: Given, kinds: Sequence[str] = KINDS, seed: int = 0) -> Stream:
+    """The records of a source as the first kind of `kinds` that its format yields; with all kinds, the format's own.
+
+    Raises:
+        UserError: nothing can be read, or no format knows the rows.
+    """
+    if given.source.format != "auto":
+        form = FORMATS.get(given.source.format)
+        kinds = [kind for kind in (form.kinds if tuple(kinds) == KINDS else kinds) if kind in form.kinds] or kinds
+    problems: list[UserError] = []
+    for kind in kinds:
+        try:
+            stream = open_stream(given, kind, seed)
+        except UserError as problem:
+            if problem.code not in ("format_kind", "unknown_format", "format"):
+                raise
+            problems.append(problem)
+            continue
+        own = stream.form.kinds[0]
+        return stream if own == kind or tuple(kinds) != KINDS else open_stream(given, own, seed)
+    raise next((problem for problem in problems if problem.code == "format"), problems[0])
+
+
+def checked(stream: Stream) -> Iterator[Any]:
+    """The records of a stream that is to be read whole.
+
+    Raises:
+        UserError: after the last one, if the file broke off or has bad rows that are not to be dropped.
+    """
+    yield from stream
+    stream.tally.check_whole()
+    stream.tally.check_bad_rows(stream.given.source.on_bad_row)

@@ -1,0 +1,1 @@
+"""From records to token ids and loss masks: the only code that tokenises."""

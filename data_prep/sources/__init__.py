@@ -1,0 +1,1 @@
+"""From files, archives and the hub to rows with their place, and back."""

@@ -1,0 +1,252 @@
+"""One open file to rows: JSON lines, JSON, CSV, TSV, Parquet, Arrow and plain lines.
+
+Every reader is a generator: it holds one row (JSON: the text of one file; Parquet and Arrow: one batch of rows) at a
+time. A row that cannot be read is yielded as its error, and reading goes on; what leaves the rest of a file unreadable
+is raised.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Iterator
+from typing import IO, Any
+
+from data_prep.core.errors import UserError
+from data_prep.sources.json_rows import read_json, read_jsonl
+from data_prep.sources.rows import BOM, BROKEN, Row, RowOrProblem, bad_byte, empty, short
+
+_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_BATCH = 1000
+Reader = Callable[[str, IO[bytes]], Iterator[RowOrProblem]]
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+def _table(path: str, file: IO[bytes], **dialect: Any) -> Iterator[RowOrProblem]:
+    csv.field_size_limit(2**31 - 1)
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    records = csv.reader(text, strict=True, **dialect)
+    header = _header(path, records, dialect.get("delimiter", ","))
+    number = 0
+    while header:
+        try:
+            record = next(records, None)
+        except csv.Error as problem:
+            number += 1
+            cut = "unexpected end" in str(problem)  # the quote has swallowed rows of unknown number
+            wrong = UserError(
+                f"broken quoting: {problem} (got an odd quote; expected quotes around whole fields, doubled inside)"
+                + (": the rest cannot be read" if cut else ""),
+                code="broken_file" if cut else "bad_row",
+                file=path,
+                row=number,
+            )
+            if cut:
+                raise wrong from problem
+            yield wrong
+            continue
+        if record is None:
+            break
+        if not record or (len(record) == 1 < len(header) and not record[0].strip()):
+            continue
+        number += 1
+        yield _wrong_in(path, number, record, header, quotes=not dialect) or Row(
+            path, number, dict(zip(header, record, strict=True))
+        )
+    text.detach()
+    if header and not number:
+        raise empty(path, " (a header without rows)")
+
+
+def _wrong_in(path: str, number: int, record: list[str], header: list[str], *, quotes: bool) -> UserError | None:
+    """What is wrong with a record of a table; `quotes`: whether fields may stand in them."""
+    bad = next(((at, found) for at, value in enumerate(record) if (found := BROKEN.search(value))), None)
+    if bad:
+        return bad_byte(path, number, bad[1][0], header[bad[0]] if bad[0] < len(header) else None)
+    if len(record) != len(header):
+        return UserError(
+            f"{'short' if len(record) < len(header) else 'long'} row (got {len(record)} fields; "
+            f"expected {len(header)}: {', '.join(header)})",
+            code="bad_row",
+            file=path,
+            row=number,
+        )
+    quoted = [] if quotes else [at for at, value in enumerate(record) if _quoted(value)]
+    if quoted:
+        return UserError(
+            f"a quoted field (got {short(record[quoted[0]])}; expected no quoting in .tsv)",
+            code="bad_row",
+            hint="save it as .csv",
+            file=path,
+            row=number,
+            field=header[quoted[0]],
+        )
+    return None
+
+
+def _quoted(field: str) -> bool:
+    """Whether a field stands in quotes and has doubled ones inside, as other programs write tables."""
+    inside = field[1:-1]
+    return field[:1] == '"' == field[-1:] and '""' in inside and '"' not in inside.replace('""', "")
+
+
+def _header(path: str, records: Iterator[list[str]], delimiter: str) -> list[str]:
+    """The names of the columns; [] when there is nothing at all.
+
+    Raises:
+        UserError: a name stands twice or is not UTF-8, or the columns are separated by another sign.
+    """
+    try:
+        header = next((record for record in records if any(name.strip() for name in record)), [])
+    except csv.Error as problem:
+        raise UserError(
+            f"broken quoting in the header: {problem} (got an odd quote; expected names)", code="bad_header", file=path
+        ) from problem
+    for name in header:
+        if bad := BROKEN.search(name):
+            raise bad_byte(path, None, bad[0], "header")
+    header = [name.strip() for name in header]
+    twice = [name for name in header if header.count(name) > 1]
+    if twice:
+        raise UserError(
+            f"the header names the column '{twice[0]}' twice (got {', '.join(header)}; expected different names)",
+            code="bad_header",
+            file=path,
+            field=twice[0],
+        )
+    other = [sign for sign in _DELIMITERS if len(header) == 1 and sign != delimiter and sign in header[0]]
+    if other:
+        raise UserError(
+            f"the columns seem to be separated by {_DELIMITERS[other[0]]} (got the header {short(header[0])!r}; "
+            f"expected {'tabs' if delimiter == chr(9) else 'commas'})",
+            code="bad_header",
+            hint="save it as comma-separated .csv or tab-separated .tsv",
+            file=path,
+        )
+    return header
+
+
+def read_csv(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
+    """Comma-separated records with a header (RFC 4180)."""
+    return _table(path, file)
+
+
+def read_tsv(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
+    """Tab-separated lines with a header; quotes are ordinary signs."""
+    return _table(path, file, delimiter="\t", quoting=csv.QUOTE_NONE)
+
+
+# ------------------------------------------------------------------------------------------------------------ others
+def read_text(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
+    """One row {"text"} per line that is not blank."""
+    for number, raw in enumerate(file, start=1):
+        line = (raw.removeprefix(BOM) if number == 1 else raw).removesuffix(b"\n").removesuffix(b"\r")
+        if not line.strip():
+            continue
+        try:
+            yield Row(path, number, {"text": line.decode("utf-8")})
+        except UnicodeDecodeError as problem:
+            yield bad_byte(path, number, line[problem.start])
+
+
+def read_parquet(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
+    """The records of a Parquet file, a batch at a time."""
+
+    def opened() -> tuple[Any, Iterator[Any]]:
+        import pyarrow.parquet as parquet
+
+        table = parquet.ParquetFile(file)
+        return table.schema_arrow, table.iter_batches(batch_size=_BATCH)
+
+    return _columnar(path, "Parquet", opened)
+
+
+def read_arrow(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
+    """The records of an Arrow file or stream (`datasets.save_to_disk` writes streams), a batch at a time."""
+
+    def opened() -> tuple[Any, Iterator[Any]]:
+        import pyarrow as pa
+
+        if file.read(6) == b"ARROW1":
+            found = pa.ipc.open_file(file)
+            return found.schema, map(found.get_batch, range(found.num_record_batches))
+        file.seek(0)
+        stream = pa.ipc.open_stream(file)
+        return stream.schema, iter(stream)
+
+    return _columnar(path, "Arrow", opened)
+
+
+def _columnar(path: str, kind: str, opened: Callable[[], tuple[Any, Iterator[Any]]]) -> Iterator[RowOrProblem]:
+    """The records of batches of columns; `opened` gives the schema and the batches."""
+    import pyarrow
+
+    number = 0
+    try:
+        schema, batches = opened()
+        names = schema.names
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(
+                f"names the column '{twice}' twice (got {', '.join(names)}; expected different names)",
+                code="bad_header",
+                file=path,
+                field=twice,
+            )
+        for whole in batches:
+            for start in range(0, whole.num_rows, _BATCH):
+                for row in _records(path, number, whole.slice(start, _BATCH)):
+                    number += 1
+                    yield row
+    except (pyarrow.ArrowException, OSError, RecursionError) as problem:
+        what = f"is not a{' whole' if number else 'n' if kind[0] == 'A' else ''} {kind} file"
+        raise UserError(
+            f"{what}: {short(str(problem), 160)}", code="bad_file", file=path, row=number + 1 if number else None
+        ) from problem
+    if not number:
+        raise empty(path, " (no rows)")
+
+
+def _records(path: str, before: int, batch: Any) -> Iterator[RowOrProblem]:
+    """The rows of a record batch; what Python cannot hold (text that is not UTF-8, the year 300000) is found by row."""
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError):  # UnicodeDecodeError is one
+        values = None
+    for place in range(batch.num_rows):
+        number = before + place + 1
+        if values is not None:
+            yield Row(path, number, values[place])
+            continue
+        data: dict[str, Any] = {}
+        try:
+            for name in batch.schema.names:
+                field = name
+                data[name] = batch.column(name)[place].as_py()
+        except UnicodeDecodeError as problem:
+            yield bad_byte(path, number, problem.object[problem.start], field)
+        except (ValueError, OverflowError) as problem:
+            yield UserError(
+                f"cannot be read: {short(str(problem), 160)} (got {batch.column(field).type}; expected a value of it)",
+                code="bad_row",
+                file=path,
+                row=number,
+                field=field,
+            )
+        else:
+            yield Row(path, number, data)
+
+
+READERS: dict[str, Reader] = {
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".json": read_json,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".txt": read_text,
+    ".parquet": read_parquet,
+    ".arrow": read_arrow,
+    ".feather": read_arrow,
+}
+WHOLE = (".parquet", ".arrow", ".feather")
+"""Kinds that are read from places anywhere in the file."""

@@ -1,0 +1,407 @@
+"""The chat page: strict about who asks, and in a real browser at phone and desktop widths, light and dark."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from align.cli.dispatch import main
+from align.serving.conversation import Panel
+from align.serving.options import ChatOptions
+from align.serving.web import HOST, LONGEST, Page, Server, listen
+from tests.tiny_chain import checkpoint, finished, refused
+
+pytest.importorskip("uvicorn")
+pytest.importorskip("starlette")
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser", "chrome"))), None)
+OPTIONS = ChatOptions(temperature=1.0, max_new_tokens=12, seed=1)
+HOSTILE = "<img src=x onerror=alert(1)><b>bold</b> &amp; <|end|>"
+
+
+@pytest.fixture(scope="module")
+def served():
+    """The page of a short chain, served from a thread; `pace` is what every event waits, in seconds."""
+    panel = Panel(checkpoint(finished(), "ppo"), OPTIONS)
+    panel.load(panel.names)
+    answer, state = panel.answer, SimpleNamespace(pace=0.0, tokens=0)
+
+    def paced(*given):
+        for event in answer(*given):
+            time.sleep(state.pace)
+            state.tokens += 1
+            yield event
+
+    panel.answer = paced
+    with listen("0") as found:
+        port = found.getsockname()[1]
+        page = Page(panel, OPTIONS, False, port)
+        server = Server(page)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [found]})
+        thread.start()
+        state.port, state.page, state.url = port, page, f"http://{HOST}:{port}/"
+        state.address = f"{state.url}?token={page.token}"
+        yield state
+        server.handle_exit(signal.SIGINT, None)
+        thread.join(10)
+        assert not thread.is_alive()
+
+
+def ask(served, path="/reply", body=None, method="POST", **headers):
+    """(status, headers, text) of a request; headers are those of the page itself unless given, None leaves one out."""
+    own = {"Host": f"{HOST}:{served.port}", "X-Align-Token": served.page.token, "Origin": served.url[:-1]}
+    given = {**own, **{name.replace("_", "-"): value for name, value in headers.items()}}
+    connection = http.client.HTTPConnection(HOST, served.port, timeout=30)
+    connection.putrequest(method, path, skip_host=True)
+    for name, value in {**given, "Content-Length": len(body or b"")}.items():
+        if value is not None:
+            connection.putheader(name, str(value))
+    connection.endheaders(body)
+    answer = connection.getresponse()
+    result = answer.status, dict(answer.getheaders()), answer.read().decode()
+    connection.close()
+    return result
+
+
+def reply(served, **content):
+    """The events of one reply."""
+    status, _, text = ask(served, body=json.dumps(content).encode())
+    assert status == 200, text
+    return [json.loads(line) for line in text.splitlines()]
+
+
+# ---------------------------------------- who may ask
+def test_only_this_computer_is_listened_to():
+    with listen("0") as found:
+        assert found.getsockname()[0] == "127.0.0.1"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "status"),
+    [
+        ({"Host": "evil.example"}, 400),
+        ({"Host": None}, 400),
+        ({"Origin": "http://evil.example"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": f"http://{HOST}:1"}, 403),
+        ({"X-Align-Token": None}, 403),
+        ({"X-Align-Token": "x"}, 403),
+        ({"X-Align-Token": "ü"}, 403),
+        ({}, 200),
+        ({"Origin": None}, 200),
+    ],
+    ids=str,
+)
+def test_a_reply_is_only_for_the_page_itself(served, wrong, status):
+    body = json.dumps({"message": "say owl"}).encode()
+    assert ask(served, body=body, **wrong)[0] == status
+
+
+def test_the_page_needs_its_token_and_lets_nothing_in(served):
+    for path in ("/", "/?token=x", "/?token="):
+        assert ask(served, path, method="GET")[0] == 403
+    assert ask(served, "/docs", method="GET")[0] == 404
+    pages = [ask(served, f"/?token={served.page.token}", method="GET", Origin=None) for _ in range(2)]
+    for status, headers, text in pages:
+        policy = headers["content-security-policy"]
+        nonce = re.search(r"script-src 'nonce-([\w-]+)'", policy)[1]
+        assert status == 200 and "default-src 'none'" in policy and "unsafe" not in policy
+        assert headers["referrer-policy"] == "no-referrer" and headers["cache-control"] == "no-store"
+        assert text.count(f'nonce="{nonce}"') == 2 and not re.search(r"https?://|innerHTML|onclick", text)
+    assert pages[0][1]["content-security-policy"] != pages[1][1]["content-security-policy"]
+
+
+# ---------------------------------------- what may be asked
+def test_a_reply_is_what_the_panel_says(served):
+    events = reply(served, message="say owl", compare=True, temperature="0", max_new_tokens="5")
+    ended = {event["model"]: event["said"] for event in events if event["kind"] == "ended"}
+    texts = {name: "".join(e["text"] for e in events if e["kind"] == "heard" and e["model"] == name) for name in ended}
+    assert sorted(ended) == ["base", "ppo", "sft"]
+    assert all(said["text"] == texts[name] and said["reward"] is not None for name, said in ended.items())
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[]", "expected a mapping"),
+        (b"{}", "empty message"),
+        (b'{"message": "x", "temprature": 1}', "did you mean 'temperature'?"),
+        (b'{"message": "x", "temperature": ""}', "temperature: expected a number"),
+        (b'{"message": "x", "max_new_tokens": "1.5"}', "expected a whole number"),
+        (b'{"message": "a\\ud83d"}', "half of a character"),
+        (b'{"message": "x", "turns": [{"message": "y", "replies": {}}]}', "turns are answered by: base, sft, ppo"),
+        (b'{"message": "x", "turns": [{"message": "y", "replies": {"gpt": "z"}}]}', "turns are answered by"),
+        (json.dumps({"message": "all " * 400}).encode(), "message too long"),
+        (b'"' + b"x" * LONGEST + b'"', "longer than 2,000,000 bytes"),
+    ],
+    ids=lambda value: value[:50] if isinstance(value, str) else None,
+)
+def test_bad_requests_are_answered_with_one_line(served, content, said):
+    status, _, text = ask(served, body=content)
+    (event,) = [json.loads(line) for line in text.splitlines()]
+    assert status == 200 and event["kind"] == "problem" and said in event["text"] and "\n" not in event["text"]
+
+
+def test_a_page_that_goes_away_ends_its_reply(served):
+    served.pace, served.tokens = 0.05, 0
+    body = json.dumps({"message": "say owl", "temperature": 50, "max_new_tokens": 200}).encode()
+    head = f"POST /reply HTTP/1.1\r\nHost: {HOST}\r\nX-Align-Token: {served.page.token}\r\nContent-Length: {len(body)}"
+    with socket.create_connection((HOST, served.port), 10) as gone:
+        gone.sendall(head.encode() + b"\r\n\r\n" + body)
+        assert b"200 OK" in gone.recv(4096)
+        time.sleep(0.3)
+    try:
+        time.sleep(0.3)
+        stopped = served.tokens
+        time.sleep(0.3)
+        assert 0 < stopped == served.tokens
+        assert reply(served, message="say owl", max_new_tokens=1)
+    finally:
+        served.pace = 0.0
+
+
+def test_one_reply_at_a_time(served):
+    served.pace = 0.02
+    found = {}
+
+    def one(name):
+        found[name] = reply(served, message=f"say {name}")
+
+    threads = [threading.Thread(target=one, args=(name,)) for name in ("owl", "oat", "ant")]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+    finally:
+        served.pace = 0.0
+    assert all(events[-1]["kind"] == "ended" for events in found.values())
+    assert sum("waiting" in events[0].get("text", "") for events in found.values()) >= 1
+
+
+# ---------------------------------------- starting and ending
+def test_a_port_that_is_taken_is_one_line_with_the_next_step(served, capfd):
+    capfd.readouterr()
+    code = main(["chat", str(finished()), "--web", "--port", str(served.port)])
+    assert "address already in use; choose another: --port 0 takes any free one" in refused(
+        code, capfd.readouterr().err
+    )
+
+
+def test_a_missing_extra_is_one_line_with_the_command(capfd, monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "align.serving.web")
+    capfd.readouterr()
+    code = main(["chat", str(finished()), "--web"])
+    assert "pip install 'align-toolkit[chat]'" in refused(code, capfd.readouterr().err)
+
+
+SLOW = """
+import signal, sys, time, align.chat as chat
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
+more = chat._Voice.next
+chat._Voice.next = lambda self, stop: (time.sleep(0.1), more(self, stop))[1]
+from align.cli import main
+code = main(sys.argv[1:])
+print("left", code, time.monotonic(), flush=True)
+sys.exit(code)
+"""
+
+
+def test_ctrl_c_during_a_reply_ends_the_server_at_once():
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    words = ["chat", str(finished()), "--web", "--port", "0", "temperature=50", "max_new_tokens=200"]
+    command = [sys.executable, "-c", SLOW, *words]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
+        line = child.stdout.readline()
+        port, token = re.search(rf"http://{HOST}:(\d+)/\?token=(\S+)", line).groups()
+        served = SimpleNamespace(port=int(port), url=f"http://{HOST}:{port}/", page=SimpleNamespace(token=token))
+        found = []
+        asking = threading.Thread(target=lambda: found.append(reply(served, message="say owl")))
+        asking.start()
+        time.sleep(0.6)
+        asked = time.monotonic()
+        child.send_signal(signal.SIGINT)
+        rest, err = child.communicate(timeout=30)
+        asking.join(10)
+    left = re.search(r"left (\d+) (\S+)", rest)
+    assert child.returncode == int(left[1]) == 130 and "Traceback" not in err, err
+    assert float(left[2]) - asked < 1
+    assert found[0][-1]["kind"] == "ended" and not found[0][-1]["said"]["finished"]
+
+
+# ---------------------------------------- in a browser
+@pytest.fixture(scope="module")
+def browser():
+    api = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no Chromium")
+    with api.sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
+
+
+@pytest.fixture
+def opened(browser, served):
+    """Opens the page; at the end it has asked nobody else and complained of nothing."""
+    contexts, asked, complaints = [], [], []
+
+    def open_page(width=1280, height=800, scheme="light"):
+        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(15_000)
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(served.address)
+        return page
+
+    yield open_page
+    served.pace = 0.0
+    for context in contexts:
+        context.close()
+    assert asked and all(url.startswith((served.url, "data:")) for url in asked) and complaints == []
+
+
+def say(page, message):
+    """Type a message and press Enter."""
+    page.get_by_label("Message").fill(message)
+    page.keyboard.press("Enter")
+
+
+def ready(page):
+    """Wait until the page can send again."""
+    page.get_by_role("button", name="Send").wait_for()
+
+
+def test_a_reply_is_seen_as_it_comes(opened, served):
+    page = opened()
+    served.pace = 0.08
+    say(page, "say owl")
+    seen = []
+    while page.get_by_role("button", name="Stop").is_visible():
+        seen.append(page.locator(".words").text_content())
+        time.sleep(0.05)
+    ready(page)
+    whole = page.locator(".words").text_content()
+    assert len({text for text in seen if 0 < len(text) < len(whole)}) > 2
+    assert all(whole.startswith(text) for text in seen)
+    assert re.search(r"reward [+\u2212]\d+\.\d\d · \d+ tokens", page.locator(".about").text_content())
+    assert page.locator("#heard").text_content() == whole
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_comparisons_at_every_width_and_in_both_colours(opened, width, scheme):
+    page = opened(width, 800, scheme)
+    page.get_by_role("button", name="Compare").click()
+    assert page.get_by_role("button", name="Compare").get_attribute("aria-pressed") == "true"
+    for message in ("say owl", HOSTILE + " " + "a" * 120):
+        say(page, message)
+        ready(page)
+    page.get_by_role("button", name="Settings").click()
+    assert [each.text_content() for each in page.locator(".turn").first.locator(".name").all()] == [
+        "base",
+        "sft",
+        "ppo",
+    ]
+    assert page.locator(".about b").count() == 6
+    tops = {round(each.bounding_box()["y"]) for each in page.locator(".turn").first.locator(".reply").all()}
+    assert len(tops) == (3 if width < 400 else 1)
+    image = page.screenshot(full_page=True)
+    assert struct.unpack(">I", image[16:20])[0] == width, "the page is wider than the window"
+    background = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
+    assert page.locator(".log img, .log b:not(.about b)").count() == 0
+    assert page.locator(".said").nth(1).text_content().startswith(HOSTILE)
+
+
+@pytest.mark.parametrize("how", ["button", "Escape"])
+def test_stop(opened, served, how):
+    page = opened()
+    served.pace = 0.1
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Temperature").fill("50")
+    page.get_by_label("Longest reply").fill("200")
+    say(page, "say owl")
+    page.locator(".words").filter(has_text=re.compile(".")).wait_for()
+    page.get_by_role("button", name="Stop").click() if how == "button" else page.keyboard.press("Escape")
+    ready(page)
+    served.pace = 0.0
+    assert page.locator(".about").text_content() == "stopped"
+    page.get_by_label("Longest reply").fill("3")
+    say(page, "more")
+    page.locator(".about b").wait_for()
+    ready(page)
+    assert page.locator(".turn").count() == 2
+
+
+def test_what_cannot_be_sent_comes_back(opened):
+    page = opened(375, 700)
+    say(page, "all " * 400)
+    page.get_by_role("alert").filter(has_text="message too long").wait_for()
+    ready(page)
+    assert page.locator(".turn").count() == 0 and page.get_by_label("Message").input_value().startswith("all all")
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Temperature").fill("-1")
+    say(page, "say owl")
+    page.get_by_role("alert").filter(has_text="temperature: out of range").wait_for()
+    page.get_by_label("Temperature").fill("0")
+    say(page, "say owl")
+    page.locator(".about b").wait_for()
+    assert page.locator("#problem").text_content() == ""
+
+
+def test_the_conversation_goes_with_every_message_until_it_is_cleared(opened, served):
+    page = opened()
+    sent = []
+    page.on("request", lambda request: sent.append(request.post_data) if request.method == "POST" else None)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("System prompt").fill("be brief")
+    for message in ("say owl", "more"):
+        say(page, message)
+        ready(page)
+    page.get_by_role("button", name="Clear").click()
+    assert page.locator(".turn").count() == 0
+    say(page, "again")
+    ready(page)
+    turns = [json.loads(body)["turns"] for body in sent]
+    assert [len(each) for each in turns] == [0, 1, 0] and turns[1][0]["message"] == "say owl"
+    assert all(json.loads(body)["system"] == "be brief" for body in sent)
+
+
+def test_the_keyboard_is_enough(opened):
+    page = opened()
+    page.locator("#message:focus").wait_for()
+    page.keyboard.type("one")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("two")
+    assert page.get_by_label("Message").input_value() == "one\ntwo"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.locator(".about b").wait_for()
+    for name in ("Clear", "Settings", "Compare"):
+        for _ in range(8):
+            page.keyboard.press("Shift+Tab")
+            if page.evaluate("document.activeElement.textContent") == name:
+                break
+        assert page.evaluate("document.activeElement.textContent") == name
+    page.keyboard.press("Space")
+    assert page.get_by_role("button", name="Compare").get_attribute("aria-pressed") == "true"

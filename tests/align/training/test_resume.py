@@ -1,0 +1,199 @@
+"""A stage that is stopped goes on where it was, and ends in the bits of one that was not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.config.registries import adapters
+from align.tracking.metrics import read_metrics
+from align.training import resume
+from align.training.resume import FOLDER, RECORD, STATE, Keeper
+from data_prep.core.errors import UserError
+from tests.tiny_chain import finished, made
+
+pytestmark = pytest.mark.usefixtures("each_step")
+OFTEN = "save_minutes=1e-9"
+OPTIONS = {
+    "lora": ["adapter.dropout=0.2"],
+    "vera": ["adapter.dropout=0.2"],
+    "bottleneck": ["adapter.dropout=0.2"],
+    "full": ["stages.sft.neftune=5"],
+    "delta_lora": ["adapter.start_step=2"],
+    "adalora": ["adapter.hold=0.1", "adapter.settle=0.2", "adapter.every=1"],
+}
+
+
+CASES = {
+    **{name: [f"adapter={name}", *OPTIONS.get(name, [])] for name in adapters.names()},
+    "dora": ["adapter=lora", "adapter.dora=true"],
+    "delta_lora in the weights": ["adapter=delta_lora", "adapter.form=literal", "adapter.start_step=2"],
+    "adamw_8bit": ["adapter=full", "stages.sft.optimizer=adamw_8bit"],
+    "sgd": ["adapter=lora", "stages.sft.optimizer=sgd"],
+    "best-fit": ["adapter=lora", "stages.sft.micro_batch_size=0", "stages.sft.micro_tokens=64"],
+}
+
+
+@pytest.fixture
+def each_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A state is kept after every step, however long that takes."""
+    monkeypatch.setattr(resume, "_SHARE", 0)
+
+
+def sft_words(*more: str) -> list[str]:
+    steps = ["max_steps=7", "eval_every=3", "batch_size=8", "micro_batch_size=3", OFTEN]
+    return ["name=n", *(f"stages.sft.{word}" for word in steps), *more]
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let a stage stop as soon as the state after a step is kept."""
+    original = Keeper.offer
+
+    def offer(self: Keeper, updater: Any, at: int, more: dict[str, Any]) -> None:
+        original(self, updater, at, more)
+        if at == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Keeper, "offer", offer)
+
+
+def contents(stage: Path) -> dict[str, bytes]:
+    """What a finished stage holds; of the record what does not name times and places."""
+    found = {str(path.relative_to(stage)): path.read_bytes() for path in sorted(stage.rglob("*")) if path.is_file()}
+    for name in [name for name in found if name.endswith(("checkpoint.json", "README.md", "recipe.yaml"))]:
+        del found[name]
+    return found
+
+
+def entry(run: Path, name: str) -> dict[str, Any]:
+    record = json.loads((run / "run.json").read_text())
+    (found,) = [stage for stage in record["stages"] if stage["name"] == name]
+    return {key: found[key] for key in ("metrics", "tokens", "trainable", "total", "status")}
+
+
+def both(
+    pipeline: str, stage: str, words: list[str], step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **more: Any
+) -> tuple[Path, Path]:
+    """The folders of a run that was never stopped, and of one that was stopped after a step and begun again."""
+    whole = made(pipeline, *words, out=tmp_path / "whole", **more)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, step)
+        made(pipeline, *words, out=tmp_path / "stopped", **more)
+    run = tmp_path / "stopped" / "n"
+    assert [path.name for path in (run / f".staging-{stage}" / FOLDER).iterdir()] == [f"step-{step}"]
+    made(pipeline, *words, out=tmp_path / "stopped", **more)
+    assert not (run / stage / FOLDER).exists() and not (run / f".staging-{stage}").exists()
+    return whole, run
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_method_goes_on_to_the_same_bits(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = sft_words(*CASES[case])
+    whole, run = both("sft", "sft", words, 5, tmp_path, monkeypatch)
+    assert "sft: goes on after step 5, where it was stopped" in capfd.readouterr().err
+    assert contents(run / "sft") == contents(whole / "sft")
+    assert entry(run, "sft") == entry(whole, "sft")
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 4])
+def test_any_step_will_do_and_the_best_evaluation_is_remembered(
+    step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hard = ["max_steps=5", "eval_every=1", "patience=9", "lr=5", "schedule=constant", "warmup=0"]
+    words = sft_words("adapter=lora", *(f"stages.sft.{word}" for word in hard))
+    whole, run = both("sft", "sft", words, step, tmp_path, monkeypatch)
+    losses = [row["loss"] for row in read_metrics(whole / "sft" / "metrics.jsonl") if row["split"] == "eval"]
+    assert losses.index(min(losses)) == 2, "the best is the third, so what was kept later must hold it"
+    assert contents(run / "sft") == contents(whole / "sft")
+    assert entry(run, "sft") == entry(whole, "sft")
+
+
+def test_a_reward_model_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["name=n", f"stages.reward_model.{OFTEN}", "stages.reward_model.max_steps=7", "adapter=lora"]
+    whole, run = both("reward_model", "reward_model", words, 5, tmp_path, monkeypatch)
+    assert contents(run / "reward_model") == contents(whole / "reward_model")
+
+
+@pytest.mark.parametrize("method", ["lora", "delta_lora", "adalora", "full"])
+def test_ppo_goes_on_with_the_same_replies(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = finished()
+    words = ["name=n", f"stages.ppo.init={base / 'sft'}", f"stages.ppo.reward={base / 'reward_model'}"]
+    words += [f"stages.ppo.{word}" for word in (OFTEN, "updates=4", "kl_target=0.5", "kl_horizon=20")]
+    words += [f"stages.ppo.adapter={method}", "stages.ppo.on_parent=merge"]
+    whole, run = both("ppo", "ppo", words, 2, tmp_path, monkeypatch)
+    assert contents(run / "ppo") == contents(whole / "ppo")
+    assert entry(run, "ppo") == entry(whole, "ppo")
+
+
+def test_other_inputs_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = sft_words("adapter=lora")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 4)
+        made("sft", *words, out=tmp_path)
+    whole = made("sft", *sft_words("adapter=lora", "seed=1"), out=tmp_path / "whole")
+    run = made("sft", *sft_words("adapter=lora", "seed=1"), out=tmp_path)
+    assert contents(run / "sft") == contents(whole / "sft")
+
+
+def test_without_minutes_nothing_is_kept_or_taken_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 4)
+        made("sft", *sft_words("adapter=lora"), out=tmp_path)
+    seen: list[int] = []
+    monkeypatch.setattr(Keeper, "offer", lambda self, updater, step, more: seen.append(step))
+    run = made("sft", *sft_words("adapter=lora", "stages.sft.save_minutes=0"), out=tmp_path)
+    assert seen == [1, 2, 3, 4, 5, 6] and not (run / "sft" / FOLDER).exists()
+
+
+def test_a_state_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 4)
+        made("sft", *sft_words("adapter=lora"), out=tmp_path)
+    state = tmp_path / "n" / ".staging-sft" / FOLDER / "step-4" / STATE
+    state.write_bytes(state.read_bytes()[:1000])
+    with pytest.raises(UserError, match="kept state cannot be read") as caught:
+        made("sft", *sft_words("adapter=lora"), out=tmp_path)
+    assert caught.value.hint is not None and str(state.parent.parent) in caught.value.hint
+    assert "\n" not in str(caught.value)
+    (state.parent / RECORD).unlink()  # a state that was never finished does not count
+    assert (made("sft", *sft_words("adapter=lora"), out=tmp_path) / "sft").is_dir()
+
+
+def test_a_state_that_cannot_be_written_does_not_stop_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(resume, "sync", full)
+    run = made("sft", *sft_words("adapter=lora"), out=tmp_path)
+    told = [line for line in capfd.readouterr().err.splitlines() if "was not kept" in line]
+    assert len(told) == 6 and "No space left on device" in told[0] and (run / "sft" / "checkpoint.json").is_file()
+
+
+def test_states_are_kept_no_more_often_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, takes, kept = [0.0], [0.0], []
+
+    def keep(self: Keeper, updater: Any, step: int, more: dict[str, Any]) -> None:
+        now[0] += takes[0]
+        kept.append(step)
+
+    monkeypatch.setattr(resume, "_SHARE", 50)
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(Keeper, "_keep", keep)
+    keeper, idle = Keeper(tmp_path, "x", minutes=10.0), Keeper(tmp_path, "x", minutes=10.0, writes=False)
+    for step in range(1, 61):
+        now[0] += 60.0
+        keeper.offer(None, step, {})  # type: ignore[arg-type]
+        idle.offer(None, step, {})  # type: ignore[arg-type]
+    assert kept == [10, 20, 30, 40, 50, 60]
+    takes[0] = 24.0  # a fiftieth of twenty minutes
+    for step in range(61, 121):
+        now[0] += 60.0
+        keeper.offer(None, step, {})  # type: ignore[arg-type]
+    assert kept[6:] == [70, 90, 110]

@@ -1,0 +1,125 @@
+"""TRL as oracle: losses and gradients of SFT and reward model on the same rows and weights."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from align.roles import Role
+from align.training.objectives import LanguageModeling, Pairwise
+from tests.tiny_chain import base, rows_folder
+from tests.tiny_training import lora, options, pair_rows, updater
+
+
+def stock(role: Role, kind, **config):
+    """The role's weights in a stock transformers model under stock peft, attached for no task in particular."""
+    from peft import get_peft_model
+
+    wanted = copy.deepcopy(role.carrier.peft_config["default"])
+    wanted.task_type, wanted.exclude_modules = None, ["score"]
+    theirs = get_peft_model(kind.from_pretrained(base(), dtype=torch.float32, **config), wanted)
+    own = dict(role.carrier.named_parameters())
+    with torch.no_grad():
+        for name, parameter in theirs.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(own[name])
+    return theirs
+
+
+def compared(role: Role, theirs: torch.nn.Module) -> int:
+    """Assert that LoRA gradients agree to 1e-5 of their size; returns how many were compared."""
+    other = {name: p.grad for name, p in theirs.named_parameters() if p.grad is not None}
+    count = 0
+    for name, parameter in role.carrier.named_parameters():
+        if parameter.requires_grad:
+            gradient = other[name]
+            scale = float(gradient.abs().max())
+            assert scale > 0
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-5, atol=1e-5 * scale)
+            count += 1
+    return count
+
+
+def test_sft_loss_and_gradients_are_trls(tmp_path):
+    """TRL tokenises and masks the conversations itself."""
+    import json
+
+    from datasets import Dataset
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    from data_prep.prepare.prepare import Renderer
+    from data_prep.types import Conversation, Message
+
+    tokenizer = AutoTokenizer.from_pretrained(base())
+    lines = (rows_folder() / "conversations.jsonl").read_text("utf-8").splitlines()[:12]
+    talk = [json.loads(line)["messages"] for line in lines]
+    renderer = Renderer(tokenizer)
+    rows = [
+        renderer.conversation(Conversation(tuple(Message(m["role"], m["content"]) for m in row), f"t:{i}", {}))
+        for i, row in enumerate(talk)
+    ]
+    role = lora(seed=3)
+    objective = LanguageModeling(role)
+    numbers = updater(objective, options(), 1, lr=0.0).step([objective.collate(rows[i : i + 5]) for i in (0, 5, 10)])
+    theirs = stock(role, AutoModelForCausalLM)
+    config = SFTConfig(
+        output_dir=str(tmp_path / "trl"),
+        per_device_train_batch_size=12,
+        assistant_only_loss=True,
+        max_length=None,
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=False,
+        bf16=False,
+    )
+    data = Dataset.from_list([{"messages": row} for row in talk])
+    trainer = SFTTrainer(model=theirs, args=config, train_dataset=data, processing_class=tokenizer)
+    loss = trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
+    loss.backward()
+    assert numbers["loss"] == pytest.approx(float(loss), abs=1e-5)
+    assert compared(role, trainer.model) == 28
+
+
+@pytest.mark.parametrize("margins", [False, True], ids=["plain", "margins"])
+def test_reward_loss_and_gradients_are_trls(margins, tmp_path):
+    from datasets import Dataset
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from trl import RewardConfig, RewardTrainer
+
+    role = lora(seed=4, head=True)
+    objective, rows = Pairwise(role, centering=0.03), pair_rows(8, margins)
+    numbers = updater(objective, options(), 1, lr=0.0).step([objective.collate(rows[i : i + 3]) for i in (0, 3, 6)])
+    theirs = stock(role, AutoModelForSequenceClassification, num_labels=1)
+    head = theirs.get_base_model().score
+    with torch.no_grad():
+        head.weight.copy_(role.head.score.weight)
+    head.weight.requires_grad_(True)
+    config = RewardConfig(
+        output_dir=str(tmp_path / "trl"),
+        per_device_train_batch_size=8,
+        center_rewards_coefficient=0.03,
+        max_length=None,
+        use_cpu=True,
+        report_to="none",
+        gradient_checkpointing=False,
+        bf16=False,
+        disable_dropout=True,
+    )
+    data = Dataset.from_list(
+        [
+            {"chosen_ids": [*row.prompt, *row.chosen], "rejected_ids": [*row.prompt, *row.rejected]}
+            | ({"margin": row.margin} if margins else {})
+            for row in rows
+        ]
+    )
+    tokenizer = AutoTokenizer.from_pretrained(base())
+    trainer = RewardTrainer(model=theirs, args=config, train_dataset=data, processing_class=tokenizer)
+    loss = trainer.compute_loss(trainer.model.train(), next(iter(trainer.get_train_dataloader())))
+    trainer.model.zero_grad(set_to_none=True)
+    loss.backward()
+    assert numbers["loss"] == pytest.approx(float(loss), abs=1e-5)
+    assert compared(role, trainer.model) == 28
+    torch.testing.assert_close(role.head.score.weight.grad, head.weight.grad, rtol=1e-5, atol=1e-6)
