@@ -21,9 +21,10 @@ _PLACES = {
     "Stage": "align.stages.base",
     "stage": "align.stages.base",
     "UserError": "data_prep.core.errors",
+    "option": "data_prep.core.options",
 }
 
-__all__ = ["Adapter", "Checkpoint", "RunConfig", "Stage", "UserError", "adapter", "compose", "run", "stage"]
+__all__ = ["Adapter", "Checkpoint", "RunConfig", "Stage", "UserError", "adapter", "compose", "option", "run", "stage"]
 
 
 def __getattr__(name: str) -> Any:
