@@ -1,0 +1,184 @@
+"""The run folder: making and locking it, and what an earlier run left in it."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sys
+import yaml
+from align.checkpoints.checkpoint import Checkpoint
+from align.config.schema import RunConfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from data_prep.core.errors import UserError
+from data_prep.core.files import write_json
+from data_prep.core.hashing import file_sha256
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+
+def make_folder(config: RunConfig) -> Path:
+    """The run's folder with the resolved recipe in it."""
+    folder = Path(config.out).expanduser().resolve() / config.name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        recipe = folder / f".recipe.{os.getpid()}"
+        recipe.write_text(yaml_text(config.resolved), encoding="utf-8")
+        os.replace(recipe, folder / "recipe.yaml")
+    except OSError as error:
+        raise UserError(
+            f"cannot write the run folder ({error.strerror or error})",
+            code="cannot_write",
+            file=str(folder),
+            hint="choose another place with out=FOLDER",
+        ) from None
+    return folder
+
+
+@contextmanager
+def locked(folder: Path, name: str = ".lock", waiting: str | None = None) -> Iterator[None]:
+    """One process (or group of processes) works on a run folder at a time.
+
+    Args:
+        name: the file that is locked.
+        waiting: say this and wait for the other process, instead of refusing.
+    """
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    with (folder / name).open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            if waiting is None:
+                raise UserError("another process is working on this run", code="locked", file=str(folder)) from None
+            if waiting:
+                print(waiting, file=sys.stderr)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def earlier_entries(folder: Path) -> list[dict[str, Any]]:
+    """What an earlier run recorded of stages whose folders are still there."""
+    path = folder / "run.json"
+    if not path.is_file():
+        return []
+    try:
+        entries = list(json.loads(path.read_text(encoding="utf-8"))["stages"])
+    except (ValueError, KeyError, TypeError):
+        return []  # a torn record: the stages' own files say what is done
+    return [entry for entry in entries if entry.get("digest") and (folder / str(entry["dir"])).is_dir()]
+
+
+def finished(folder: Path, name: str, inputs_digest: str, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The entry of a stage that is done with equal inputs, else None.
+
+    Raises:
+        UserError: the stage's files are not those it was saved with.
+    """
+    final = folder / name
+    if (final / "checkpoint.json").is_file():
+        checkpoint = Checkpoint.open(final)
+        checkpoint.check_files()
+        known, own, metrics = (
+            checkpoint.record["inputs_digest"],
+            checkpoint.digest,
+            checkpoint.record.get("metrics", {}),
+        )
+    elif (final / "result.json").is_file() and (final / "inputs.json").is_file():
+        known = json.loads((final / "inputs.json").read_text(encoding="utf-8"))["inputs_digest"]
+        own, metrics = file_sha256(final / "result.json"), {}
+    else:
+        return None
+    if known != inputs_digest:
+        return None
+    unrecorded = {"name": name, "dir": name, "digest": own, "metrics": metrics}
+    entry = next((e for e in entries if e.get("dir") == name and e.get("digest") == own), unrecorded)
+    return {**entry, "status": "done", "skipped": True}
+
+
+def yaml_text(value: Any) -> str:
+    """A value as YAML, keys in their order."""
+    return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
+
+
+def plain(value: Any) -> Any:
+    """Options as JSON values; enums by name."""
+    if isinstance(value, dict):
+        return {k: plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    return value.name if isinstance(value, Enum) else value
+
+
+@dataclass(frozen=True)
+class SharedStages:
+    """The folder `shared/` of a sweep as one of its jobs sees it."""
+
+    folder: Path
+    names: frozenset[str] = frozenset()
+    """Stages of this job that another job needs as well."""
+
+
+@dataclass(frozen=True)
+class Home:
+    """The place of one stage's result."""
+
+    folder: Path
+    name: str
+    is_shared: bool = False
+
+    @property
+    def final(self) -> Path:
+        """The folder of the finished stage."""
+        return self.folder / self.name
+
+    @property
+    def staging(self) -> Path:
+        """The folder of the stage at work."""
+        return self.folder / f".staging-{self.name}"
+
+    def seen_from(self, run: Path) -> str:
+        """The finished stage's folder relative to a run's."""
+        return os.path.relpath(self.final, run)
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other job works on this stage inside; a run's own folder is locked as a whole already."""
+        if not self.is_shared:
+            yield
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with locked(self.folder, f".lock-{self.name}", waiting=f"another job trains {self.name}; waiting for it"):
+            yield
+
+    def keep(self, entry: dict[str, Any]) -> None:
+        """List a published stage in `shared/run.json`; a run lists its own."""
+        if not self.is_shared:
+            return
+        with locked(self.folder, waiting=""):
+            kept = [old for old in earlier_entries(self.folder) if old["dir"] != self.name]
+            entries = sorted([*kept, {**entry, "dir": self.name}], key=lambda each: str(each["dir"]))
+            record = {"format_version": 1, "name": self.folder.name, "status": "done", "stages": entries}
+            write_json(self.folder / "run.json", record)
+
+
+def home_of(run: Path, stage: str, inputs_digest: str, shared: SharedStages | None) -> Home:
+    """Where the result of a stage with these inputs belongs, or already is."""
+    if shared is not None:
+        home = Home(shared.folder, f"{stage}-{inputs_digest[:8]}", is_shared=True)
+        if stage in shared.names or home.final.is_dir():
+            return home
+    return Home(run, stage)
+
+
+def run_of(stage: Path) -> Path:
+    """The run folder whose recipe made a stage: that around it, or for a shared stage the first job that has it."""
+    stage = stage.resolve()
+    for job in sorted(stage.parent.parent.glob("jobs/*/run.json")):
+        if any((job.parent / entry["dir"]).resolve() == stage for entry in earlier_entries(job.parent)):
+            return job.parent
+    return stage.parent
