@@ -24,7 +24,16 @@ from align.models.resolve import find_base, open_renderer
 from align.planning.preflight import require_grounds, stand
 from align.report.page import write_report
 from align.runs.environment import quieten
-from align.runs.folder import Home, SharedStages, earlier_entries, finished, home_of, locked, make_folder, yaml_text
+from align.runs.folder import (
+    SharedStages,
+    StageFolder,
+    earlier_entries,
+    finished,
+    home_of,
+    locked,
+    make_folder,
+    yaml_text,
+)
 from align.runs.record import Run, _inputs_digest, _record, _unfinished
 from align.stages.base import TrainingStage
 from data_prep.core.errors import TrainingStopped, UserError
@@ -34,7 +43,7 @@ from data_prep.core.hashing import file_sha256
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-    from align.training.resume import Keeper
+    from align.training.resume import StateSaver
 
 
 def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]:
@@ -101,7 +110,7 @@ def _stage(state: Run, spec: StageSpec) -> None:
     """One stage: resolve what it stands on, skip it when its result is there, else run and publish it."""
     ground = stand(state.config, spec, state.made, state.base_folder)
     ground.require()
-    init, reward, standing = ground.init, ground.reward, ground.footing
+    init, reward, standing = ground.init, ground.reward, ground.parent_mode
     assert standing is not None
     if init is not None and init.foreign and state.accelerator.is_main_process:
         print(unknown_of(init.record, init.folder), file=sys.stderr)
@@ -136,19 +145,19 @@ def _train(
     inputs: tuple[Checkpoint | None, Checkpoint | None],
     standing: Any,
     digest: str,
-    home: Home,
+    home: StageFolder,
 ) -> dict[str, Any]:
     """Run a stage in its staging folder and publish the result."""
     from align.models.shared_base import BaseIdentity
     from align.roles import Bases
     from align.runs.environment import peak_rss, reset_peak_rss
     from align.tracking.metrics import Metrics
-    from align.training.context import Work
+    from align.training.context import StageContext
     from align.training.resume import FOLDER
 
     config, process = state.config, state.accelerator
     staging = home.staging
-    keeper = _keeper(state, spec, staging, digest)
+    saver = _keeper(state, spec, staging, digest)
     identity = BaseIdentity(
         _base_id(config, state.base_folder), config.model.revision, base_fingerprint(state.base_folder)
     )
@@ -156,10 +165,12 @@ def _train(
     metrics = Metrics(staging / "metrics.jsonl", spec.name, state.tracks.row)
     init, reward = inputs
     renderer = open_renderer(state.base_folder)
-    work = Work(config, spec, process, bases, renderer, standing, init, reward, staging, metrics, digest, keeper)
+    context = StageContext(
+        config, spec, process, bases, renderer, standing, init, reward, staging, metrics, digest, saver
+    )
     reset_peak_rss()
     (staging / "recipe.yaml").write_text(yaml_text(config.resolved["stages"][spec.name]), encoding="utf-8")
-    saved = spec.stage.run(work)
+    saved = spec.stage.run(context)
     process.wait_for_everyone()  # every process has read the staging folder back before it is renamed
     final = home.final
     if process.is_main_process:
@@ -180,27 +191,27 @@ def _train(
         "load": standing.load.value,
         "skipped": False,
         "peak_rss_bytes": peak_rss(),
-        "trainable": work.numbers.get("trainable", 0),
-        "total": work.numbers.get("total", 0),
-        "tokens": work.numbers.get("tokens"),
-        "metrics": work.numbers.get("metrics", {}),
-        "phases": {name: round(seconds, 3) for name, seconds in work.phases.items()},
+        "trainable": context.numbers.get("trainable", 0),
+        "total": context.numbers.get("total", 0),
+        "tokens": context.numbers.get("tokens"),
+        "metrics": context.numbers.get("metrics", {}),
+        "phases": {name: round(seconds, 3) for name, seconds in context.phases.items()},
     }
-    del work, bases
+    del context, bases
     gc.collect()
     return entry
 
 
-def _keeper(state: Run, spec: StageSpec, staging: Path, digest: str) -> Keeper:
+def _keeper(state: Run, spec: StageSpec, staging: Path, digest: str) -> StateSaver:
     """What keeps a stage's state, in a staging folder that holds no more than the state of an earlier run."""
-    from align.training.resume import Keeper, prepare
+    from align.training.resume import StateSaver, prepare
 
     minutes = spec.stage.save_minutes if isinstance(spec.stage, TrainingStage) else 0.0
     is_main = bool(state.accelerator.is_main_process)
     if is_main and (step := prepare(staging, digest, minutes)):
         print(f"{spec.name}: goes on after step {step}, where it was stopped", file=sys.stderr)
     state.accelerator.wait_for_everyone()
-    return Keeper(staging, digest, minutes, is_main)
+    return StateSaver(staging, digest, minutes, is_main)
 
 
 def _base_id(config: RunConfig, folder: Path) -> str:

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 
 from align.adapters.base import Adapter
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import Footing, adapter_of
+from align.checkpoints.compatibility import ParentMode, adapter_of
 from align.config.schema import Load, OnParent
 from align.functional import token_logprobs
 from align.models.fingerprint import base_fingerprint
@@ -166,33 +166,33 @@ class Bases:
         role = Role(name, carrier, adapter, head)
         return role if trainable else role.freeze()
 
-    def fresh(self, parent: Checkpoint | None, adapter: Adapter, footing: Footing, name: str) -> Role:
+    def fresh(self, parent: Checkpoint | None, adapter: Adapter, parent_mode: ParentMode, name: str) -> Role:
         """A trainable role on a parent as its footing says; its head, if any, is the stage's business."""
-        if parent is not None and footing.mode is OnParent["continue"]:
-            tree = self._tree(parent, footing.load, adapter.traits.owns_weights)
+        if parent is not None and parent_mode.mode is OnParent["continue"]:
+            tree = self._tree(parent, parent_mode.load, adapter.traits.owns_weights)
             return Role(name, adapter.load(tree, parent.folder, trainable=True), adapter)
-        tree = self._ground(parent, footing, adapter.traits.owns_weights)
+        tree = self._ground(parent, parent_mode, adapter.traits.owns_weights)
         return Role(name, adapter.attach(tree, trainable=True), adapter)
 
-    def start_of(self, parent: Checkpoint | None, footing: Footing, name: str) -> Role:
+    def start_of(self, parent: Checkpoint | None, parent_mode: ParentMode, name: str) -> Role:
         """The frozen function that a fresh role starts from, on the same footing: bit-equal at any precision."""
-        if parent is not None and footing.mode is OnParent["continue"]:
-            role = self.realise(parent, name, footing.load)
+        if parent is not None and parent_mode.mode is OnParent["continue"]:
+            role = self.realise(parent, name, parent_mode.load)
             role.head = None
             return role
-        return Role(name, self._ground(parent, footing, private=False), None).freeze()
+        return Role(name, self._ground(parent, parent_mode, private=False), None).freeze()
 
-    def _ground(self, parent: Checkpoint | None, footing: Footing, private: bool) -> PreTrainedModel:
+    def _ground(self, parent: Checkpoint | None, parent_mode: ParentMode, private: bool) -> PreTrainedModel:
         """The tree below a fresh adapter: the base, with the parent stacked or merged into it."""
         if parent is None:
-            base = self.root(footing.load)
-        elif footing.mode is OnParent.merge:
-            base = self.merged(parent, footing.load)
+            base = self.root(parent_mode.load)
+        elif parent_mode.mode is OnParent.merge:
+            base = self.merged(parent, parent_mode.load)
         else:
-            base = self.over(parent, footing.load)
+            base = self.over(parent, parent_mode.load)
         tree = base.private() if private else base.tree()
-        if parent is not None and footing.mode is OnParent.stack:
-            for terms in self.terms(parent, footing.load):
+        if parent is not None and parent_mode.mode is OnParent.stack:
+            for terms in self.terms(parent, parent_mode.load):
                 stack(tree, terms)
         return tree
 
@@ -206,13 +206,13 @@ class Bases:
             stack(tree, terms)
         return tree
 
-    def standing_on(self, parent: Checkpoint | None, footing: Footing) -> BaseIdentity:
+    def standing_on(self, parent: Checkpoint | None, parent_mode: ParentMode) -> BaseIdentity:
         """Identity of the base that a stage's adapter stands on, for its record."""
         if parent is None:
             return self.identity
-        if footing.mode is OnParent.merge:
-            return self.merged(parent, footing.load).identity
-        return self.over(parent, footing.load).identity
+        if parent_mode.mode is OnParent.merge:
+            return self.merged(parent, parent_mode.load).identity
+        return self.over(parent, parent_mode.load).identity
 
     def opened(self) -> list[SharedBase]:
         """Every base in memory."""

@@ -23,7 +23,7 @@ from transformers import AutoTokenizer
 
 import align
 from align.adapters.lora import Init
-from align.checkpoints.compatibility import Footing, footing
+from align.checkpoints.compatibility import ParentMode, choose_parent_mode
 from align.config.registries import adapters
 from align.config.schema import Load, OnParent, OnPrecisionChange
 from align.inference.loaded import probe_rows
@@ -51,7 +51,7 @@ VARIANTS: list[tuple[str, str, dict[str, Any]]] = [
 def stands_on(adapter: Any, load: Load) -> bool:
     """Whether a method can stand on the base at this precision."""
     try:
-        return footing(None, adapter, OnParent.auto, load, OnPrecisionChange.refuse).load is load
+        return choose_parent_mode(None, adapter, OnParent.auto, load, OnPrecisionChange.refuse).load is load
     except UserError:
         return False
 
@@ -59,7 +59,7 @@ def stands_on(adapter: Any, load: Load) -> bool:
 def trained(bases: Bases, adapter: Any, load: Load, steps: int, tokenizer: Any) -> Role:
     """A role of the method after some steps of Adam on three texts."""
     torch.manual_seed(0)
-    role = bases.fresh(None, adapter, Footing(None, load), "policy")
+    role = bases.fresh(None, adapter, ParentMode(None, load), "policy")
     rows = [Tokens(ids, [True] * len(ids), text) for text in TEXTS for ids in [tokenizer.encode(text)]]
     objective = LanguageModeling(role)
     batch = objective.collate(rows)

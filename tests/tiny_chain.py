@@ -17,7 +17,7 @@ import torch
 
 from align.adapters.base import Adapter
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import Footing, footing
+from align.checkpoints.compatibility import ParentMode, choose_parent_mode
 from align.config.compose import compose
 from align.config.registries import adapters, stages
 from align.config.schema import Load, OnParent, OnPrecisionChange, RunConfig
@@ -171,7 +171,7 @@ def legal_loads(cls: type[Adapter]) -> list[Load]:
     legal = []
     for load in PRECISIONS:
         with suppress(UserError):
-            found = footing(None, cls(), OnParent.auto, load, OnPrecisionChange.refuse).load
+            found = choose_parent_mode(None, cls(), OnParent.auto, load, OnPrecisionChange.refuse).load
             legal += [load] if found is load else []
     return legal
 
@@ -201,7 +201,7 @@ def fresh(method: str, load: Load, found: Bases | None = None, seed: int = 0, **
     """A trainable role of a method on the bare base, stirred so that it computes something of its own."""
     adapter: Any = adapters.get(method)
     torch.manual_seed(seed)
-    role = (found or bases()).fresh(None, adapter(**options), Footing(None, load), "policy")
+    role = (found or bases()).fresh(None, adapter(**options), ParentMode(None, load), "policy")
     return stirred(role, seed)
 
 

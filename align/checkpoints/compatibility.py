@@ -23,7 +23,7 @@ from data_prep.core.options import build
 _NOT_STRUCTURAL = {"method", "dropout"}
 
 
-class Standing(Protocol):
+class ParentInfo(Protocol):
     """What the rules need to know of something that a stage stands on."""
 
     @property
@@ -46,7 +46,7 @@ class Standing(Protocol):
         """Precision of its base: fp32, bf16 or nf4."""
 
 
-StandingT = TypeVar("StandingT", bound=Standing)
+ParentT = TypeVar("StandingT", bound=ParentInfo)
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def options_of(adapter: Adapter) -> dict[str, Any]:
     return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(adapter).items()}
 
 
-def adapter_of(standing: Standing) -> Adapter:
+def adapter_of(standing: ParentInfo) -> Adapter:
     """The adapter a checkpoint was, or will be, trained with."""
     cls: Any = adapters.get(standing.method)
     try:
@@ -76,8 +76,8 @@ def adapter_of(standing: Standing) -> Adapter:
 
 
 def find_input(
-    wanted: str | None, role: str, before: Mapping[str, StandingT], pipeline: Sequence[str], out: str
-) -> StandingT | Checkpoint | None:
+    wanted: str | None, role: str, before: Mapping[str, ParentT], pipeline: Sequence[str], out: str
+) -> ParentT | Checkpoint | None:
     """What a stage names as its `init` or `reward`; with no name, the latest of that role before it in the pipeline.
 
     Args:
@@ -101,7 +101,7 @@ def find_input(
             code="illegal_chain",
             hint="name a stage before it, or a finished checkpoint as RUN/STAGE",
         )
-    found: StandingT | Checkpoint = before[wanted] if wanted in before else resolve_checkpoint(wanted, out, True)
+    found: ParentT | Checkpoint = before[wanted] if wanted in before else resolve_checkpoint(wanted, out, True)
     if found.role != role:
         raise UserError(
             f"'{wanted}' is a {found.role} checkpoint where a {role} is needed",
@@ -112,7 +112,7 @@ def find_input(
     return found
 
 
-def check_reward(spec: StageSpec, reward: Standing | None, load: Load, on_change: OnPrecisionChange) -> None:
+def check_reward(spec: StageSpec, reward: ParentInfo | None, load: Load, on_change: OnPrecisionChange) -> None:
     """A stage that needs a reward model has one, made at the precision that the stage loads its base at.
 
     Raises:
@@ -135,7 +135,7 @@ def check_reward(spec: StageSpec, reward: Standing | None, load: Load, on_change
         )
 
 
-def check_agreement(adapter: Adapter, others: Iterable[Standing | None]) -> None:
+def check_agreement(adapter: Adapter, others: Iterable[ParentInfo | None]) -> None:
     """What adapters on one base must share is the same in all of them.
 
     Raises:
@@ -154,7 +154,7 @@ def check_agreement(adapter: Adapter, others: Iterable[Standing | None]) -> None
 
 
 @dataclass(frozen=True)
-class Footing:
+class ParentMode:
     """How an adapter stands on what is below it."""
 
     mode: OnParent | None
@@ -164,9 +164,9 @@ class Footing:
     """Rules that were set aside because the user asked for it."""
 
 
-def footing(
-    parent: Standing | None, adapter: Adapter, mode: OnParent, load: Load | None, on_change: OnPrecisionChange
-) -> Footing:
+def choose_parent_mode(
+    parent: ParentInfo | None, adapter: Adapter, mode: OnParent, load: Load | None, on_change: OnPrecisionChange
+) -> ParentMode:
     """Decide mode and precision of a stage, or refuse with the reason and what to do instead."""
     wanted = load_of(parent, adapter, load)
     if wanted.four_bit and not adapter.traits.four_bit:
@@ -178,16 +178,16 @@ def footing(
             f"{adapter_name(adapter)} trains float32 weights, not {wanted.value}",
             hint="set model.load=fp32 and, for speed, stages.STAGE.autocast=bf16",
         )
-    return Footing(_mode(parent, adapter, mode, wanted), wanted, _change(parent, wanted, on_change))
+    return ParentMode(_mode(parent, adapter, mode, wanted), wanted, _change(parent, wanted, on_change))
 
 
-def lookout(parent: Standing | None, load: Load | None, on_change: OnPrecisionChange) -> Footing:
+def lookout(parent: ParentInfo | None, load: Load | None, on_change: OnPrecisionChange) -> ParentMode:
     """The footing of a stage that trains nothing: it looks at its parent as that was trained."""
     wanted = load or (Load(parent.load) if parent is not None and parent.load != UNKNOWN else Load.fp32)
-    return Footing(None, wanted, _change(parent, wanted, on_change))
+    return ParentMode(None, wanted, _change(parent, wanted, on_change))
 
 
-def _change(parent: Standing | None, wanted: Load, on_change: OnPrecisionChange) -> tuple[str, ...]:
+def _change(parent: ParentInfo | None, wanted: Load, on_change: OnPrecisionChange) -> tuple[str, ...]:
     """The change of precision that the user asked for; one that nobody asked for is refused."""
     if parent is None or parent.load in (wanted.value, UNKNOWN):
         return ()
@@ -206,7 +206,7 @@ def adapter_name(adapter: Adapter) -> str:
     return str(getattr(adapter, "method", type(adapter).__name__))
 
 
-def load_of(parent: Standing | None, adapter: Adapter, load: Load | None) -> Load:
+def load_of(parent: ParentInfo | None, adapter: Adapter, load: Load | None) -> Load:
     """The precision a stage loads its base at: the method's own, else what is set, else the parent's, else fp32."""
     implied = adapter.quantization()
     if implied is not None:
@@ -216,7 +216,7 @@ def load_of(parent: Standing | None, adapter: Adapter, load: Load | None) -> Loa
     return Load(parent.load) if parent is not None and parent.load != UNKNOWN else Load.fp32
 
 
-def _mode(parent: Standing | None, adapter: Adapter, mode: OnParent, load: Load) -> OnParent | None:
+def _mode(parent: ParentInfo | None, adapter: Adapter, mode: OnParent, load: Load) -> OnParent | None:
     if parent is None:
         if mode is not OnParent.auto:
             raise UserError(f"on_parent={mode.name} needs a parent checkpoint, and this stage starts from the base")
@@ -241,7 +241,7 @@ def _mode(parent: Standing | None, adapter: Adapter, mode: OnParent, load: Load)
     raise UserError(f"{adapter_name(adapter)} cannot stand on {parent.label} ({reasons})", code="illegal_chain")
 
 
-def _words(standing: Standing) -> str:
+def _words(standing: ParentInfo) -> str:
     """The overrides that give a stage the method and options of a parent."""
     below = adapter_of(standing)
     usual = options_of(type(below)())
@@ -250,7 +250,7 @@ def _words(standing: Standing) -> str:
     return " ".join([f"adapter={standing.method}", *(f"adapter.{k}={v}" for k, v in shown.items())])
 
 
-def _against_continue(parent: Standing, adapter: Adapter) -> str | None:
+def _against_continue(parent: ParentInfo, adapter: Adapter) -> str | None:
     if parent.method != adapter_name(adapter):
         return f"the parent's method is {parent.method}, this stage's is {adapter_name(adapter)}"
     own, theirs = options_of(adapter), options_of(adapter_of(parent))
@@ -266,7 +266,7 @@ def _against_start(adapter: Adapter) -> str | None:
     return f"{adapter_name(adapter)} does not start as its parent, which would be lost before training"
 
 
-def _against_stack(parent: Standing, adapter: Adapter) -> str | None:
+def _against_stack(parent: ParentInfo, adapter: Adapter) -> str | None:
     below = adapter_of(parent)
     if below.traits.owns_weights:
         return f"{parent.method} on {parent.method} continues it" if adapter.traits.owns_weights else None
@@ -277,7 +277,7 @@ def _against_stack(parent: Standing, adapter: Adapter) -> str | None:
     return "full tuning trains the weights themselves" if adapter.traits.owns_weights else None
 
 
-def _against_merge(parent: Standing, load: Load) -> str | None:
+def _against_merge(parent: ParentInfo, load: Load) -> str | None:
     if not adapter_of(parent).traits.mergeable:
         return f"{parent.method} cannot be merged"
     if load.four_bit:

@@ -16,7 +16,7 @@ from align.checkpoints.compatibility import Planned
 from align.config.schema import RunConfig, StageSpec
 from align.models.fingerprint import check_weight_files, context_length, read_model_config
 from align.planning.findings import Findings
-from align.planning.preflight import Ground, source_problems, unfit, walk
+from align.planning.preflight import StagePlan, source_problems, unfit, walk
 from align.stages.base import TrainingStage
 from align.training.data import Reading, context_of
 from data_prep.core.errors import UserError
@@ -63,7 +63,7 @@ def _base(config: RunConfig, scratch: Path, found: Findings, say: Callable[[str]
     return folder
 
 
-def _settings(config: RunConfig, grounds: list[Ground[Planned]], found: Findings) -> None:
+def _settings(config: RunConfig, grounds: list[StagePlan[Planned]], found: Findings) -> None:
     """Problems of the chain and of every stage's settings."""
     fresh = config.model.init is not None
     for ground in grounds:
@@ -74,7 +74,7 @@ def _settings(config: RunConfig, grounds: list[Ground[Planned]], found: Findings
 
 
 def _content(
-    config: RunConfig, grounds: list[Ground[Planned]], folder: Path, found: Findings, say: Callable[[str], None]
+    config: RunConfig, grounds: list[StagePlan[Planned]], folder: Path, found: Findings, say: Callable[[str], None]
 ) -> None:
     """What needs the tokenizer and the architecture: rows, counts, steps."""
     from align.planning.rows import Shelf
@@ -111,7 +111,7 @@ def _renderer(folder: Path, found: Findings) -> Renderer | None:
 
 def _read(
     config: RunConfig,
-    ground: Ground[Planned],
+    ground: StagePlan[Planned],
     model_config: dict[str, Any],
     renderer: Renderer,
     shelf: Shelf,
@@ -130,10 +130,10 @@ def _read(
 
 
 def _plan(
-    config: RunConfig, ground: Ground[Planned], model_config: dict[str, Any], rows: int | None, found: Findings
+    config: RunConfig, ground: StagePlan[Planned], model_config: dict[str, Any], rows: int | None, found: Findings
 ) -> dict[str, Any]:
     """What one stage would do: its footing, what it trains, at which rate, in how many steps."""
-    spec, standing = ground.spec, ground.footing
+    spec, standing = ground.spec, ground.parent_mode
     plan: dict[str, Any] = {
         "name": spec.name,
         "stage": spec.stage.name,

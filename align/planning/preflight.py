@@ -13,14 +13,14 @@ from typing import Any, Generic
 from align.adapters.shapes import require_decoder
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import (
-    Footing,
+    ParentMode,
+    ParentT,
     Planned,
-    StandingT,
     adapter_name,
     check_agreement,
     check_reward,
+    choose_parent_mode,
     find_input,
-    footing,
     load_of,
     lookout,
     options_of,
@@ -118,13 +118,13 @@ def _reads_path(spec: StageSpec) -> bool:
 
 
 @dataclass(frozen=True)
-class Ground(Generic[StandingT]):
+class StagePlan(Generic[ParentT]):
     """What one stage stands on, and everything that is wrong with it."""
 
     spec: StageSpec
-    init: StandingT | Checkpoint | None
-    reward: StandingT | Checkpoint | None
-    footing: Footing | None
+    init: ParentT | Checkpoint | None
+    reward: ParentT | Checkpoint | None
+    parent_mode: ParentMode | None
     """None where there is none that is legal."""
     problems: list[UserError] = field(default_factory=list)
 
@@ -135,8 +135,8 @@ class Ground(Generic[StandingT]):
 
 
 def stand(
-    config: RunConfig, spec: StageSpec, before: Mapping[str, StandingT], base_folder: Path | None
-) -> Ground[StandingT]:
+    config: RunConfig, spec: StageSpec, before: Mapping[str, ParentT], base_folder: Path | None
+) -> StagePlan[ParentT]:
     """Find what a stage stands on and check it: inputs, their files and base, footing, reward model, settings.
 
     Args:
@@ -145,7 +145,7 @@ def stand(
     """
     stage, problems = spec.stage, list[UserError]()
     names = [each.name for each in config.stages]
-    inputs: list[StandingT | Checkpoint | None] = []
+    inputs: list[ParentT | Checkpoint | None] = []
     for wanted, role in ((stage.init, "policy"), (stage.reward if stage.needs_reward else "base", "reward")):
         found = None
         try:
@@ -162,7 +162,9 @@ def stand(
             if stage.makes is None:
                 standing = lookout(init, config.model.load, config.on_precision_change)
             else:
-                standing = footing(init, spec.adapter, stage.on_parent, config.model.load, config.on_precision_change)
+                standing = choose_parent_mode(
+                    init, spec.adapter, stage.on_parent, config.model.load, config.on_precision_change
+                )
         except UserError as problem:
             problems.append(problem)
         load = load_of(init, spec.adapter, config.model.load)
@@ -170,7 +172,7 @@ def stand(
         if stage.makes is not None:
             problems += caught(lambda: check_agreement(spec.adapter, (init, reward)))
     problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
-    return Ground(spec, init, reward, standing, problems)
+    return StagePlan(spec, init, reward, standing, problems)
 
 
 def model_names(config: RunConfig) -> list[str]:
@@ -178,7 +180,7 @@ def model_names(config: RunConfig) -> list[str]:
     return [name for name in (config.model.path, *config.model.aliases) if name]
 
 
-def walk(config: RunConfig, base_folder: Path | None) -> list[Ground[Planned]]:
+def walk(config: RunConfig, base_folder: Path | None) -> list[StagePlan[Planned]]:
     """What every stage will stand on, before any of them has been trained."""
     before: dict[str, Planned] = {}
     grounds = []
@@ -186,7 +188,9 @@ def walk(config: RunConfig, base_folder: Path | None) -> list[Ground[Planned]]:
         ground = stand(config, spec, before, base_folder)
         grounds.append(ground)
         if spec.stage.makes is not None:
-            load = ground.footing.load if ground.footing else load_of(ground.init, spec.adapter, config.model.load)
+            load = (
+                ground.parent_mode.load if ground.parent_mode else load_of(ground.init, spec.adapter, config.model.load)
+            )
             method, options = adapter_name(spec.adapter), options_of(spec.adapter)
             before[spec.name] = Planned(spec.name, spec.stage.makes, method, options, load.value)
     return grounds

@@ -47,7 +47,7 @@ class RewardRule:
 
 
 @dataclass
-class Cast:
+class PPORoles:
     """The four roles of PPO."""
 
     policy: Role
@@ -69,7 +69,7 @@ class Experience:
 
 @torch.no_grad()
 def collect(
-    cast: Cast,
+    roles: PPORoles,
     prompts: Sequence[Sequence[int]],
     replies: Sequence[Reply],
     rule: RewardRule,
@@ -80,12 +80,12 @@ def collect(
 
     `passes` are the places of the rows that are computed at a time, in order; `reduce` sums a tensor over processes.
     """
-    for role in cast.all():
+    for role in roles.all():
         role.eval()
     pairs = [(prompt, reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
     lengths_B = torch.tensor([len(reply.ids) for reply in replies])
     mask_BT = torch.arange(int(lengths_B.max()))[None] < lengths_B[:, None]
-    parts = [_pass(cast, [pairs[i] for i in places], rule.temperature) for places in passes]
+    parts = [_pass(roles, [pairs[i] for i in places], rule.temperature) for places in passes]
     logprobs_BT, reference_BT, values_BT, entropy_BT = (
         _unpack(torch.cat([part[i] for part in parts]), mask_BT) for i in range(4)
     )
@@ -137,13 +137,13 @@ def _rows(
     return rows
 
 
-def _pass(cast: Cast, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float) -> list[Tensor]:
+def _pass(roles: PPORoles, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float) -> list[Tensor]:
     """Policy and reference log-probabilities, values, entropies [M], and scores [B], on the CPU."""
-    batch = pack_responses(pairs).to(cast.policy.tree.device)
-    logprobs_M, entropy_M = _judged(cast.policy, batch, temperature)
-    reference_M, _ = _judged(cast.reference, batch, temperature)
-    values_M = cast.value.scores(batch.packed, batch.source_M)
-    score_B = cast.reward.scores(batch.packed, batch.last_B)
+    batch = pack_responses(pairs).to(roles.policy.tree.device)
+    logprobs_M, entropy_M = _judged(roles.policy, batch, temperature)
+    reference_M, _ = _judged(roles.reference, batch, temperature)
+    values_M = roles.value.scores(batch.packed, batch.source_M)
+    score_B = roles.reward.scores(batch.packed, batch.last_B)
     return [tensor.cpu() for tensor in (logprobs_M, reference_M, values_M, entropy_M, score_B)]
 
 

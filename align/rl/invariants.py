@@ -10,13 +10,13 @@ from torch import nn
 
 from align.inference.scoring import score_replies
 from align.models.shared_base import storages
-from align.rl.experience import Cast
+from align.rl.experience import PPORoles
 from align.roles import Bases, Role
 from data_prep.core.errors import TrainingStopped
 
 if TYPE_CHECKING:
     from align.rl.actor_critic import ActorCritic
-    from align.training.context import Work
+    from align.training.context import StageContext
     from align.training.optimizer import Updater
 
 TOLERANCE = 1e-5
@@ -41,34 +41,34 @@ def require_equal_start(stats: dict[str, float], step0: dict[str, Any], exact: b
 
 
 def record_first_minibatch(
-    numbers: dict[str, float], objective: ActorCritic, work: Work, step0: dict[str, Any]
+    numbers: dict[str, float], objective: ActorCritic, context: StageContext, step0: dict[str, Any]
 ) -> None:
     """Ratios of the first minibatch are 1, and only policy and value have gradients."""
     step0["ratio_dev"] = numbers["max_ratio_dev"]
     roles = {"policy": objective.policy, "value": objective.value}
     step0["grad_roles"] = [n for n, role in roles.items() if any(p.grad is not None for p in role.parameters())]
-    if is_exact(work) and step0["ratio_dev"] > TOLERANCE:
+    if is_exact(context) and step0["ratio_dev"] > TOLERANCE:
         raise TrainingStopped(
             f"first minibatch has a ratio {step0['ratio_dev']:.2e} away from 1 (at most {TOLERANCE})", code="ratio"
         )
 
 
-def is_exact(work: Work) -> bool:
+def is_exact(context: StageContext) -> bool:
     """Whether products are taken in float32, where batches of another shape give equal numbers."""
-    in_float32 = work.footing.load.computes_in(work.accelerator.device.type) == "fp32"
-    return in_float32 and work.spec.stage.autocast.value == "off"
+    in_float32 = context.parent_mode.load.computes_in(context.accelerator.device.type) == "fp32"
+    return in_float32 and context.spec.stage.autocast.value == "off"
 
 
-def reward_parity(cast: Cast, work: Work) -> float:
+def reward_parity(roles: PPORoles, context: StageContext) -> float:
     """Largest difference between scores on PPO's path and those the reward model's evaluation gave, same replies."""
-    assert work.reward is not None
-    record = work.reward.record
+    assert context.reward is not None
+    record = context.reward.record
     ids = record["probe"]["input_ids"]
-    scores = score_replies(cast.reward, [(row[:-1], row[-1:]) for row in ids], len(ids))
+    scores = score_replies(roles.reward, [(row[:-1], row[-1:]) for row in ids], len(ids))
     gap: float = max(abs(a - b) for a, b in zip(scores, record["metrics"]["probe_scores"], strict=True))
     deviation = float(record["reward_norm"]["std"])
-    allowed = 1e-4 * max(1.0, deviation) if is_exact(work) else 0.2 * deviation
-    if gap > allowed and record["load"] == work.footing.load.value:
+    allowed = 1e-4 * max(1.0, deviation) if is_exact(context) else 0.2 * deviation
+    if gap > allowed and record["load"] == context.parent_mode.load.value:
         raise TrainingStopped(
             f"the reward model scores otherwise here than in its own evaluation (by {gap:.2e}, at most {allowed:.2e})",
             code="reward_parity",
@@ -76,14 +76,14 @@ def reward_parity(cast: Cast, work: Work) -> float:
     return gap
 
 
-def adapter_digests(cast: Cast) -> dict[str, str]:
+def adapter_digests(roles: PPORoles) -> dict[str, str]:
     """SHA-256 of the frozen roles' own tensors (the shared base has its fingerprint)."""
-    return {role.name: _digest(role) for role in (cast.reference, cast.reward)}
+    return {role.name: _digest(role) for role in (roles.reference, roles.reward)}
 
 
-def require_unchanged(cast: Cast, before: dict[str, str]) -> None:
+def require_unchanged(roles: PPORoles, before: dict[str, str]) -> None:
     """Reference and reward end with the bytes they started with."""
-    for name, digest in adapter_digests(cast).items():
+    for name, digest in adapter_digests(roles).items():
         if digest != before[name]:
             raise TrainingStopped(f"the frozen {name} changed during training", code="frozen_changed")
 
@@ -97,20 +97,20 @@ def _digest(role: Role) -> str:
     return digest.hexdigest()
 
 
-def memory(cast: Cast, bases: Bases, updater: Updater) -> dict[str, float]:
+def memory(roles: PPORoles, bases: Bases, updater: Updater) -> dict[str, float]:
     """Bytes of weights and optimiser states, counted by storage.
 
     `ratio` is everything beside base and heads, over the policy's adapter and optimiser state alone, which is what
     supervised tuning with the same method holds; four roles with one method make at most 8/3.
     """
     base = storages(base.model for base in bases.opened())
-    roles = storages(cast.all())
-    heads = storages(role.head for role in cast.all() if role.head is not None)
-    policy = {k: v for k, v in storages([cast.policy]).items() if k not in base}
+    roles = storages(roles.all())
+    heads = storages(role.head for role in roles.all() if role.head is not None)
+    policy = {k: v for k, v in storages([roles.policy]).items() if k not in base}
     beside = sum(size for pointer, size in roles.items() if pointer not in base and pointer not in heads)
-    head_params = {id(p) for role in cast.all() if role.head is not None for p in role.head.parameters()}
-    states = _state_bytes(updater, [p for r in (cast.policy, cast.value) for p in r.parameters()], head_params)
-    policy_bytes = sum(policy.values()) + _state_bytes(updater, list(cast.policy.parameters()), head_params)
+    head_params = {id(p) for role in roles.all() if role.head is not None for p in role.head.parameters()}
+    states = _state_bytes(updater, [p for r in (roles.policy, roles.value) for p in r.parameters()], head_params)
+    policy_bytes = sum(policy.values()) + _state_bytes(updater, list(roles.policy.parameters()), head_params)
     return {
         "base_bytes": float(sum(base.values())),
         "bases": float(len(bases.opened())),

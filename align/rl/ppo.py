@@ -9,13 +9,13 @@ import torch
 
 from align.inference.generation import Reply, RolloutEngine, Sampling
 from align.inference.scoring import score_replies
-from align.rl.experience import Cast, Experience, RewardRule, collect
+from align.rl.experience import Experience, PPORoles, RewardRule, collect
 from align.training.batching import batches, in_order, seed_at
 from align.training.context import write_samples
 
 if TYPE_CHECKING:
     from align.rl.options import PPOOptions
-    from align.training.context import Work
+    from align.training.context import StageContext
     from data_prep.types import PromptTokens
 
 
@@ -25,12 +25,14 @@ _SAMPLES = 16  # replies of an update that are kept to be read
 class Rollouts:
     """Draws each update's prompts (a function of seed and update alone) and samples one reply for each."""
 
-    def __init__(self, work: Work, prompts: Sequence[PromptTokens], cast: Cast, options: PPOOptions) -> None:
-        self._work = work
+    def __init__(
+        self, context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
+    ) -> None:
+        self._work = context
         self._prompts = prompts
-        self._cast = cast
+        self._roles = roles
         self._options = options
-        self._engine = RolloutEngine(cast.policy, work.renderer.end_token_id, work.renderer.pad_token_id)
+        self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
         self._latest: list[tuple[PromptTokens, Reply]] = []
         self._sampling = Sampling(options.max_new_tokens, options.temperature)
 
@@ -50,7 +52,7 @@ class Rollouts:
         lengths = [len(prompt) + len(reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
         passes = in_order(lengths, self._options.micro_batch_size, self._options.micro_tokens)
         with self._work.phase("score"):
-            experience = collect(self._cast, prompts, replies, rule, passes, self._sum)
+            experience = collect(self._roles, prompts, replies, rule, passes, self._sum)
         for made, row in zip(experience.rows, rows, strict=True):
             made.id = row.id
         self._latest = list(zip(rows, replies, strict=True))[:_SAMPLES]
@@ -82,16 +84,18 @@ class Rollouts:
         return {name: float(total) / count for name, total in zip(stats, totals, strict=True)}
 
 
-def measured_norm(work: Work, prompts: Sequence[PromptTokens], cast: Cast, options: PPOOptions) -> dict[str, float]:
+def measured_norm(
+    context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
+) -> dict[str, float]:
     """Score statistics of the starting policy's replies: for a reward model moved to another precision."""
-    engine = RolloutEngine(cast.policy, work.renderer.end_token_id, work.renderer.pad_token_id)
-    generator = torch.Generator(device=work.accelerator.device)
-    generator.manual_seed(work.seed)
+    engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
+    generator = torch.Generator(device=context.accelerator.device)
+    generator.manual_seed(context.seed)
     replies = engine.generate(
         [row.ids for row in prompts], Sampling(options.max_new_tokens, options.temperature), generator
     )
     pairs = [(row.ids, reply.ids) for row, reply in zip(prompts, replies, strict=True)]
-    scores = torch.tensor(score_replies(cast.reward, pairs, options.micro_batch_size or 64), dtype=torch.float64)
+    scores = torch.tensor(score_replies(roles.reward, pairs, options.micro_batch_size or 64), dtype=torch.float64)
     return {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
 
 

@@ -69,6 +69,7 @@ def _processor() -> str:
         pass
     return platform.processor() or platform.machine()
 
+
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",

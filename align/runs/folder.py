@@ -6,18 +6,20 @@ import fcntl
 import json
 import os
 import sys
-import yaml
-from align.checkpoints.checkpoint import Checkpoint
-from align.config.schema import RunConfig
 from collections.abc import Iterator
 from contextlib import contextmanager
-from data_prep.core.errors import UserError
-from data_prep.core.files import write_json
-from data_prep.core.hashing import file_sha256
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+import yaml
+
+from align.checkpoints.checkpoint import Checkpoint
+from align.config.schema import RunConfig
+from data_prep.core.errors import UserError
+from data_prep.core.files import write_json
+from data_prep.core.hashing import file_sha256
 
 
 def make_folder(config: RunConfig) -> Path:
@@ -124,7 +126,7 @@ class SharedStages:
 
 
 @dataclass(frozen=True)
-class Home:
+class StageFolder:
     """The place of one stage's result."""
 
     folder: Path
@@ -166,13 +168,13 @@ class Home:
             write_json(self.folder / "run.json", record)
 
 
-def home_of(run: Path, stage: str, inputs_digest: str, shared: SharedStages | None) -> Home:
+def home_of(run: Path, stage: str, inputs_digest: str, shared: SharedStages | None) -> StageFolder:
     """Where the result of a stage with these inputs belongs, or already is."""
     if shared is not None:
-        home = Home(shared.folder, f"{stage}-{inputs_digest[:8]}", is_shared=True)
+        home = StageFolder(shared.folder, f"{stage}-{inputs_digest[:8]}", is_shared=True)
         if stage in shared.names or home.final.is_dir():
             return home
-    return Home(run, stage)
+    return StageFolder(run, stage)
 
 
 def run_of(stage: Path) -> Path:

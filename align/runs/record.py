@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import Footing, options_of
+from align.checkpoints.compatibility import ParentMode, options_of
 from align.config.schema import RunConfig, StageSpec
 from align.models.fingerprint import base_fingerprint
 from align.runs.folder import SharedStages, earlier_entries, plain
 from align.stages.base import TrainingStage
-from align.tracking.processes import Tracks
+from align.tracking.processes import TrackerPool
 from data_prep.core.files import write_json
 from data_prep.core.hashing import sha256_json
 from data_prep.prepare.content_digest import data_digest, source_digest
 from data_prep.records.stream import has_source
 from data_prep.rendering.digests import template_digest, tokenizer_digest
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -42,10 +42,10 @@ class Run:
     """Checkpoints of this run by stage name, in order."""
     announced: bool = False
     """Whether the run has begun to do something."""
-    tracks: Tracks = field(init=False)
+    tracks: TrackerPool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tracks = Tracks(self.config, self.folder, self.record, self.accelerator.is_main_process)
+        self.tracks = TrackerPool(self.config, self.folder, self.record, self.accelerator.is_main_process)
 
     def announce(self) -> None:
         """Say once, before the first stage is trained or skipped, what this run is."""
@@ -75,7 +75,7 @@ def _unfinished(spec: StageSpec, status: str, staging: str) -> dict[str, Any]:
 
 
 def _inputs_digest(
-    state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: Footing
+    state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: ParentMode
 ) -> str:
     """Hash of everything that decides the stage's result."""
     options = {k: v for k, v in asdict(spec.stage).items() if k not in _NOT_INPUTS}

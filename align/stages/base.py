@@ -19,8 +19,8 @@ from data_prep.core.options import option
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
     from align.checkpoints.checkpoint import Checkpoint
-    from align.checkpoints.compatibility import Standing
-    from align.training.context import Work
+    from align.checkpoints.compatibility import ParentInfo
+    from align.training.context import StageContext
     from data_prep.options import DataOptions
 
 StageT = TypeVar("StageT", bound="type[Stage]")
@@ -72,8 +72,8 @@ class Stage:
     data: Any = option(None, "data recipe of this stage alone (default: the run's data)")
     adapter: Any = option(None, "adapter of this stage alone (default: the run's adapter)")
 
-    def run(self, work: Work) -> Checkpoint | None:
-        """Do the stage's work inside `work.staging`; returns the checkpoint written there, if it makes one."""
+    def run(self, context: StageContext) -> Checkpoint | None:
+        """Do the stage's work inside `context.staging`; returns the checkpoint written there, if it makes one."""
         raise NotImplementedError
 
     @property
@@ -81,7 +81,7 @@ class Stage:
         """Tokens that a prompt leaves free for the reply."""
         return int(getattr(self, "max_new_tokens", 0))
 
-    def refusals(self, where: str, adapter: Adapter, reward: Standing | None) -> Iterator[UserError]:
+    def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:
         """Settings that cannot work, known before anything is read; `where` is `stages.NAME`."""
         yield from ()
 
@@ -119,7 +119,7 @@ class TrainingStage(TrainingOptions, Stage):
         """What `align check` says of the work over so many training rows."""
         return {"steps": self.steps_over(rows), "rows_per_step": min(self.batch_size, rows), "epochs": self.epochs}
 
-    def refusals(self, where: str, adapter: Adapter, reward: Standing | None) -> Iterator[UserError]:
+    def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:
         """Options that the method or the stage has no use for."""
         yield from self.against_method(where, adapter)
         if self.head_decay is not None and not self.trains_head:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
     from align.inference.generation import Reply
     from align.roles import Role
-    from align.training.context import Work
+    from align.training.context import StageContext
     from data_prep.options import DataOptions
     from data_prep.types import PromptTokens
 
@@ -67,90 +67,90 @@ class Evaluate(Stage):
             except UserError as problem:
                 yield problem
 
-    def run(self, work: Work) -> Checkpoint | None:
+    def run(self, context: StageContext) -> Checkpoint | None:
         """Write result.json and samples.jsonl; there are no weights to save."""
         from align.tracking.progress import Progress
 
-        with work.phase("data"):
-            prepared = work.rows("prompts")
-        work.write_card(prepared)
+        with context.phase("data"):
+            prepared = context.rows("prompts")
+        context.write_card(prepared)
         rows = (prepared.eval or prepared.train)[: self.prompts]
-        chain = chain_of(work.init)
-        judge = work.bases.realise(work.reward, "reward", _load(work.reward)) if work.reward else None
+        chain = chain_of(context.init)
+        judge = context.bases.realise(context.reward, "reward", _load(context.reward)) if context.reward else None
         answers: dict[str, Answers] = {}
-        with Progress("evaluate", len(chain), enabled=work.is_main) as progress:
+        with Progress("evaluate", len(chain), enabled=context.is_main) as progress:
             for name, checkpoint in chain:
-                answers[name] = self._answers(work, checkpoint, rows, judge)
+                answers[name] = self._answers(context, checkpoint, rows, judge)
                 progress.advance(1)
-        result = self._result(work, answers)
-        work.numbers["metrics"] = result["stages"][chain[-1][0]]
-        if work.is_main:
-            (work.staging / "result.json").write_text(
+        result = self._result(context, answers)
+        context.numbers["metrics"] = result["stages"][chain[-1][0]]
+        if context.is_main:
+            (context.staging / "result.json").write_text(
                 json.dumps(result, indent=2, allow_nan=False) + "\n", encoding="utf-8"
             )
-            _write_samples(work, rows, answers)
+            _write_samples(context, rows, answers)
         return None
 
     def _answers(
-        self, work: Work, checkpoint: Checkpoint | None, rows: Sequence[PromptTokens], judge: Role | None
+        self, context: StageContext, checkpoint: Checkpoint | None, rows: Sequence[PromptTokens], judge: Role | None
     ) -> Answers:
         from align.inference.scoring import score_replies
         from align.roles import Role
 
-        load = work.footing.load if checkpoint is None or checkpoint.foreign else _load(checkpoint)
+        load = context.parent_mode.load if checkpoint is None or checkpoint.foreign else _load(checkpoint)
         if checkpoint is not None:
-            role = work.bases.realise(checkpoint, "policy", load)
+            role = context.bases.realise(checkpoint, "policy", load)
         else:
-            role = Role("policy", work.bases.root(load).tree(), None).freeze()
-        with work.phase("answer"):
-            replies = self._replies(work, role, rows)
-        texts = [work.renderer.decode(reply.ids) for reply in replies]
+            role = Role("policy", context.bases.root(load).tree(), None).freeze()
+        with context.phase("answer"):
+            replies = self._replies(context, role, rows)
+        texts = [context.renderer.decode(reply.ids) for reply in replies]
         pairs = [(row.ids, reply.ids) for row, reply in zip(rows, replies, strict=True)]
-        with work.phase("judge"):
+        with context.phase("judge"):
             return Answers(
                 texts,
                 [reply.finished for reply in replies],
                 score_replies(judge, pairs, self.batch_size) if judge is not None else None,
-                _gold(work, rows, texts, replies),
-                self._loss(work, role),
+                _gold(context, rows, texts, replies),
+                self._loss(context, role),
             )
 
-    def _replies(self, work: Work, role: Role, rows: Sequence[PromptTokens]) -> list[Reply]:
+    def _replies(self, context: StageContext, role: Role, rows: Sequence[PromptTokens]) -> list[Reply]:
         import torch
 
         from align.inference.generation import RolloutEngine, Sampling
 
-        engine = RolloutEngine(role, work.renderer.end_token_id, work.renderer.pad_token_id)
+        engine = RolloutEngine(role, context.renderer.end_token_id, context.renderer.pad_token_id)
         sampling = Sampling(self.max_new_tokens, self.temperature or 1.0, greedy=self.temperature == 0)
-        generator = torch.Generator(device=work.accelerator.device)
-        generator.manual_seed(work.seed)
+        generator = torch.Generator(device=context.accelerator.device)
+        generator.manual_seed(context.seed)
         replies: list[Reply] = []
         for start in range(0, len(rows), self.batch_size):
             prompts = [row.ids for row in rows[start : start + self.batch_size]]
             replies += engine.generate(prompts, sampling, generator)
         return replies
 
-    def _loss(self, work: Work, role: Role) -> float | None:
+    def _loss(self, context: StageContext, role: Role) -> float | None:
         """Mean held-out loss per supervised token, where the data has conversations."""
         import torch
 
         from align.training.objectives import LanguageModeling
         from data_prep.records.stream import has_source
 
-        if not has_source(work.spec.data, "conversations"):
+        if not has_source(context.spec.data, "conversations"):
             return None
-        prepared = work.rows("conversations")
+        prepared = context.rows("conversations")
         rows = (prepared.eval or prepared.train)[: self.prompts]
         objective = LanguageModeling(role).eval()
         total = weight = 0.0
         with torch.no_grad():
             for start in range(0, len(rows), self.batch_size):
-                batch = objective.collate(rows[start : start + self.batch_size]).to(work.accelerator.device)
+                batch = objective.collate(rows[start : start + self.batch_size]).to(context.accelerator.device)
                 total += float(objective(batch)[0])
                 weight += batch.weight
         return total / weight
 
-    def _result(self, work: Work, answers: dict[str, Answers]) -> dict[str, Any]:
+    def _result(self, context: StageContext, answers: dict[str, Answers]) -> dict[str, Any]:
         from reward.metrics import win_rate
 
         result: dict[str, Any] = {"stages": {name: _summary(found) for name, found in answers.items()}}
@@ -164,8 +164,8 @@ class Evaluate(Stage):
                     "against": names[-2],
                     "judge": "gold" if last.gold is not None else "reward",
                 }
-        if work.reward is not None:
-            metrics = work.reward.record["metrics"]
+        if context.reward is not None:
+            metrics = context.reward.record["metrics"]
             keys = ("accuracy", "low", "high", "ece", "length_corr", "n", "calibration")
             result["reward_model"] = {key: metrics[key] for key in keys if key in metrics}
         if len(names) > 1 and answers[names[-1]].gold is not None and len(answers[names[-1]].texts) > 1:
@@ -200,13 +200,13 @@ def gold_rule(data: DataOptions) -> Any:
 
 
 def _gold(
-    work: Work, rows: Sequence[PromptTokens], texts: list[str], replies: list[Reply]
+    context: StageContext, rows: Sequence[PromptTokens], texts: list[str], replies: list[Reply]
 ) -> list[dict[str, float]] | None:
     """The gold rule's verdict on every reply, where the data names one."""
-    gold = work.spec.data.gold
+    gold = context.spec.data.gold
     if gold.rule is None:
         return None
-    rule = gold_rule(work.spec.data)
+    rule = gold_rule(context.spec.data)
     return [
         rule.score(row.text, str(row.meta.get("topic", "")), text, reply.finished)
         for row, text, reply in zip(rows, texts, replies, strict=True)
@@ -244,8 +244,8 @@ def _gain(last: Answers, before: Answers) -> dict[str, float]:
     return {"gold": mean, "se": se}
 
 
-def _write_samples(work: Work, rows: Sequence[PromptTokens], answers: dict[str, Answers]) -> None:
-    with (work.staging / "samples.jsonl").open("w", encoding="utf-8") as stream:
+def _write_samples(context: StageContext, rows: Sequence[PromptTokens], answers: dict[str, Answers]) -> None:
+    with (context.staging / "samples.jsonl").open("w", encoding="utf-8") as stream:
         for i, row in enumerate(rows):
             replies = {
                 name: {

@@ -20,8 +20,8 @@ from data_prep.core.options import option
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
     from align.checkpoints.checkpoint import Checkpoint
-    from align.checkpoints.compatibility import Standing
-    from align.training.context import Work
+    from align.checkpoints.compatibility import ParentInfo
+    from align.training.context import StageContext
     from align.training.lr_range import Finding
     from data_prep.prepare.prepare import Prepared
 
@@ -38,13 +38,13 @@ class LRRange(SFT):
     high: float = option(100.0, "highest rate, as a multiple of the usual one (or of lr)", above=0)
     diverged: float = option(2.0, "stop when the loss is above this many times its lowest", above=1)
 
-    def refusals(self, where: str, adapter: Adapter, reward: Standing | None) -> Iterator[UserError]:
+    def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:
         """The rate has to rise."""
         yield from super().refusals(where, adapter, reward)
         if self.low >= self.high:
             yield UserError(f"must be below {where}.high (got {self.low:g}, {self.high:g})", field=f"{where}.low")
 
-    def run(self, work: Work) -> Checkpoint | None:
+    def run(self, context: StageContext) -> Checkpoint | None:
         """Train a throw-away role at rising rates; write result.json."""
         from align.stages.supervised import groups_of, hooks_of, ready_to_train, record_counts
         from align.tracking.progress import Progress
@@ -52,34 +52,34 @@ class LRRange(SFT):
         from align.training.objectives import LanguageModeling
         from align.training.regularisers import regularise
 
-        with work.phase("data"):
-            prepared: Prepared[Any] = work.rows(self.needs_data[0])
-        work.write_card(prepared)
-        role = work.fresh_role("policy")
+        with context.phase("data"):
+            prepared: Prepared[Any] = context.rows(self.needs_data[0])
+        context.write_card(prepared)
+        role = context.fresh_role("policy")
         ready_to_train(role, self)
-        groups = groups_of(role, work.lr * self.high, self)
+        groups = groups_of(role, context.lr * self.high, self)
         steps = self.max_steps
         objective = LanguageModeling(role)
-        regularise(objective, role, self, lambda: work.bases.start_of(work.init, work.footing, "start"))
-        updater = RisingUpdater(objective, groups, self, steps, work.accelerator, hooks_of(role))
+        regularise(objective, role, self, lambda: context.bases.start_of(context.init, context.parent_mode, "start"))
+        updater = RisingUpdater(objective, groups, self, steps, context.accelerator, hooks_of(role))
         updater.share = self.low / self.high
-        record_counts(work, role)
-        with Progress(work.spec.name, steps, enabled=work.is_main) as progress, work.phase("train"):
+        record_counts(context, role)
+        with Progress(context.spec.name, steps, enabled=context.is_main) as progress, context.phase("train"):
 
             def log(step: int, split: str, numbers: dict[str, float]) -> None:
-                if work.is_main:
-                    work.metrics.log(step, split, numbers)
+                if context.is_main:
+                    context.metrics.log(step, split, numbers)
                 progress.advance(1, loss=numbers["loss"], lr=numbers["lr"])
 
-            rates, losses = range_test(updater, prepared.train, work.seed, self.diverged, log)
+            rates, losses = range_test(updater, prepared.train, context.seed, self.diverged, log)
         found = finding(rates, losses, steps)
-        work.numbers["metrics"] = {"lowest_lr": found.lowest, "steps": len(losses)}
+        context.numbers["metrics"] = {"lowest_lr": found.lowest, "steps": len(losses)}
         if found.suggestion is not None:
-            work.numbers["metrics"]["suggestion"] = found.suggestion
-        if work.is_main:
+            context.numbers["metrics"]["suggestion"] = found.suggestion
+        if context.is_main:
             result = {"lrs": rates, "losses": losses, **_told(found)}
             text = json.dumps(result, indent=1, allow_nan=False) + "\n"
-            (work.staging / "result.json").write_text(text, encoding="utf-8")
+            (context.staging / "result.json").write_text(text, encoding="utf-8")
         return None
 
 

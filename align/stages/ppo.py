@@ -20,9 +20,9 @@ from data_prep.core.errors import TrainingStopped, UserError
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
     from align.checkpoints.checkpoint import Checkpoint
-    from align.checkpoints.compatibility import Standing
-    from align.rl.experience import Cast, Experience, RewardRule
-    from align.training.context import Work
+    from align.checkpoints.compatibility import ParentInfo
+    from align.rl.experience import Experience, PPORoles, RewardRule
+    from align.training.context import StageContext
     from align.training.optimizer import Updater
     from data_prep.prepare.prepare import Prepared
     from data_prep.types import PromptTokens
@@ -39,31 +39,31 @@ class PPO(PPOOptions, TrainingStage):
     base_lr: ClassVar[float] = 2e-5
     trains_head: ClassVar[bool] = True
 
-    def run(self, work: Work) -> Checkpoint:
+    def run(self, context: StageContext) -> Checkpoint:
         """Stand four roles on one base, improve the policy, and save policy and critic."""
         from align.rl import invariants as ppo_checks
         from align.stages.supervised import record_counts
 
-        with work.phase("data"):
-            prepared = work.rows("prompts")
-        work.write_card(prepared)
-        cast = self._assemble(work)
-        record_counts(work, cast.policy)
-        before = ppo_checks.adapter_digests(cast)
-        rule = self._rule(cast, self._norm(work, prepared, cast))
-        updater = self._updater(work, cast)
-        step0: dict[str, Any] = {"reward_parity": ppo_checks.reward_parity(cast, work)}
-        last = self._improve(work, prepared, cast, rule, updater, step0)
-        ppo_checks.require_unchanged(cast, before)
-        work.numbers["metrics"] = {
+        with context.phase("data"):
+            prepared = context.rows("prompts")
+        context.write_card(prepared)
+        roles = self._assemble(context)
+        record_counts(context, roles.policy)
+        before = ppo_checks.adapter_digests(roles)
+        rule = self._rule(roles, self._norm(context, prepared, roles))
+        updater = self._updater(context, roles)
+        step0: dict[str, Any] = {"reward_parity": ppo_checks.reward_parity(roles, context)}
+        last = self._improve(context, prepared, roles, rule, updater, step0)
+        ppo_checks.require_unchanged(roles, before)
+        context.numbers["metrics"] = {
             **last,
             "step0": step0,
-            "memory": ppo_checks.memory(cast, work.bases, updater),
+            "memory": ppo_checks.memory(roles, context.bases, updater),
             "reference_unchanged": True,
         }
-        return self._save(work, prepared, cast)
+        return self._save(context, prepared, roles)
 
-    def refusals(self, where: str, adapter: Adapter, reward: Standing | None) -> Iterator[UserError]:
+    def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:
         """Settings that cannot work; the value role is trained with the reward model's method."""
         from align.checkpoints.compatibility import adapter_of
         from align.rl.options import refusals
@@ -102,40 +102,40 @@ class PPO(PPOOptions, TrainingStage):
             "rows_per_step": self.batch_size // self.minibatches,
         }
 
-    def _assemble(self, work: Work) -> Cast:
+    def _assemble(self, context: StageContext) -> PPORoles:
         """Policy and reference from the parent, reward from the reward model, value as a trainable copy of it."""
-        from align.rl.experience import Cast
+        from align.rl.experience import PPORoles
 
-        assert work.reward is not None
-        load = work.footing.load
-        policy = work.fresh_role("policy")
-        reference = work.start_role("reference")
-        reward = work.bases.realise(work.reward, "reward", load)
-        value = work.bases.realise(work.reward, "value", load, trainable=True)
-        cast = Cast(policy, reference, reward, value)
-        for role in cast.all():
+        assert context.reward is not None
+        load = context.parent_mode.load
+        policy = context.fresh_role("policy")
+        reference = context.start_role("reference")
+        reward = context.bases.realise(context.reward, "reward", load)
+        value = context.bases.realise(context.reward, "value", load, trainable=True)
+        roles = PPORoles(policy, reference, reward, value)
+        for role in roles.all():
             role.silence_dropout()
-        return cast
+        return roles
 
-    def _norm(self, work: Work, prepared: Prepared[PromptTokens], cast: Cast) -> dict[str, float]:
+    def _norm(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> dict[str, float]:
         """Mean and deviation of the scores: the reward model's own, or measured anew at another precision."""
-        assert work.reward is not None
-        if work.reward.load == work.footing.load.value:
-            return dict(work.reward.record["reward_norm"])
+        assert context.reward is not None
+        if context.reward.load == context.parent_mode.load.value:
+            return dict(context.reward.record["reward_norm"])
         from align.rl.ppo import measured_norm
 
-        return measured_norm(work, prepared.train[: self.batch_size], cast, self)
+        return measured_norm(context, prepared.train[: self.batch_size], roles, self)
 
-    def _rule(self, cast: Cast, norm: dict[str, float]) -> RewardRule:
+    def _rule(self, roles: PPORoles, norm: dict[str, float]) -> RewardRule:
         """How scores become rewards; the value head starts in the same units."""
         import torch
 
         from align.rl.experience import RewardRule
 
-        assert cast.value.head is not None
+        assert roles.value.head is not None
         with torch.no_grad():
-            cast.value.head.score.weight /= norm["std"]
-            cast.value.head.score.bias.sub_(norm["mean"]).div_(norm["std"])
+            roles.value.head.score.weight /= norm["std"]
+            roles.value.head.score.bias.sub_(norm["mean"]).div_(norm["std"])
         return RewardRule(
             kl_coef=self.kl_coef,
             mean=norm["mean"],
@@ -147,28 +147,30 @@ class PPO(PPOOptions, TrainingStage):
             temperature=self.temperature,
         )
 
-    def _updater(self, work: Work, cast: Cast) -> Updater:
+    def _updater(self, context: StageContext, roles: PPORoles) -> Updater:
         from align.rl.actor_critic import ActorCritic
         from align.stages.supervised import groups_of, hooks_of, ready_to_train
         from align.training.optimizer import Updater
         from align.training.regularisers import regularise
 
-        objective = ActorCritic(cast.policy, cast.value, self.clip, self.value_clip, self.value_coef)
+        objective = ActorCritic(roles.policy, roles.value, self.clip, self.value_clip, self.value_coef)
         objective.temperature, objective.dual_clip = self.temperature, self.dual_clip
-        assert cast.value.adapter is not None
-        value_lr = self.peak_lr(cast.value.adapter, work.config.model.lr_scale) * self.value_lr_ratio
-        regularise(objective, cast.policy, self, lambda: cast.reference)
-        groups = groups_of(cast.policy, work.lr, self) + groups_of(cast.value, value_lr, self)
-        for role in (cast.policy, cast.value):
+        assert roles.value.adapter is not None
+        value_lr = self.peak_lr(roles.value.adapter, context.config.model.lr_scale) * self.value_lr_ratio
+        regularise(objective, roles.policy, self, lambda: roles.reference)
+        groups = groups_of(roles.policy, context.lr, self) + groups_of(roles.value, value_lr, self)
+        for role in (roles.policy, roles.value):
             ready_to_train(role, self)
         steps = self.steps_over(0)
-        return Updater(objective, groups, self, steps, work.accelerator, hooks_of(cast.policy) + hooks_of(cast.value))
+        return Updater(
+            objective, groups, self, steps, context.accelerator, hooks_of(roles.policy) + hooks_of(roles.value)
+        )
 
     def _improve(
         self,
-        work: Work,
+        context: StageContext,
         prepared: Prepared[PromptTokens],
-        cast: Cast,
+        roles: PPORoles,
         rule: RewardRule,
         updater: Updater,
         step0: dict[str, Any],
@@ -180,22 +182,22 @@ class PPO(PPOOptions, TrainingStage):
         from align.rl.ppo import Rollouts, adapted_kl_coef
         from align.tracking.progress import Progress
 
-        rollouts = Rollouts(work, prepared.train, cast, self)
-        done = work.keeper.step
-        kept = work.keeper.restore(updater)
+        rollouts = Rollouts(context, prepared.train, roles, self)
+        done = context.saver.step
+        kept = context.saver.restore(updater)
         stats: dict[str, float] = kept.get("stats", {})
         rule = replace(rule, kl_coef=kept.get("kl_coef", rule.kl_coef))
         step0 |= kept.get("step0", {})
-        with Progress("ppo", self.updates, enabled=work.is_main, done=done) as progress:
+        with Progress("ppo", self.updates, enabled=context.is_main, done=done) as progress:
             for update in range(done, self.updates):
                 experience = rollouts.collect(update, rule)
                 if update == 0:
-                    ppo_checks.require_equal_start(experience.stats, step0, ppo_checks.is_exact(work))
-                with work.phase("train"):
-                    numbers = self._passes(work, updater, experience, update, step0)
+                    ppo_checks.require_equal_start(experience.stats, step0, ppo_checks.is_exact(context))
+                with context.phase("train"):
+                    numbers = self._passes(context, updater, experience, update, step0)
                 stats = {**experience.stats, **numbers}
-                if work.is_main:
-                    work.metrics.log(update + 1, "train", stats)
+                if context.is_main:
+                    context.metrics.log(update + 1, "train", stats)
                     rollouts.keep_samples(update)
                 progress.advance(
                     1,
@@ -209,11 +211,11 @@ class PPO(PPOOptions, TrainingStage):
                 if self.kl_target > 0:
                     rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], self))
                 more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0}
-                work.keeper.offer(updater, update + 1, more)
+                context.saver.offer(updater, update + 1, more)
         return stats
 
     def _passes(
-        self, work: Work, updater: Updater, experience: Experience, update: int, step0: dict[str, Any]
+        self, context: StageContext, updater: Updater, experience: Experience, update: int, step0: dict[str, Any]
     ) -> dict[str, float]:
         """The update's passes over its experience, ended early when the policy has moved far enough."""
         import numpy as np
@@ -232,14 +234,14 @@ class PPO(PPOOptions, TrainingStage):
         rows, lengths = experience.rows, lengths_of(experience.rows)
         numbers: dict[str, float] = {}
         for number in range(self.ppo_epochs):
-            order = np.random.default_rng([work.seed, update, number, work.accelerator.process_index]).permutation(
-                len(rows)
-            )
+            order = np.random.default_rng(
+                [context.seed, update, number, context.accelerator.process_index]
+            ).permutation(len(rows))
             for part in np.array_split(order, min(self.minibatches, len(rows))):
                 passes = cut(lengths[part], self)
                 numbers = updater.step([objective.collate([rows[i] for i in part[one]]) for one in passes])
                 if update == 0 and number == 0 and "ratio_dev" not in step0:
-                    ppo_checks.record_first_minibatch(numbers, objective, work, step0)
+                    ppo_checks.record_first_minibatch(numbers, objective, context, step0)
                 if numbers["policy/ratio_mean"] > self.max_ratio:
                     raise TrainingStopped(
                         f"mean ratio {numbers['policy/ratio_mean']:.1f} at update {update + 1} passes max_ratio",
@@ -250,20 +252,20 @@ class PPO(PPOOptions, TrainingStage):
                 break
         return {name: value for name, value in numbers.items() if name != "max_ratio_dev"}
 
-    def _save(self, work: Work, prepared: Prepared[PromptTokens], cast: Cast) -> Checkpoint:
+    def _save(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> Checkpoint:
         from align.training.saving import Result, save_result
 
-        assert work.reward is not None
+        assert context.reward is not None
         probe = [row.ids[:64] for row in (prepared.eval or prepared.train)[:2]]
-        below = [("init", work.init)] if work.init is not None else []
-        critic = Result(cast.value, "value", [("init", work.reward)], probe, {}, "continue")
-        save_result(work, critic, work.staging / "value")
+        below = [("init", context.init)] if context.init is not None else []
+        critic = Result(roles.value, "value", [("init", context.reward)], probe, {}, "continue")
+        save_result(context, critic, context.staging / "value")
         policy = Result(
-            role=cast.policy,
+            role=roles.policy,
             kind="policy",
-            parents=[*below, ("reward", work.reward)],
+            parents=[*below, ("reward", context.reward)],
             probe_ids=probe,
-            metrics=work.numbers["metrics"],
-            on_parent=work.footing.mode.name if work.footing.mode else None,
+            metrics=context.numbers["metrics"],
+            on_parent=context.parent_mode.mode.name if context.parent_mode.mode else None,
         )
-        return save_result(work, policy, work.staging)
+        return save_result(context, policy, context.staging)

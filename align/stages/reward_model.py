@@ -19,7 +19,7 @@ from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
-    from align.training.context import Work
+    from align.training.context import StageContext
     from align.training.objectives import Pairwise
     from data_prep.types import PairTokens
 
@@ -38,7 +38,7 @@ class RewardModel(TrainingStage):
     epochs: float = option(1.0, "passes over the preference pairs", above=0)
     centering: float = option(0.01, "weight of the pull of each pair's mean score towards zero")
 
-    def run(self, work: Work) -> Checkpoint:
+    def run(self, context: StageContext) -> Checkpoint:
         """Train adapter and head on prepared pairs, measure them on held-out pairs, and save."""
         import torch
 
@@ -50,33 +50,33 @@ class RewardModel(TrainingStage):
         from data_prep.prepare.arrow_rows import lengths_of
         from reward.head import ScalarHead
 
-        with work.phase("data"):
-            prepared = work.rows("preferences")
-        work.write_card(prepared)
-        role = work.fresh_role("reward")
-        torch.manual_seed(work.seed)
+        with context.phase("data"):
+            prepared = context.rows("preferences")
+        context.write_card(prepared)
+        role = context.fresh_role("reward")
+        torch.manual_seed(context.seed)
         width = role.tree.get_output_embeddings().weight.shape[1]  # of last hidden states; OPT projects them
-        role.head = ScalarHead(width).to(work.accelerator.device)
+        role.head = ScalarHead(width).to(context.accelerator.device)
         objective = Pairwise(role, self.centering)
-        supervised_run(work, objective, role, prepared)
-        with work.phase("measure"):
+        supervised_run(context, objective, role, prepared)
+        with context.phase("measure"):
             rows = prepared.eval or prepared.train
             limits = (self.micro_batch_size or (0 if self.micro_tokens else 64), self.micro_tokens)
             measured = measure(objective, rows, in_order(lengths_of(rows), *limits))
-        work.numbers["metrics"] = measured.pop("metrics")
-        write_samples(work, _samples(work, (prepared.eval or prepared.train)[:8], measured))
+        context.numbers["metrics"] = measured.pop("metrics")
+        write_samples(context, _samples(context, (prepared.eval or prepared.train)[:8], measured))
         probe_rows = (prepared.eval or prepared.train)[:4]
-        work.numbers["metrics"]["probe_scores"] = measured["scores"][: len(probe_rows)]
+        context.numbers["metrics"]["probe_scores"] = measured["scores"][: len(probe_rows)]
         result = Result(
             role=role,
             kind="reward",
-            parents=[("init", work.init)] if work.init else [],
+            parents=[("init", context.init)] if context.init else [],
             probe_ids=[[*row.prompt, *row.chosen] for row in probe_rows],
-            metrics=work.numbers["metrics"],
-            on_parent=work.footing.mode.name if work.footing.mode else None,
+            metrics=context.numbers["metrics"],
+            on_parent=context.parent_mode.mode.name if context.parent_mode.mode else None,
             reward_norm=measured["norm"],
         )
-        return save_result(work, result, work.staging)
+        return save_result(context, result, context.staging)
 
 
 def measure(objective: Pairwise, rows: Sequence[PairTokens], passes: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -118,9 +118,9 @@ def measure(objective: Pairwise, rows: Sequence[PairTokens], passes: Sequence[Se
     return {"metrics": metrics, "norm": norm, "scores": chosen, "rejected": rejected}
 
 
-def _samples(work: Work, rows: Sequence[PairTokens], measured: dict[str, Any]) -> list[dict[str, Any]]:
+def _samples(context: StageContext, rows: Sequence[PairTokens], measured: dict[str, Any]) -> list[dict[str, Any]]:
     """Held-out pairs as text, with both scores."""
-    decode = work.renderer.decode
+    decode = context.renderer.decode
     return [
         {
             "id": row.id,

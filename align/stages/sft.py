@@ -17,7 +17,7 @@ from data_prep.core.options import option
 if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
     from align.roles import Role
-    from align.training.context import Work
+    from align.training.context import StageContext
     from data_prep.prepare.prepare import Prepared
     from data_prep.types import Tokens
 
@@ -32,44 +32,44 @@ class SFT(TrainingStage):
 
     epochs: float = option(3.0, "passes over the training rows", above=0)
 
-    def run(self, work: Work) -> Checkpoint | None:
+    def run(self, context: StageContext) -> Checkpoint | None:
         """Train a policy on the prepared rows and save it."""
         from align.stages.supervised import supervised_run
         from align.training.context import write_samples
         from align.training.objectives import LanguageModeling
         from align.training.saving import Result, save_result
 
-        with work.phase("data"):
-            prepared = work.rows(self.needs_data[0])
-        work.write_card(prepared)
-        role = work.fresh_role("policy")
-        final = supervised_run(work, LanguageModeling(role), role, prepared)
+        with context.phase("data"):
+            prepared = context.rows(self.needs_data[0])
+        context.write_card(prepared)
+        role = context.fresh_role("policy")
+        final = supervised_run(context, LanguageModeling(role), role, prepared)
         if final:  # there were held-out rows
             tasks = {f"eval_{name}": value for name, value in final.items() if name.startswith("loss/")}
             perplexity = math.exp(min(final["loss"], 50.0))
-            work.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": perplexity, **tasks}
-        with work.phase("samples"):
-            write_samples(work, self.samples(work, role, prepared))
+            context.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": perplexity, **tasks}
+        with context.phase("samples"):
+            write_samples(context, self.samples(context, role, prepared))
         result = Result(
             role=role,
             kind="policy",
-            parents=[("init", work.init)] if work.init else [],
+            parents=[("init", context.init)] if context.init else [],
             probe_ids=[row.ids[:64] for row in (prepared.eval or prepared.train)[:2]],
-            metrics=work.numbers.get("metrics", {}),
-            on_parent=work.footing.mode.name if work.footing.mode else None,
+            metrics=context.numbers.get("metrics", {}),
+            on_parent=context.parent_mode.mode.name if context.parent_mode.mode else None,
         )
-        return save_result(work, result, work.staging)
+        return save_result(context, result, context.staging)
 
-    def samples(self, work: Work, role: Role, prepared: Prepared[Tokens]) -> list[dict[str, Any]]:
+    def samples(self, context: StageContext, role: Role, prepared: Prepared[Tokens]) -> list[dict[str, Any]]:
         """The openings of held-out rows, and how the model goes on (greedily)."""
         from align.inference.generation import RolloutEngine, Sampling
 
         rows = (prepared.eval or prepared.train)[:8]
         prompts = [self.opening(row) for row in rows]
-        engine = RolloutEngine(role, work.renderer.end_token_id, work.renderer.pad_token_id)
-        room = (work.context or 1 << 30) - max(len(prompt) for prompt in prompts)
+        engine = RolloutEngine(role, context.renderer.end_token_id, context.renderer.pad_token_id)
+        room = (context.context or 1 << 30) - max(len(prompt) for prompt in prompts)
         replies = engine.generate(prompts, Sampling(min(64, room), greedy=True))
-        decode = work.renderer.decode
+        decode = context.renderer.decode
         return [
             {"id": row.id, "prompt": decode(prompt), "reply": decode(reply.ids), "ended": reply.finished}
             for row, prompt, reply in zip(rows, prompts, replies, strict=True)

@@ -11,12 +11,14 @@ if TYPE_CHECKING:
     import torch
 
     from align.roles import Role
-    from align.training.context import Work
+    from align.training.context import StageContext
     from align.training.objectives import Objective
     from data_prep.prepare.prepare import Prepared
 
 
-def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepared[Any]) -> dict[str, float]:
+def supervised_run(
+    context: StageContext, objective: Objective, role: Role, prepared: Prepared[Any]
+) -> dict[str, float]:
     """Train `objective` over prepared rows; returns the numbers of the evaluation that counts."""
     from align.tracking.metrics import read_metrics
     from align.tracking.progress import Progress
@@ -24,26 +26,30 @@ def supervised_run(work: Work, objective: Objective, role: Role, prepared: Prepa
     from align.training.optimizer import Updater
     from align.training.regularisers import regularise
 
-    options = cast(TrainingStage, work.spec.stage)
+    options = cast(TrainingStage, context.spec.stage)
     steps = options.steps_over(len(prepared.train))
     ready_to_train(role, options)
-    regularise(objective, role, options, lambda: work.bases.start_of(work.init, work.footing, "start"))
-    updater = Updater(objective, groups_of(role, work.lr, options), options, steps, work.accelerator, hooks_of(role))
-    record_counts(work, role)
-    work.numbers["tokens"] = int(sum(row.get("tokens", 0) for row in read_metrics(work.metrics.path)))  # if resumed
-    with Progress(work.spec.name, steps, enabled=work.is_main, done=work.keeper.step) as progress:
+    regularise(objective, role, options, lambda: context.bases.start_of(context.init, context.parent_mode, "start"))
+    updater = Updater(
+        objective, groups_of(role, context.lr, options), options, steps, context.accelerator, hooks_of(role)
+    )
+    record_counts(context, role)
+    context.numbers["tokens"] = int(
+        sum(row.get("tokens", 0) for row in read_metrics(context.metrics.path))
+    )  # if resumed
+    with Progress(context.spec.name, steps, enabled=context.is_main, done=context.saver.step) as progress:
 
         def log(step: int, split: str, numbers: dict[str, float]) -> None:
-            if work.is_main:
-                work.metrics.log(step, split, numbers)
+            if context.is_main:
+                context.metrics.log(step, split, numbers)
             if split == "train":
-                work.numbers["tokens"] += int(numbers["tokens"])
+                context.numbers["tokens"] += int(numbers["tokens"])
                 progress.advance(1, loss=numbers["loss"])
             else:
                 progress.show(eval_loss=numbers["loss"])
 
-        with work.phase("train"):
-            return fit(updater, prepared.train, prepared.eval, work.seed, log, work.keeper)
+        with context.phase("train"):
+            return fit(updater, prepared.train, prepared.eval, context.seed, log, context.saver)
 
 
 def ready_to_train(role: Role, options: TrainingStage) -> None:
@@ -90,10 +96,10 @@ def hooks_of(role: Role) -> list[AdapterHook]:
     return [AdapterHook(role)]
 
 
-def record_counts(work: Work, role: Role) -> None:
+def record_counts(context: StageContext, role: Role) -> None:
     """Trainable and total parameters of the stage's role, for run.json; the head is counted in both."""
     from align.models.fingerprint import read_model_config
 
     head = sum(p.numel() for p in role.head.parameters()) if role.head is not None else 0
-    work.numbers["trainable"] = sum(p.numel() for p in role.parameters() if p.requires_grad)
-    work.numbers["total"] = work.spec.adapter.count(read_model_config(work.bases.folder)).total + head
+    context.numbers["trainable"] = sum(p.numel() for p in role.parameters() if p.requires_grad)
+    context.numbers["total"] = context.spec.adapter.count(read_model_config(context.bases.folder)).total + head

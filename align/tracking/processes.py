@@ -69,7 +69,7 @@ class Track:
         except OSError as problem:
             self._failed(str(problem))
             return
-        self.threads = [threading.Thread(target=work, daemon=True) for work in (self._write, self._read)]
+        self.threads = [threading.Thread(target=context, daemon=True) for context in (self._write, self._read)]
         for thread in self.threads:
             thread.start()
         self.send({"event": "start", **vars(self.facts)})
@@ -145,7 +145,7 @@ class Track:
         }
 
 
-class Tracks:
+class TrackerPool:
     """All trackers of a run. Nothing starts before `start`; without trackers every call does nothing.
 
     Args:

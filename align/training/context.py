@@ -14,18 +14,18 @@ import torch
 from accelerate import Accelerator
 
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import Footing
+from align.checkpoints.compatibility import ParentMode
 from align.config.schema import RunConfig, StageSpec
 from align.models.fingerprint import read_model_config
 from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
 from align.training.data import Reading, context_of
-from align.training.resume import Keeper
+from align.training.resume import StateSaver
 from data_prep.prepare.prepare import Prepared, Renderer
 
 
 @dataclass
-class Work:
+class StageContext:
     """Everything a stage may use. One is made per stage; nothing in it outlives the stage."""
 
     config: RunConfig
@@ -33,14 +33,14 @@ class Work:
     accelerator: Accelerator
     bases: Bases
     renderer: Renderer
-    footing: Footing
+    parent_mode: ParentMode
     init: Checkpoint | None
     reward: Checkpoint | None
     staging: Path
     """Folder the stage writes into; published under the stage's name when the stage is done."""
     metrics: Metrics
     inputs_digest: str
-    keeper: Keeper
+    saver: StateSaver
     numbers: dict[str, Any] = field(default_factory=dict)
     """What the stage wants in run.json: trainable, total, metrics."""
     phases: dict[str, float] = field(default_factory=dict)
@@ -87,13 +87,13 @@ class Work:
     def fresh_role(self, name: str) -> Role:
         """The stage's trainable role on its parent, with deterministic initial adapter weights."""
         torch.manual_seed(self.seed)
-        return self.bases.fresh(self.init, self.spec.adapter, self.footing, name)
+        return self.bases.fresh(self.init, self.spec.adapter, self.parent_mode, name)
 
     def start_role(self, name: str) -> Role:
         """The frozen function that the stage's fresh role starts from."""
-        if self.footing.mode is None and not self.spec.adapter.traits.starts_as_parent:
+        if self.parent_mode.mode is None and not self.spec.adapter.traits.starts_as_parent:
             return self.fresh_role(name).freeze()
-        return self.bases.start_of(self.init, self.footing, name)
+        return self.bases.start_of(self.init, self.parent_mode, name)
 
     def write_card(self, prepared: Prepared[Any]) -> None:
         """Keep the data card beside the result."""
@@ -103,8 +103,8 @@ class Work:
             )
 
 
-def write_samples(work: Work, rows: Sequence[dict[str, Any]]) -> None:
+def write_samples(context: StageContext, rows: Sequence[dict[str, Any]]) -> None:
     """Keep some inputs and outputs of the stage in samples.jsonl, to be read by people."""
-    if work.is_main:
+    if context.is_main:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (work.staging / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+        (context.staging / "samples.jsonl").write_text("".join(lines), encoding="utf-8")

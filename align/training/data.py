@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from align.checkpoints.compatibility import Standing, adapter_of
+from align.checkpoints.compatibility import ParentInfo, adapter_of
 from align.config.schema import StageSpec
 from align.models.fingerprint import context_length
 from data_prep.core.errors import UserError
@@ -99,7 +99,9 @@ class Reading:
             )
 
 
-def context_of(model_config: dict[str, Any], adapter: Adapter, standings: Sequence[Standing | None] = ()) -> int | None:
+def context_of(
+    model_config: dict[str, Any], adapter: Adapter, standings: Sequence[ParentInfo | None] = ()
+) -> int | None:
     """Longest row in tokens behind the virtual tokens of a stage's roles, if the model has a limit."""
     limit = context_length(model_config)
     roles = [adapter, *(adapter_of(standing) for standing in standings if standing is not None)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from align.training.batching import Windows, cut, rows_at, seed_at
 from align.training.optimizer import Updater
-from align.training.resume import Keeper
+from align.training.resume import StateSaver
 from data_prep.core.errors import UserError
 from data_prep.prepare.arrow_rows import lengths_of
 
@@ -51,7 +51,7 @@ def fit(
     held_out: Sequence[RowT],
     seed: int,
     log: Callable[[int, str, dict[str, float]], None],
-    keeper: Keeper | None = None,
+    saver: StateSaver | None = None,
 ) -> dict[str, float]:
     """Run a supervised objective to the end of its schedule, or until evaluations stop improving.
 
@@ -62,7 +62,7 @@ def fit(
     options, process = updater.options, updater.accelerator
     objective = updater.objective
     every = options.eval_every or max(1, math.ceil(updater.steps / 4))
-    kept = keeper.restore(updater) if keeper is not None else {}
+    kept = saver.restore(updater) if saver is not None else {}
     best, final = Best(**kept.get("best", {})), dict[str, float]()
     objective.train()
     held = _held_out(updater, held_out)
@@ -87,8 +87,8 @@ def fit(
                     best.offer(final["loss"], updater.step_number, updater.weights)
             if done or (options.patience and best.misses >= options.patience):
                 return _finish(updater, best, final, held.evaluate)
-            if keeper is not None:
-                keeper.offer(updater, updater.step_number, {"best": vars(best)})
+            if saver is not None:
+                saver.offer(updater, updater.step_number, {"best": vars(best)})
         epoch, first = epoch + 1, 0
     return final
 

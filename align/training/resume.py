@@ -67,7 +67,7 @@ def _step(folder: Path) -> int:
 
 
 @dataclass
-class Keeper:
+class StateSaver:
     """Keeps the state of one stage at work, and gives back what an earlier run of it has kept.
 
     Args:

@@ -16,7 +16,7 @@ from align.checkpoints.compatibility import adapter_name, options_of
 from align.models.chat_template import TEMPLATE, bare
 from align.models.packing import pack
 from align.roles import Role
-from align.training.context import Work
+from align.training.context import StageContext
 from data_prep.core.errors import TrainingStopped, UserError
 
 PROBE_ATOL = 1e-4  # across machines; within a process the comparison is exact
@@ -37,23 +37,23 @@ class Result:
     reward_norm: dict[str, float] | None = None
 
 
-def save_result(work: Work, result: Result, folder: Path) -> Checkpoint:
+def save_result(context: StageContext, result: Result, folder: Path) -> Checkpoint:
     """Write a checkpoint into `folder`, open it again from disk and compare its outputs bit by bit.
 
     Raises:
         TrainingStopped: what was read back does not give the outputs of what was trained.
     """
-    with work.phase("save"):
-        return _save_and_compare(work, result, folder)
+    with context.phase("save"):
+        return _save_and_compare(context, result, folder)
 
 
-def _save_and_compare(work: Work, result: Result, folder: Path) -> Checkpoint:
+def _save_and_compare(context: StageContext, result: Result, folder: Path) -> Checkpoint:
     role = result.role
     role.eval()
     probe = outputs(role, result.probe_ids)
-    if work.is_main:
+    if context.is_main:
         try:
-            _write(work, result, folder, probe)
+            _write(context, result, folder, probe)
         except (OSError, SafetensorError) as error:
             raise UserError(
                 f"cannot write the checkpoint ({error})",
@@ -61,10 +61,10 @@ def _save_and_compare(work: Work, result: Result, folder: Path) -> Checkpoint:
                 file=str(folder),
                 hint="make room, then the same command goes on after the last finished stage",
             ) from error
-    work.accelerator.wait_for_everyone()
+    context.accelerator.wait_for_everyone()
     saved = Checkpoint.open(folder)
     saved.check_files()
-    again = outputs(work.bases.realise(saved, "saved", work.footing.load), result.probe_ids)
+    again = outputs(context.bases.realise(saved, "saved", context.parent_mode.load), result.probe_ids)
     if again != probe:
         gap = max(abs(a - b) for x, y in zip(again, probe, strict=True) for a, b in zip(x, y, strict=True))
         raise TrainingStopped(
@@ -90,49 +90,51 @@ def outputs(role: Role, probe_ids: Sequence[Sequence[int]]) -> list[list[float]]
     return result
 
 
-def _write(work: Work, result: Result, folder: Path, probe: list[list[float]]) -> None:
+def _write(context: StageContext, result: Result, folder: Path, probe: list[list[float]]) -> None:
     role, adapter = result.role, result.role.adapter
     assert adapter is not None
     folder.mkdir(parents=True, exist_ok=True)
     adapter.save(role.carrier, folder)
     names = list(adapter.files())
     if adapter.traits.owns_weights:
-        names += _copied(work, folder, ("tokenizer.json", "tokenizer_config.json", TEMPLATE, "special_tokens_map.json"))
-    elif bare(work.bases.folder) != work.bases.folder:
-        names += _copied(work, folder, (TEMPLATE,))
+        names += _copied(
+            context, folder, ("tokenizer.json", "tokenizer_config.json", TEMPLATE, "special_tokens_map.json")
+        )
+    elif bare(context.bases.folder) != context.bases.folder:
+        names += _copied(context, folder, (TEMPLATE,))
     if role.head is not None:
         save_file({k: v.contiguous() for k, v in role.head.state_dict().items()}, folder / "head.safetensors")
         names.append("head.safetensors")
-    (folder / "README.md").write_text(_card(work, result), encoding="utf-8")
-    write_record(folder, _record(work, result, folder, probe), names)
+    (folder / "README.md").write_text(_card(context, result), encoding="utf-8")
+    write_record(folder, _record(context, result, folder, probe), names)
 
 
-def _record(work: Work, result: Result, folder: Path, probe: list[list[float]]) -> dict[str, Any]:
+def _record(context: StageContext, result: Result, folder: Path, probe: list[list[float]]) -> dict[str, Any]:
     role, adapter = result.role, result.role.adapter
     assert adapter is not None
     init = next((checkpoint for name, checkpoint in result.parents if name == "init"), None)
-    base = work.bases.identity if init is None else work.bases.standing_on(init, work.footing)
+    base = context.bases.identity if init is None else context.bases.standing_on(init, context.parent_mode)
     return {
         "format_version": FORMAT_VERSION,
-        "stage": work.spec.name if result.kind != "value" else "value",
+        "stage": context.spec.name if result.kind != "value" else "value",
         "method": adapter_name(adapter),
         "options": options_of(adapter),
         "role": result.kind,
         "on_parent": result.on_parent,
-        "root": work.bases.identity.id,
+        "root": context.bases.identity.id,
         "base": base.as_dict(),
-        "derived_base": base.fingerprint != work.bases.identity.fingerprint,
-        "load": work.footing.load.value,
+        "derived_base": base.fingerprint != context.bases.identity.fingerprint,
+        "load": context.parent_mode.load.value,
         "parents": [_parent(folder, name, checkpoint).as_dict() for name, checkpoint in result.parents],
-        "tokenizer_digest": work.renderer.tokenizer_digest,
-        "template_digest": work.renderer.template_digest,
+        "tokenizer_digest": context.renderer.tokenizer_digest,
+        "template_digest": context.renderer.template_digest,
         "head": {"kind": "scalar", "shape": list(role.head.score.weight.shape)} if role.head is not None else None,
         "reward_norm": result.reward_norm,
         "probe": {"input_ids": [list(ids) for ids in result.probe_ids], "expected": probe, "atol": PROBE_ATOL},
         "metrics": result.metrics,
-        "forced": list(work.footing.forced),
-        "inputs_digest": work.inputs_digest,
-        "seed": work.seed,
+        "forced": list(context.parent_mode.forced),
+        "inputs_digest": context.inputs_digest,
+        "seed": context.seed,
     }
 
 
@@ -147,34 +149,34 @@ def _parent(folder: Path, role: str, checkpoint: Checkpoint) -> Parent:
     return Parent(role, path, checkpoint.digest)
 
 
-def _copied(work: Work, folder: Path, wanted: Sequence[str]) -> list[str]:
+def _copied(context: StageContext, folder: Path, wanted: Sequence[str]) -> list[str]:
     """Take files of the base along: a whole model's tokenizer, or the chat template that the base got in this run."""
     import shutil
 
-    names = [name for name in wanted if (work.bases.folder / name).is_file()]
+    names = [name for name in wanted if (context.bases.folder / name).is_file()]
     for name in names:
-        shutil.copyfile(work.bases.folder / name, folder / name)
+        shutil.copyfile(context.bases.folder / name, folder / name)
     return names
 
 
-def _card(work: Work, result: Result) -> str:
+def _card(context: StageContext, result: Result) -> str:
     """The model card: what this checkpoint is and how it was made."""
     adapter = result.role.adapter
     assert adapter is not None
     lines = [
         "---",
-        f"base_model: {work.bases.identity.id}",
+        f"base_model: {context.bases.identity.id}",
         "library_name: " + ("transformers" if adapter.traits.owns_weights else "peft"),
         "tags: [align]",
         "---",
-        f"# {work.spec.name} ({adapter_name(adapter)})",
+        f"# {context.spec.name} ({adapter_name(adapter)})",
         "",
-        f"Stage `{work.spec.name}` of pipeline `{work.config.pipeline}`, role `{result.kind}`, "
-        f"base loaded as `{work.footing.load.value}`.",
+        f"Stage `{context.spec.name}` of pipeline `{context.config.pipeline}`, role `{result.kind}`, "
+        f"base loaded as `{context.footing.load.value}`.",
         "",
         "Stands on: " + (", ".join(f"{name} `{c.label}`" for name, c in result.parents) or "the base alone") + ".",
         "",
-        "Made by `" + " ".join(work.config.command) + "`; `checkpoint.json` holds lineage, hashes and probe.",
+        "Made by `" + " ".join(context.config.command) + "`; `checkpoint.json` holds lineage, hashes and probe.",
         "",
         "| metric | value |",
         "|---|---|",

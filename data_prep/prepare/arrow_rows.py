@@ -61,14 +61,14 @@ def schema_of(kind: type) -> Any:
 
 
 @dataclass(frozen=True)
-class Flat:
+class RaggedColumn:
     """Lists of token ids (int32) or flags, one after another: list number n is `values[ends[n]:ends[n + 1]]`."""
 
     ends: npt.NDArray[np.int32]
     values: npt.NDArray[Any]
 
     @classmethod
-    def of(cls, lists: Sequence[Sequence[int]], column: str) -> Flat:
+    def of(cls, lists: Sequence[Sequence[int]], column: str) -> RaggedColumn:
         """Lists that stand in such a column; packed by `struct`, as numpy and Arrow look at every number twice."""
         ends = np.cumsum([0, *map(len, lists)], dtype=np.int32)
         if _COLUMNS[column] == _FLAGS:
@@ -88,14 +88,14 @@ class Flat:
         return before[self.ends[1:]] - before[self.ends[:-1]]
 
 
-def flat_columns(rows: Sequence[Any]) -> dict[str, Flat]:
+def flat_columns(rows: Sequence[Any]) -> dict[str, RaggedColumn]:
     """The columns of token ids and of flags of rows of one class, the ids first."""
     names = [field.name for field in fields(rows[0])] if rows else []
     kinds = [(kind, name) for kind in (_IDS, _FLAGS) for name in names if _COLUMNS[name] == kind]
-    return {name: Flat.of([getattr(row, name) for row in rows], name) for _, name in kinds}
+    return {name: RaggedColumn.of([getattr(row, name) for row in rows], name) for _, name in kinds}
 
 
-def to_batch(rows: Sequence[Any], flat: Mapping[str, Flat] | None = None) -> Any:
+def to_batch(rows: Sequence[Any], flat: Mapping[str, RaggedColumn] | None = None) -> Any:
     """Rows of one class as an Arrow record batch; `flat` are their `flat_columns` where they are known."""
     import pyarrow as pa
 

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.core.errors import UserError
-from data_prep.prepare.arrow_rows import Flat, Rows, arrow_array, numpy_array, text_array, to_batch
-from data_prep.prepare.render_chunk import FACTS, Part
+from data_prep.prepare.arrow_rows import RaggedColumn, Rows, arrow_array, numpy_array, text_array, to_batch
+from data_prep.prepare.render_chunk import ROW_STATS, Part
 from data_prep.prepare.workers import CHUNK
 from data_prep.quality.leakage import Said
 from data_prep.rendering.truncation import TooLong
@@ -158,7 +158,7 @@ class Gathered:
 
     def facts(self) -> npt.NDArray[Any]:
         """The facts of all rows (chunks.FACTS)."""
-        self._facts = [np.concatenate([np.zeros(0, dtype=FACTS), *self._facts])]
+        self._facts = [np.concatenate([np.zeros(0, dtype=ROW_STATS), *self._facts])]
         return self._facts[0]
 
     def bad(self, counts: npt.NDArray[np.bool_]) -> tuple[Counter[str], list[UserError]]:
@@ -196,7 +196,7 @@ def _said_batch(said: list[Said]) -> Any:
     import pyarrow as pa
 
     (one,) = said
-    pairs = Flat(np.concatenate([[0], np.cumsum(one.counts)]).astype(np.int32), one.pairs)
+    pairs = RaggedColumn(np.concatenate([[0], np.cumsum(one.counts)]).astype(np.int32), one.pairs)
     columns = [text_array(one.ids), arrow_array(one.digests), pairs.arrow(), arrow_array(one.asked)]
     return pa.record_batch(columns, ["id", "digest", "pairs", "asked"])
 

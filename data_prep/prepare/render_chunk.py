@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from data_prep.core.errors import UserError, at_row
 from data_prep.options import LengthOptions, TrainOn
-from data_prep.prepare.arrow_rows import Flat, flat_columns
+from data_prep.prepare.arrow_rows import RaggedColumn, flat_columns
 from data_prep.quality.leakage import Said
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.truncation import Shortener, TooLong, length_of, messages_of
@@ -36,7 +36,7 @@ from data_prep.types import (
     Tokens,
 )
 
-FACTS = np.dtype(
+ROW_STATS = np.dtype(
     [
         ("record", "<u4"),  # which record it was made of
         ("length", "<u4"),  # tokens that count for max_length
@@ -63,7 +63,7 @@ class Part:
     said: Said
     rows: Any
     facts: npt.NDArray[Any]
-    flat: Mapping[str, Flat] = field(default_factory=dict)
+    flat: Mapping[str, RaggedColumn] = field(default_factory=dict)
     bad: list[tuple[int, UserError]] = field(default_factory=list)
     long: list[tuple[int, TooLong]] = field(default_factory=list)
     cut: list[tuple[int, str]] = field(default_factory=list)
@@ -152,7 +152,7 @@ class Chunks:
     def _filled(self, part: Part, rows: list[Any], kept: list[tuple[int, bool]]) -> Part:
         """The part with its rows and what is known of them."""
         part.rows, part.choices = rows, dict(self.renderer.choices)
-        part.facts = facts = np.zeros(len(rows), dtype=FACTS)
+        part.facts = facts = np.zeros(len(rows), dtype=ROW_STATS)
         part.flat = flat = flat_columns(rows)
         if not rows:
             return part
@@ -176,7 +176,7 @@ class Chunks:
 def _part(records: Sequence[Any], keys: list[int], pieces: list[int]) -> Part:
     sides = np.array([SIDES.get(record.meta.get("split") or "", 0) for record in records], dtype=np.uint8)
     ranks = np.array(keys, dtype=np.uint64)
-    return Part(ranks, sides, np.array(pieces, dtype=np.uint32), Said.of(records), [], np.zeros(0, dtype=FACTS))
+    return Part(ranks, sides, np.array(pieces, dtype=np.uint32), Said.of(records), [], np.zeros(0, dtype=ROW_STATS))
 
 
 def _with_system(row: Any, system: str | None) -> Any:
@@ -212,7 +212,7 @@ def _ended(row: Any, end: int) -> bool:
     return isinstance(row, LabelledTokens) and row.reply[-1:] == [end]
 
 
-def _digest(row: Any, place: int, flat: Mapping[str, Flat]) -> int:
+def _digest(row: Any, place: int, flat: Mapping[str, RaggedColumn]) -> int:
     """What a row says, hashed: everything but the id and the meta data (paths differ between machines)."""
     total = hashlib.blake2b(digest_size=8)
     for name, one in flat.items():

@@ -10,7 +10,7 @@ from itertools import count
 import pytest
 import torch
 
-from align.checkpoints.compatibility import Footing
+from align.checkpoints.compatibility import ParentMode
 from align.config.registries import adapters
 from align.config.schema import Load
 from align.inference.generation import RolloutEngine, Sampling
@@ -153,7 +153,7 @@ def test_same_seed_same_start(method, load):
         torch.manual_seed(noise)
         torch.randn(7)
         torch.manual_seed(3)
-        role = bases().fresh(None, adapter(), Footing(None, load), "policy")
+        role = bases().fresh(None, adapter(), ParentMode(None, load), "policy")
         tensors.append({name: p for name, p in role.named_parameters() if p.requires_grad})
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
 

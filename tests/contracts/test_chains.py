@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import adapter_of, footing
+from align.checkpoints.compatibility import adapter_of, choose_parent_mode
 from align.config.registries import adapters
 from align.config.schema import Load, OnParent, OnPrecisionChange
 from align.roles import Bases, Role
@@ -49,7 +49,7 @@ def standing(parent, child, mode, change=OnPrecisionChange.refuse, load=None, **
     """(adapter, footing) of a child method on a parent, or None with the refusal asserted to be a UserError."""
     adapter = adapters.get(child)(**options)
     try:
-        return adapter, footing(parent, adapter, mode, load, change)
+        return adapter, choose_parent_mode(parent, adapter, mode, load, change)
     except UserError as refusal:
         assert "\n" not in str(refusal) and refusal.exit_code == 2
         return None
@@ -151,16 +151,18 @@ def test_continuing_takes_the_new_dropout(method):
 def test_a_footing_needs_a_parent():
     for mode in MODES:
         with pytest.raises(UserError, match="needs a parent"):
-            footing(None, adapters.get("lora")(), mode, None, OnPrecisionChange.refuse)
+            choose_parent_mode(None, adapters.get("lora")(), mode, None, OnPrecisionChange.refuse)
 
 
 def test_changing_precision_is_refused_unless_asked_for():
     refused = pytest.raises(UserError, match="precision changes")
     with refused:
-        footing(tuned("lora"), adapters.get("qlora")(), OnParent.auto, None, OnPrecisionChange.refuse)
+        choose_parent_mode(tuned("lora"), adapters.get("qlora")(), OnParent.auto, None, OnPrecisionChange.refuse)
     with refused:
-        footing(tuned("qlora"), adapters.get("lora")(), OnParent.auto, Load.fp32, OnPrecisionChange.refuse)
-    forced = footing(tuned("lora"), adapters.get("qlora")(), OnParent.auto, None, OnPrecisionChange.recalibrate)
+        choose_parent_mode(tuned("qlora"), adapters.get("lora")(), OnParent.auto, Load.fp32, OnPrecisionChange.refuse)
+    forced = choose_parent_mode(
+        tuned("lora"), adapters.get("qlora")(), OnParent.auto, None, OnPrecisionChange.recalibrate
+    )
     assert forced.load is Load.nf4 and forced.forced == ("precision fp32 -> nf4",)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from align.adapters.shapes import _key, _meta_model, linear_layers
 from align.adapters.targets import short_names
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import footing, options_of
+from align.checkpoints.compatibility import choose_parent_mode, options_of
 from align.cli.help import options_of as option_rows
 from align.cli.help import summary
 from align.cli.verbs import VERBS
@@ -158,7 +158,7 @@ def _legal(parent: Checkpoint, child: str) -> str:
     legal, changed = [], False
     for mode in OnParent:
         try:
-            footing(parent, adapter, mode, None, OnPrecisionChange.refuse)
+            choose_parent_mode(parent, adapter, mode, None, OnPrecisionChange.refuse)
         except UserError as problem:
             changed = changed or problem.code == "precision_change"
         else:

@@ -6,7 +6,7 @@ import torch
 
 from align.adapters.layers.adalora import Allocation
 from align.adapters.layers.lora_offset import lora_layers
-from align.checkpoints.compatibility import Footing
+from align.checkpoints.compatibility import ParentMode
 from align.config.registries import adapters
 from align.config.schema import Load
 from align.roles import Role
@@ -20,7 +20,7 @@ ROWS = [Tokens(ids, [True] * len(ids), f"row:{i}") for i, ids in enumerate(sente
 def made(**options) -> Role:
     torch.manual_seed(0)
     adapter = adapters.get("adalora")(rank=2, init_rank=4, every=2, **options)
-    return bases().fresh(None, adapter, Footing(None, Load.fp32), "policy")
+    return bases().fresh(None, adapter, ParentMode(None, Load.fp32), "policy")
 
 
 def trained(role: Role, steps: int, lr: float = 1e-2, after=None, total: int = 0) -> list[float]:

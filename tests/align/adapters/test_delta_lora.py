@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from align.adapters.delta_lora import Form
-from align.checkpoints.compatibility import Footing, footing
+from align.checkpoints.compatibility import ParentMode, choose_parent_mode
 from align.config.registries import adapters
 from align.config.schema import Load, OnParent, OnPrecisionChange
 from align.models.shared_base import SharedBase
@@ -23,7 +23,7 @@ ROWS = [Tokens(ids, [True] * len(ids), f"row:{i}") for i, ids in enumerate(sente
 def made(name: str = "delta_lora", **options) -> Role:
     torch.manual_seed(0)
     adapter = adapters.get(name)(rank=4, alpha=8.0, **options)
-    return bases().fresh(None, adapter, Footing(None, Load.fp32), "policy")
+    return bases().fresh(None, adapter, ParentMode(None, Load.fp32), "policy")
 
 
 def trained(role: Role, steps: int, optimizer_of=lambda groups: torch.optim.AdamW(groups, weight_decay=0.0)) -> list:
@@ -66,7 +66,7 @@ def test_without_a_pause_it_is_lora_with_alpha_times_one_plus_lambda():
                     parameter -= group["lr"] * parameter.grad.sign()
 
     torch.manual_seed(0)
-    scaled = bases().fresh(None, adapters.get("lora")(rank=4, alpha=8.0 * 1.5), Footing(None, Load.fp32), "policy")
+    scaled = bases().fresh(None, adapters.get("lora")(rank=4, alpha=8.0 * 1.5), ParentMode(None, Load.fp32), "policy")
     role = made(lambda_=0.5)
     for each in (role, scaled):
         trained(each, 10, lambda groups: Sign(groups))
@@ -119,7 +119,7 @@ def test_the_literal_loop_leaves_the_shared_weights_alone(tmp_path):
     before = shared_bytes(root)
     torch.manual_seed(0)
     adapter = adapters.get("delta_lora")(rank=4, form=Form.literal)
-    role = found.fresh(None, adapter, Footing(None, Load.fp32), "policy")
+    role = found.fresh(None, adapter, ParentMode(None, Load.fp32), "policy")
     trained(role, 3)
     assert shared_bytes(root) == before
     adapter.save(role.carrier, tmp_path)
@@ -134,7 +134,7 @@ def test_the_literal_loop_leaves_the_shared_weights_alone(tmp_path):
 def test_the_literal_loop_is_refused_where_it_would_round_away(load):
     adapter = adapters.get("delta_lora")(form=Form.literal)
     with pytest.raises(UserError, match="delta_lora"):
-        footing(None, adapter, OnParent.auto, load, OnPrecisionChange.refuse)
+        choose_parent_mode(None, adapter, OnParent.auto, load, OnPrecisionChange.refuse)
 
 
 @pytest.mark.parametrize("options", [{"dropout": 0.1}, {"dora": True}])

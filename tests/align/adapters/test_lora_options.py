@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 
 from align.adapters.delta_lora import Form
 from align.adapters.lora import Init
-from align.checkpoints.compatibility import Footing
+from align.checkpoints.compatibility import ParentMode
 from align.config.registries import adapters
 from align.config.schema import Load
 from align.models.low_rank import stack
@@ -41,7 +41,7 @@ EACH_LOAD = pytest.mark.parametrize("load", LOADS, ids=lambda load: load.value)
 def plain(name: str, load: Load, found=None) -> Role:
     method, options = VARIANTS[name]
     torch.manual_seed(3)
-    return (found or bases()).fresh(None, adapters.get(method)(**options), Footing(None, load), "policy")
+    return (found or bases()).fresh(None, adapters.get(method)(**options), ParentMode(None, load), "policy")
 
 
 @EACH_LOAD
@@ -144,7 +144,9 @@ def test_a_projected_step_is_the_one_full_tuning_would_take_inside_the_row_space
     from align.adapters.layers.lora_offset import lora_layers
 
     torch.manual_seed(0)
-    roles = [bases().fresh(None, adapters.get("lora_fa")(projection=p), Footing(None, Load.fp32), "p") for p in (0, 1)]
+    roles = [
+        bases().fresh(None, adapters.get("lora_fa")(projection=p), ParentMode(None, Load.fp32), "p") for p in (0, 1)
+    ]
     roles[1].load_state_dict(roles[0].state_dict())
     found = []
     for role in roles:

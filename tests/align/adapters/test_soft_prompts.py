@@ -9,7 +9,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from align.adapters.soft_prompt import Init
-from align.checkpoints.compatibility import Planned, footing, options_of
+from align.checkpoints.compatibility import Planned, choose_parent_mode, options_of
 from align.config.registries import adapters
 from align.config.schema import Load, OnParent, OnPrecisionChange
 from align.inference.generation import RolloutEngine, Sampling
@@ -152,7 +152,7 @@ def test_ppo_from_the_base_has_the_policys_own_start_as_reference(tmp_path):
 def test_a_parent_whose_function_would_be_lost_is_refused(method):
     parent = Planned("sft", "policy", "lora", options_of(adapters.get("lora")()), "fp32")
     with pytest.raises(UserError, match=f"{method} does not start as its parent"):
-        footing(parent, adapters.get(method)(), OnParent.auto, None, OnPrecisionChange.refuse)
+        choose_parent_mode(parent, adapters.get(method)(), OnParent.auto, None, OnPrecisionChange.refuse)
 
 
 def test_a_prefix_is_refused_where_a_window_forgets_it():

@@ -13,7 +13,7 @@ from peft import HRAConfig, LoraConfig, PeftModel, VeraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import Footing, adapter_of
+from align.checkpoints.compatibility import ParentMode, adapter_of
 from align.checkpoints.lineage import lineage
 from align.config.registries import adapters
 from align.config.schema import Load, OnParent
@@ -67,7 +67,7 @@ def continued() -> Path:
 @pytest.mark.parametrize("mode", list(OnParent)[1:], ids=lambda mode: mode.name)
 def test_a_stage_starts_as_the_plain_adapter(mode):
     parent = Checkpoint.open(plain()).require(base(), [str(base())])
-    role = bases().fresh(parent, adapter_of(parent), Footing(mode, Load.fp32), "policy")
+    role = bases().fresh(parent, adapter_of(parent), ParentMode(mode, Load.fp32), "policy")
     atol = 1e-6 if mode is OnParent["continue"] else 1e-4
     torch.testing.assert_close(logits(role), peft_logits(plain()), rtol=0, atol=atol)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from align.adapters.qlora import Compute, FourBit
-from align.checkpoints.compatibility import Planned, footing, options_of
+from align.checkpoints.compatibility import Planned, choose_parent_mode, options_of
 from align.config.registries import adapters
 from align.config.schema import Load, OnParent, OnPrecisionChange
 from align.roles import Role
@@ -27,7 +27,7 @@ def test_options_name_a_precision_and_the_base_has_it(name, tmp_path):
     import bitsandbytes as bnb
 
     adapter = adapters.get("qlora")(**CASES[name])
-    load = footing(None, adapter, OnParent.auto, None, OnPrecisionChange.refuse).load
+    load = choose_parent_mode(None, adapter, OnParent.auto, None, OnPrecisionChange.refuse).load
     assert load.value == name == adapter.quantization() and load.four_bit
     found = bases()
     role = fresh("qlora", load, found, **CASES[name])
@@ -53,6 +53,6 @@ def test_another_quantisation_along_a_chain_is_a_change_of_precision(name):
     parent = Planned("sft", "policy", "qlora", options_of(below), "nf4")
     adapter = adapters.get("qlora")(**CASES[name])
     with pytest.raises(UserError, match=f"trained on a nf4 base, this stage would load it as {name}"):
-        footing(parent, adapter, OnParent.auto, None, OnPrecisionChange.refuse)
-    allowed = footing(parent, adapter, OnParent.auto, None, OnPrecisionChange.recalibrate)
+        choose_parent_mode(parent, adapter, OnParent.auto, None, OnPrecisionChange.refuse)
+    allowed = choose_parent_mode(parent, adapter, OnParent.auto, None, OnPrecisionChange.recalibrate)
     assert allowed.forced == (f"precision nf4 -> {name}",)

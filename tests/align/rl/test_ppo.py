@@ -15,7 +15,7 @@ from align.inference.scoring import pack_responses, score_replies
 from align.models.packing import pack
 from align.rl import invariants as ppo_checks
 from align.rl.actor_critic import ActorCritic
-from align.rl.experience import Cast, RewardRule, collect
+from align.rl.experience import PPORoles, RewardRule, collect
 from align.roles import Role
 from align.training.batching import in_order
 from reward.head import ScalarHead
@@ -47,17 +47,17 @@ def scored(role: Role, seed: int = 0) -> Role:
     return role
 
 
-def troupe(method: str = "lora", load: Load = Load.fp32, **options) -> Cast:
+def troupe(method: str = "lora", load: Load = Load.fp32, **options) -> PPORoles:
     """Four roles on one base; policy and reference start as one function."""
     found = bases()
     policy, reference = (fresh(method, load, found, seed=1, **options) for _ in range(2))
     reward = scored(fresh(method, load, found, seed=2)).freeze()
     value = scored(fresh(method, load, found, seed=3), seed=3)
-    cast = Cast(policy, reference.freeze(), reward, value)
-    for name, role in zip(("policy", "reference", "reward", "value"), cast.all(), strict=True):
+    roles = PPORoles(policy, reference.freeze(), reward, value)
+    for name, role in zip(("policy", "reference", "reward", "value"), roles.all(), strict=True):
         role.name = name
         role.silence_dropout()
-    return cast
+    return roles
 
 
 def sampled(policy: Role, count: int = 6, tokens: int = 7, temperature: float = 1.0) -> tuple[list, list[Reply]]:
@@ -66,9 +66,9 @@ def sampled(policy: Role, count: int = 6, tokens: int = 7, temperature: float = 
     return prompts, RolloutEngine(policy, END, PAD).generate(prompts, Sampling(tokens, temperature), generator)
 
 
-def gather(cast: Cast, prompts, replies, rule=RULE, chunk=100):
+def gather(roles: PPORoles, prompts, replies, rule=RULE, chunk=100):
     passes = in_order([1] * len(replies), chunk, 0)
-    return collect(cast, prompts, replies, rule, passes, lambda total: total)
+    return collect(roles, prompts, replies, rule, passes, lambda total: total)
 
 
 # ---------------------------------------- equal start
@@ -78,13 +78,13 @@ def test_ratio_is_one_and_kl_zero_before_the_first_update(dropout, temperature):
     """Also with a dropout that was on during supervised tuning: PPO turns it off everywhere."""
     from dataclasses import replace
 
-    cast = troupe(dropout=dropout)
-    prompts, replies = sampled(cast.policy, temperature=temperature)
+    roles = troupe(dropout=dropout)
+    prompts, replies = sampled(roles.policy, temperature=temperature)
     rule = replace(RULE, temperature=temperature)
-    experience = gather(cast, prompts, replies, rule)
+    experience = gather(roles, prompts, replies, rule)
     assert experience.stats["objective/kl_k1"] == 0 and experience.stats["rollout/kl_max"] == 0
     assert experience.stats["rollout/logprob_gap"] < 1e-5
-    objective = ActorCritic(cast.policy, cast.value, 0.2, 0.2, 1.0)
+    objective = ActorCritic(roles.policy, roles.value, 0.2, 0.2, 1.0)
     objective.temperature = temperature
     objective.train()
     for size in (1, 2, 6):
@@ -92,7 +92,7 @@ def test_ratio_is_one_and_kl_zero_before_the_first_update(dropout, temperature):
             _, numbers = objective(objective.collate(experience.rows[start : start + size]))
             assert float(numbers["max_ratio_dev"]) <= 1e-6
             assert float(numbers["policy/clipfrac"]) == 0
-    again = gather(cast, prompts, replies, rule, chunk=2)
+    again = gather(roles, prompts, replies, rule, chunk=2)
     assert [row.logprobs for row in again.rows] == [pytest.approx(row.logprobs, abs=1e-6) for row in experience.rows]
 
 
@@ -111,9 +111,9 @@ def test_attention_dropout_of_the_base_is_off_too(tmp_path):
 def test_a_policy_that_is_not_its_reference_is_stopped():
     from data_prep.core.errors import TrainingStopped
 
-    cast = troupe()
-    stirred(cast.policy, seed=8)
-    experience = gather(cast, *sampled(cast.policy))
+    roles = troupe()
+    stirred(roles.policy, seed=8)
+    experience = gather(roles, *sampled(roles.policy))
     with pytest.raises(TrainingStopped, match="before the first update"):
         ppo_checks.require_equal_start(experience.stats, {}, exact=True)
 
@@ -143,20 +143,20 @@ def test_rewards_advantages_and_returns_by_hand(lengths, finished_, lam):
     """Score once, at the last token; KL at every token; the penalty where the reply did not end; plain loops."""
     from dataclasses import replace
 
-    cast = troupe()
-    stirred(cast.policy, seed=4)
-    cast.reward.__class__ = cast.value.__class__ = Scripted
+    roles = troupe()
+    stirred(roles.policy, seed=4)
+    roles.reward.__class__ = roles.value.__class__ = Scripted
     rule = replace(RULE, mean=0.3, std=0.5, clip=1.5, kl_coef=0.2, gamma=0.97, lam=lam, missing_eos_penalty=0.7)
     prompts = sentences(len(lengths))
     found = sentences(len(lengths), seed=3, longest=40)
     replies = [Reply((ids * 3)[:n], [-5.0] * n, done) for ids, n, done in zip(found, lengths, finished_, strict=True)]
-    experience = gather(cast, prompts, replies, rule)
+    experience = gather(roles, prompts, replies, rule)
     raw = []
     for prompt, reply, row in zip(prompts, replies, experience.rows, strict=True):
         ids, n = [*prompt, *reply.ids], len(reply.ids)
         ours, theirs = (
             torch.log_softmax(logits(role, [ids]), -1)[len(prompt) - 1 : -1].gather(1, torch.tensor(reply.ids)[:, None])
-            for role in (cast.policy, cast.reference)
+            for role in (roles.policy, roles.reference)
         )
         kl = (ours - theirs)[:, 0].tolist()
         score = max(-1.5, min(1.5, (reply.ids[-1] / 100 - 0.3) / 0.5)) - (0.0 if reply.finished else 0.7)
@@ -236,22 +236,22 @@ def test_a_score_is_read_at_the_replies_last_token():
 def test_frozen_roles_do_not_change_and_a_change_is_found():
     from data_prep.core.errors import TrainingStopped
 
-    cast = troupe()
-    before = ppo_checks.adapter_digests(cast)
-    objective = ActorCritic(cast.policy, cast.value, 0.2, 0.2, 1.0)
-    experience = gather(cast, *sampled(cast.policy))
+    roles = troupe()
+    before = ppo_checks.adapter_digests(roles)
+    objective = ActorCritic(roles.policy, roles.value, 0.2, 0.2, 1.0)
+    experience = gather(roles, *sampled(roles.policy))
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=0.1)
     for _ in range(3):
         objective(objective.collate(experience.rows))[0].backward()
         optimizer.step()
-    for role in (cast.reference, cast.reward):
+    for role in (roles.reference, roles.reward):
         assert all(p.grad is None and not p.requires_grad for p in role.parameters())
-    ppo_checks.require_unchanged(cast, before)
-    assert not torch.equal(logits(cast.policy), logits(cast.reference))
+    ppo_checks.require_unchanged(roles, before)
+    assert not torch.equal(logits(roles.policy), logits(roles.reference))
     with torch.no_grad():
-        next(p for name, p in cast.reference.named_parameters() if "lora_" in name).add_(1e-6)
+        next(p for name, p in roles.reference.named_parameters() if "lora_" in name).add_(1e-6)
     with pytest.raises(TrainingStopped, match="reference"):
-        ppo_checks.require_unchanged(cast, before)
+        ppo_checks.require_unchanged(roles, before)
 
 
 def test_the_saved_reference_and_reward_are_untouched_by_a_run(tmp_path):
@@ -324,7 +324,7 @@ def test_critic_warm_up_leaves_the_policy_alone(tmp_path, monkeypatch):
     original = Rollouts.collect
 
     def watch(self, update, rule):
-        roles = (self._cast.policy, self._cast.value)
+        roles = (self._roles.policy, self._roles.value)
         seen.append([{name: p.detach().clone() for name, p in role.named_parameters()} for role in roles])
         return original(self, update, rule)
 
@@ -349,14 +349,14 @@ def test_the_value_starts_in_the_units_of_the_reward(tmp_path, monkeypatch):
     seen = {}
     original = PPO._updater
 
-    def watch(self, work, cast):
+    def watch(self, context, roles):
         ids = sentences(3)
         packed = pack(ids)
         last = torch.tensor([len(x) for x in ids]).cumsum(0) - 1
         with torch.no_grad():
-            seen["value"], seen["reward"] = (role.scores(packed, last) for role in (cast.value, cast.reward))
-        seen["norm"] = work.reward.record["reward_norm"]
-        return original(self, work, cast)
+            seen["value"], seen["reward"] = (role.scores(packed, last) for role in (roles.value, roles.reward))
+        seen["norm"] = context.reward.record["reward_norm"]
+        return original(self, context, roles)
 
     monkeypatch.setattr(PPO, "_updater", watch)
     made("ppo", *words, "stages.ppo.updates=1", "stages.ppo.critic_warmup=0", "name=v", out=tmp_path)

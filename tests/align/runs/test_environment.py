@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+
 from align.runs.environment import facts
 
 

@@ -198,8 +198,8 @@ def test_a_killed_sweep_goes_on(capfd, tmp_path):
 def test_a_shared_stage_that_fails_is_not_published(capfd, tmp_path, monkeypatch):
     from align.stages.sft import SFT
 
-    def fail(self, work):
-        (work.staging / "half").write_text("x", encoding="utf-8")
+    def fail(self, context):
+        (context.staging / "half").write_text("x", encoding="utf-8")
         raise TrainingStopped("loss is NaN")
 
     words = [*pipeline_words("rlhf"), "stages.ppo.kl_coef=0.02,0.05", f"out={tmp_path}", "name=f"]

@@ -19,7 +19,7 @@ from align.config.registries import trackers
 from align.planning.preflight import check_sources
 from align.tracking import processes as tracks_module
 from align.tracking.metrics import Metrics
-from align.tracking.processes import Tracks
+from align.tracking.processes import TrackerPool
 from data_prep.core.errors import UserError
 from tests.align.tracking.fake_trackers import Recorder
 from tests.tiny_chain import checkpoint, execute, pipeline_words, read, sft
@@ -213,7 +213,7 @@ def started(folder, *words, names="[recorder]"):
     """Trackers of a made-up run in `folder`, started, and the record of the run."""
     folder.mkdir(exist_ok=True)
     record = {}
-    found = Tracks(compose(["pipeline=sft", f"tracking.to={names}", "name=run", *words]), folder, record)
+    found = TrackerPool(compose(["pipeline=sft", f"tracking.to={names}", "name=run", *words]), folder, record)
     found.start()
     return found, record
 

@@ -11,7 +11,7 @@ import pytest
 from align.config.registries import adapters
 from align.tracking.metrics import read_metrics
 from align.training import resume
-from align.training.resume import FOLDER, RECORD, STATE, Keeper
+from align.training.resume import FOLDER, RECORD, STATE, StateSaver
 from data_prep.core.errors import UserError
 from tests.tiny_chain import finished, made
 
@@ -50,14 +50,14 @@ def sft_words(*more: str) -> list[str]:
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
     """Let a stage stop as soon as the state after a step is kept."""
-    original = Keeper.offer
+    original = StateSaver.offer
 
-    def offer(self: Keeper, updater: Any, at: int, more: dict[str, Any]) -> None:
+    def offer(self: StateSaver, updater: Any, at: int, more: dict[str, Any]) -> None:
         original(self, updater, at, more)
         if at == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(Keeper, "offer", offer)
+    monkeypatch.setattr(StateSaver, "offer", offer)
 
 
 def contents(stage: Path) -> dict[str, bytes]:
@@ -145,7 +145,7 @@ def test_without_minutes_nothing_is_kept_or_taken_up(tmp_path: Path, monkeypatch
         stop_after(patch, 4)
         made("sft", *sft_words("adapter=lora"), out=tmp_path)
     seen: list[int] = []
-    monkeypatch.setattr(Keeper, "offer", lambda self, updater, step, more: seen.append(step))
+    monkeypatch.setattr(StateSaver, "offer", lambda self, updater, step, more: seen.append(step))
     run = made("sft", *sft_words("adapter=lora", "stages.sft.save_minutes=0"), out=tmp_path)
     assert seen == [1, 2, 3, 4, 5, 6] and not (run / "sft" / FOLDER).exists()
 
@@ -179,21 +179,21 @@ def test_a_state_that_cannot_be_written_does_not_stop_the_training(
 def test_states_are_kept_no_more_often_than_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now, takes, kept = [0.0], [0.0], []
 
-    def keep(self: Keeper, updater: Any, step: int, more: dict[str, Any]) -> None:
+    def keep(self: StateSaver, updater: Any, step: int, more: dict[str, Any]) -> None:
         now[0] += takes[0]
         kept.append(step)
 
     monkeypatch.setattr(resume, "_SHARE", 50)
     monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(Keeper, "_keep", keep)
-    keeper, idle = Keeper(tmp_path, "x", minutes=10.0), Keeper(tmp_path, "x", minutes=10.0, writes=False)
+    monkeypatch.setattr(StateSaver, "_keep", keep)
+    saver, idle = StateSaver(tmp_path, "x", minutes=10.0), StateSaver(tmp_path, "x", minutes=10.0, writes=False)
     for step in range(1, 61):
         now[0] += 60.0
-        keeper.offer(None, step, {})  # type: ignore[arg-type]
+        saver.offer(None, step, {})  # type: ignore[arg-type]
         idle.offer(None, step, {})  # type: ignore[arg-type]
     assert kept == [10, 20, 30, 40, 50, 60]
     takes[0] = 24.0  # a fiftieth of twenty minutes
     for step in range(61, 121):
         now[0] += 60.0
-        keeper.offer(None, step, {})  # type: ignore[arg-type]
+        saver.offer(None, step, {})  # type: ignore[arg-type]
     assert kept[6:] == [70, 90, 110]
