@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from align.checkpoint import Checkpoint
 from align.config import compose
 from align.tracking import read_metrics
 from data_prep.errors import UserError
-from tests.tiny_chain import base, execute, finished, pipeline_words, read, sft
+from tests.tiny_chain import base, data_words, execute, finished, pipeline_words, read, sft
 from tests.tiny_training import process
 
 SCRIPT = """
@@ -143,8 +144,6 @@ def test_ppo_runs_and_keeps_its_promises(both):
 
 
 def test_a_finished_stage_of_two_processes_is_whole(both):
-    from align.checkpoint import Checkpoint
-
     for name, (_, two, _) in both.items():
         stage = CASES.get(name, ["ppo"])[0]
         assert all(check["ok"] for check in Checkpoint.open(two / stage).verify())
@@ -153,10 +152,11 @@ def test_a_finished_stage_of_two_processes_is_whole(both):
 
 def test_two_processes_of_the_command_work_on_one_run(tmp_path):
     """As a user launches it, on a fresh base too, which one of them writes."""
-    words = sft(tmp_path, "model=blank", "model.path=null") if False else sft(tmp_path)
-    output = launched("-m", "align.cli", "run", *words)
-    assert output.count("run ") and "Traceback" not in output
+    words = ["pipeline=pretrain", "model=nano_blank", "adapter=full", *data_words(), "stages.pretrain.max_steps=2"]
+    output = launched("-m", "align.cli", "run", *words, f"out={tmp_path}", "name=n")
+    assert output.count(f"run {tmp_path / 'n'}: pretrain") == output.count("pretrain: done in") == 1
     assert read(tmp_path / "n" / "run.json")["status"] == "done"
+    assert all(check["ok"] for check in Checkpoint.open(tmp_path / "n" / "pretrain").verify())
 
 
 JOINED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
