@@ -10,10 +10,10 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-grid lint types
+.PHONY: help quickstart test test-grid test-processors lint types
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 quickstart: $(INSTALLED) ## set up, then tune, reward, PPO and evaluate the embedded model (offline after set-up)
 	HF_HUB_OFFLINE=1 $(BIN)/align run $(ARGS)
@@ -23,6 +23,9 @@ test: $(DEVELOPED) ## set up, then run the tests (TESTS=tests/align for some of 
 
 test-grid: $(DEVELOPED) ## run every cell of the grids of methods, stages, precisions and chains (six minutes on two cores)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) -m "grid or not grid" tests/contracts tests/align/adapters/test_lora_options.py
+
+test-processors: $(DEVELOPED) ## run the tests that compute as other processors would (half an hour on two cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.processors $(PYTEST_FLAGS)
 
 lint: $(DEVELOPED) ## check style with ruff
 	$(BIN)/ruff check .

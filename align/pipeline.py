@@ -45,6 +45,9 @@ if TYPE_CHECKING:
 
     from align.training.resume import StateSaver
 
+_SIZES = ("WORLD_SIZE", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE")
+"""Where launchers write how many processes they have started."""
+
 
 def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]:
     """Run every stage of `config` that is not finished yet; returns the content of run.json.
@@ -61,11 +64,13 @@ def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]
     is_new = not place.exists()
     base_folder = None if config.model.init else find_base(config, place)
     require_grounds(config, base_folder)
+    process = _accelerator()  # several processes wait for one another here, before any of them writes
     folder = make_folder(config)
     with locked(folder, waiting=f"another process works on {folder}; waiting for it" if shared else None):
-        process = _accelerator()
         record = _record(config, folder, str(process.device))
-        state = Run(config, folder, base_folder or find_base(config, folder), process, record, shared)
+        with process.main_process_first():  # a fresh base is written by one of them
+            base_folder = base_folder or find_base(config, folder)
+        state = Run(config, folder, base_folder, process, record, shared)
         try:
             for spec in config.stages:
                 _stage(state, spec)
@@ -223,9 +228,33 @@ def _base_id(config: RunConfig, folder: Path) -> str:
 
 
 def _accelerator() -> Accelerator:
-    from accelerate import Accelerator
+    """This process among those that work on the run together.
 
-    return Accelerator()
+    Raises:
+        UserError: the environment tells of several processes, but they would not work together.
+    """
+    launched = next((int(found) for name in _SIZES if (found := os.environ.get(name, "")).isdecimal()), 1)
+    together = all(os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+    if launched > 1 and not together:
+        raise _apart(launched, 1)
+    from accelerate import Accelerator
+    from torch import accelerator as device
+
+    kind = device.current_accelerator() if device.is_available() else None
+    # Without a device that has a backend of its own, accelerate joins processes only where it is told to use the CPU.
+    process = Accelerator(cpu=launched > 1 and (kind is None or kind.type == "mps"))
+    if process.num_processes != launched:
+        raise _apart(launched, process.num_processes)
+    return process
+
+
+def _apart(launched: int, joined: int) -> UserError:
+    return UserError(
+        f"{launched} processes were launched, but {joined} would work on the run",
+        code="processes",
+        field="WORLD_SIZE",
+        hint="launch them with torchrun or accelerate launch, or unset WORLD_SIZE to use one process",
+    )
 
 
 def _say(state: Run, entry: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import tempfile
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -31,7 +33,10 @@ from tests.tiny import save_tiny_llama, write_jsonl
 _KEPT = tempfile.TemporaryDirectory(prefix="align-tests-")
 HOME = Path(_KEPT.name)
 """Made once per process, removed at its end."""
-os.environ.update(ALIGN_CACHE=str(HOME / "cache"), HF_HUB_OFFLINE="1", ACCELERATE_USE_CPU="true")
+os.environ.update(ALIGN_CACHE=str(HOME / "cache"), HF_HUB_OFFLINE="1")
+os.environ["CUDA_VISIBLE_DEVICES"] = (
+    ""  # with or without a graphics card, the tests see the machine they are written for
+)
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 gc.collect()
@@ -286,3 +291,11 @@ def talk(count: int = 24, question: str = "say {i}", answer: str = "the {i}") ->
 def own_data(path: Path, rows: list[dict[str, Any]]) -> list[str]:
     """Overrides that make a run read these rows alone."""
     return [f"data.conversations.path={write_jsonl(path, rows)}"]
+
+
+def until(condition: Callable[[], Any], seconds: float = 240.0) -> Any:
+    """Wait for a condition; the limit only catches a hang."""
+    end = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < end:
+        time.sleep(0.05)
+    return found

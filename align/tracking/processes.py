@@ -58,7 +58,7 @@ class Track:
             self.facts.own_folder.mkdir(exist_ok=True)
             with (self.facts.own_folder / f"{self.name}.log").open("ab") as log:
                 self.process = subprocess.Popen(
-                    [*command, str(self.wait)],
+                    [*command, str(self.wait), str(os.getpid())],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -131,7 +131,7 @@ class Track:
         with contextlib.suppress(OSError):  # its children too, or none are left
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
-        self.threads[1].join(1.0)
+        self.threads[1].join(10.0)
 
     def report(self) -> dict[str, Any]:
         """What run.json says of it."""

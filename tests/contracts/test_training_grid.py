@@ -32,9 +32,9 @@ import torch
 torch.manual_seed(987654)
 torch.set_num_threads(1)
 from pathlib import Path
-from align.checkpoint import Checkpoint
-from align.options import Load
-from align.work import outputs
+from align.checkpoints.checkpoint import Checkpoint
+from align.config.schema import Load
+from align.training.saving import outputs
 from tests.tiny_chain import bases
 found = bases(Path(sys.argv[1]))
 for folder in map(Path, sys.argv[2:]):

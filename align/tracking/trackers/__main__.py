@@ -1,4 +1,4 @@
-"""The process of one tracker: `python -m align.trackers MODULE:CLASS SECONDS`.
+"""The process of one tracker: `python -m align.tracking.trackers MODULE:CLASS SECONDS RUN`, RUN being its run's id.
 
 Events come as JSON lines on standard input, answers go as JSON lines to what was standard output; everything that the
 tracker's package prints goes to standard error, which is a log file. When the run's process dies, the tracker is told
@@ -25,10 +25,10 @@ from align.tracking.trackers.base import Facts, StageFacts, Tracker
 
 def main() -> None:
     """Serve one tracker until the run ends."""
-    place, seconds = sys.argv[1:]
+    place, seconds, run = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    threading.Thread(target=_end_with, args=(os.getppid(), float(seconds)), daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(run), float(seconds)), daemon=True).start()
     try:
         module, _, name = place.partition(":")
         serve(getattr(importlib.import_module(module), name)(), sys.stdin, answers)
@@ -78,7 +78,7 @@ def _answer(answers: TextIO, **content: Any) -> None:
 
 
 def _end_with(parent: int, seconds: float) -> None:
-    """End this process when the run's is gone and the tracker has had its seconds to finish."""
+    """End this process when the run's is gone (maybe before this one began) and the tracker has had its seconds."""
     while os.getppid() == parent:
         time.sleep(0.5)
     time.sleep(seconds)

@@ -20,6 +20,9 @@ from align.config.schema import Load, OnParent
 from data_prep.core.errors import UserError
 from tests.tiny_chain import HOME, base, bases, fresh, logits, made, read, refused, run, sentences, sft
 
+CLOSE = 1e-5
+"""Logits of size 0.5 in fp32, which stock peft sums in another order; a weight that is missing moves them by 1e-2."""
+
 ALL_LINEAR = {"task_type": "CAUSAL_LM", "target_modules": "all-linear"}
 RANK_4 = ["stages.sft.adapter=lora", "stages.sft.adapter.rank=4", "stages.sft.adapter.alpha=12"]
 
@@ -68,7 +71,7 @@ def continued() -> Path:
 def test_a_stage_starts_as_the_plain_adapter(mode):
     parent = Checkpoint.open(plain()).require(base(), [str(base())])
     role = bases().fresh(parent, adapter_of(parent), ParentMode(mode, Load.fp32), "policy")
-    atol = 1e-6 if mode is OnParent["continue"] else 1e-4
+    atol = CLOSE if mode is OnParent["continue"] else 1e-4
     torch.testing.assert_close(logits(role), peft_logits(plain()), rtol=0, atol=atol)
 
 
@@ -154,7 +157,7 @@ def test_tensors_must_fit_exactly(tmp_path, capfd):
 def test_other_plain_methods(tmp_path, capfd):
     known = save_plain(tmp_path / "vera", VeraConfig(r=8, save_projection=False, **ALL_LINEAR))
     role = bases().realise(Checkpoint.open(known).require(base()), "policy", Load.fp32)
-    torch.testing.assert_close(logits(role), peft_logits(known), rtol=0, atol=1e-6)
+    torch.testing.assert_close(logits(role), peft_logits(known), rtol=0, atol=CLOSE)
     other = save_plain(tmp_path / "hra", HRAConfig(r=2, **ALL_LINEAR))
     code, err = run(capfd, *sft(tmp_path, f"stages.sft.init={other}"))
     assert "unknown peft_type (got HRA" in refused(code, err)
@@ -189,7 +192,7 @@ def test_our_adapters_give_equal_logits_in_plain_peft(method, tmp_path):
     role.adapter.save(role.carrier, tmp_path)
     if not (tmp_path / "adapter_config.json").is_file():
         pytest.skip(f"{method} is not in peft's format")
-    torch.testing.assert_close(peft_logits(tmp_path), logits(role), rtol=0, atol=1e-6)
+    torch.testing.assert_close(peft_logits(tmp_path), logits(role), rtol=0, atol=CLOSE)
 
 
 def test_qlora_gives_equal_logits_in_plain_peft_on_the_same_four_bits(tmp_path):
@@ -201,4 +204,4 @@ def test_qlora_gives_equal_logits_in_plain_peft_on_the_same_four_bits(tmp_path):
         base(), quantization_config=_four_bit(torch.device("cpu")), dtype=torch.float32, device_map={"": "cpu"}
     )
     model = PeftModel.from_pretrained(stock, str(tmp_path)).train()  # in training mode 4-bit layers stay as they are
-    torch.testing.assert_close(rows_of(model), logits(role), rtol=0, atol=1e-6)
+    torch.testing.assert_close(rows_of(model), logits(role), rtol=0, atol=CLOSE)

@@ -99,7 +99,7 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path):
     words = ["run", "pipeline=sft", "model=hf", "model.path=org/some-model", *data_words(), f"out={tmp_path}"]
     program = [sys.executable, "-c", "import sys; from align.cli import main; sys.exit(main(sys.argv[1:]))"]
     done = subprocess.run(
-        [*program, *words], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100
+        [*program, *words], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
     )
     line = refused(done.returncode, done.stderr)
     assert "org/some-model" in line and "model.path" in line and done.stdout == ""

@@ -54,7 +54,8 @@ def test_stock_peft_loads_our_adapter_and_gives_equal_logits(name):
     plain = AutoModelForCausalLM.from_pretrained(folder(name), dtype=torch.float32, attn_implementation="eager")
     theirs = rows_of(PeftModel.from_pretrained(plain, str(saved)).eval())
     role = bases(folder(name)).realise(Checkpoint.open(saved), "policy", Load.fp32)
-    assert float((logits(role) - theirs).abs().max()) <= 1e-6 * max(1.0, float(theirs.abs().max()))
+    size = max(1.0, float(theirs.abs().max()))
+    assert float((logits(role) - theirs).abs().max()) <= 1e-5 * size  # fp32 sums in another order
 
 
 @EACH

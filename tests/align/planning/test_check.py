@@ -277,14 +277,15 @@ def test_the_last_line_is_the_verdict(tmp_path, capfd):
 
 
 def test_a_configuration_mistake_answers_at_once_without_torch():
-    """Less than half a second of processor time: the wall clock of a busy machine says nothing."""
+    """What takes longest is not imported, and nothing as large beside it."""
     program = (
-        "import sys, time; from align.cli import main; code = main(['check', 'stages.ppo.klcoef=1']);"
-        "print(code, 'torch' in sys.modules, 'transformers' in sys.modules, time.process_time())"
+        "import sys; from align.cli import main; code = main(['check', 'stages.ppo.klcoef=1']);"
+        "print(code, len(sys.modules), *sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    code, torch, transformers, seconds = done.stdout.split()[-4:]
-    assert (code, torch, transformers) == ("2", "False", "False") and float(seconds) < 0.9
+    code, count, *names = done.stdout.splitlines()[-1].split()
+    assert code == "2" and not {"torch", "transformers", "accelerate", "peft", "datasets", "pyarrow"} & set(names)
+    assert int(count) < 700
 
 
 def test_data_path_goes_with_options_of_its_kind(tmp_path):

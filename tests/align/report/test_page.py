@@ -93,7 +93,7 @@ def test_a_page_that_would_be_too_large_folds_less(tmp_path: Path, monkeypatch: 
     reply = {"ppo": {"text": "word " * 2000, "reward": 1.0}}
     write(run / "evaluate" / "samples.jsonl", [{"prompt": "p", "id": "x", "replies": reply}] * 20)
     whole = len(page(run).encode())
-    monkeypatch.setattr("align.report.MOST_BYTES", whole - 1)
+    monkeypatch.setattr("align.report.page.MOST_BYTES", whole - 1)
     assert len(page(run).encode()) < whole
 
 

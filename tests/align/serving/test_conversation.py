@@ -26,7 +26,7 @@ from align.serving.terminal import COMMANDS, Session, Wrap, converse, printable,
 from data_prep.core.errors import UserError
 from data_prep.rendering.renderer import Renderer
 from tests.tiny import TEMPLATE, tiny_tokenizer
-from tests.tiny_chain import checkpoint, copied, finished, read, refused
+from tests.tiny_chain import checkpoint, copied, finished, read, refused, until
 
 FAST = (
     "stages.sft.lr=0.05",
@@ -409,47 +409,57 @@ def test_a_best_reward_is_marked_only_when_all_are_there():
 
 
 SLOW = """
-import signal, sys, time, align.chat as chat
+import signal, sys, time
+from align.serving import conversation as chat
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
 more = chat._Voice.next
-chat._Voice.next = lambda self, stop: (time.sleep(0.05), more(self, stop))[1]
+def slow(self, stop):
+    open(sys.argv[1], "w").close()  # a reply is being said
+    time.sleep(0.05)
+    return more(self, stop)
+chat._Voice.next = slow
 from align.cli import main
-from align.cli_help import options_of
-sys.exit(main(sys.argv[1:]))
+from align.cli.help import options_of
+sys.exit(main(sys.argv[2:]))
 """
 
 
-def test_ctrl_c_stops_the_reply_and_then_the_program():
+def test_ctrl_c_stops_the_reply_and_then_the_program(tmp_path):
     """A real terminal: Ctrl-C during a reply comes back to the prompt, Ctrl-C there leaves with 130."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"}
-    words = [sys.executable, "-c", SLOW, "chat", str(finished()), "temperature=50", "seed=1"]
+    saying, codes = tmp_path / "saying", []
+    words = [sys.executable, "-c", SLOW, str(saying), "chat", str(finished()), "temperature=50", "seed=1"]
     pid, terminal = pty.fork()
     if pid == 0:
         os.execve(sys.executable, words, environment)
     read_until(terminal, b"> ")
     os.write(terminal, b"say owl\n")
     read_until(terminal, b"say owl\r\n")
-    time.sleep(0.5)
+    assert until(saying.exists)
     os.write(terminal, b"\x03")
     screen = read_until(terminal, b"\n> ")
     assert b"stopped" in screen and b"Traceback" not in screen
-    time.sleep(1.0)  # between writing its prompt and waiting for a key, Python's readline misses a signal
+    # between writing its prompt and waiting for a key, Python's readline misses a signal
+    assert until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] == "S")
+    time.sleep(1.0)
     os.write(terminal, b"\x03")
-    assert b"Traceback" not in read_until(terminal, None)
-    end = time.monotonic() + 30
-    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
-        assert time.monotonic() < end, "it has left the terminal, and goes on"
-        time.sleep(0.05)
-    assert os.waitstatus_to_exitcode(ended[1]) == 130
+    assert b"Traceback" not in read_until(terminal, None, again=b"\x03")
+    assert until(lambda: (ended := os.waitpid(pid, os.WNOHANG))[0] and codes.append(ended[1]) is None), "it goes on"
+    assert os.waitstatus_to_exitcode(codes[0]) == 130
     os.close(terminal)
 
 
-def read_until(terminal, wanted, seconds=90):
-    """What is on the terminal until `wanted` is, or with None until the program has left it."""
+def read_until(terminal, wanted, again=None, seconds=240):
+    """What is on the terminal until `wanted` is, or with None until the program has left it.
+
+    The limit only catches a hang. `again` is written whenever nothing has come for half a minute.
+    """
     found, end = b"", time.monotonic() + seconds
     while wanted is None or wanted not in found:
         assert time.monotonic() < end, found
-        if select.select([terminal], [], [], 0.2)[0]:
+        if not select.select([terminal], [], [], 30.0)[0]:
+            os.write(terminal, again or b"")
+        else:
             try:
                 found += os.read(terminal, 65536)
             except OSError:

@@ -22,7 +22,7 @@ from align.cli.dispatch import main
 from align.serving.conversation import Panel
 from align.serving.options import ChatOptions
 from align.serving.web import HOST, LONGEST, Page, Server, listen
-from tests.tiny_chain import checkpoint, finished, refused
+from tests.tiny_chain import checkpoint, finished, refused, until
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -37,13 +37,20 @@ def served():
     """The page of a short chain, served from a thread; `pace` is what every event waits, in seconds."""
     panel = Panel(checkpoint(finished(), "ppo"), OPTIONS)
     panel.load(panel.names)
-    answer, state = panel.answer, SimpleNamespace(pace=0.0, tokens=0)
+    answer, state = panel.answer, SimpleNamespace(pace=0.0, tokens=0, asked=0, left=0, held=threading.Event())
+    state.held.set()
 
     def paced(*given):
-        for event in answer(*given):
-            time.sleep(state.pace)
-            state.tokens += 1
-            yield event
+        state.asked += 1
+        try:
+            for event in answer(*given):
+                state.held.wait(240)
+                time.sleep(state.pace)
+                state.tokens += 1
+                yield event
+        except GeneratorExit:
+            state.left += 1
+            raise
 
     panel.answer = paced
     with listen("0") as found:
@@ -56,7 +63,7 @@ def served():
         state.address = f"{state.url}?token={page.token}"
         yield state
         server.handle_exit(signal.SIGINT, None)
-        thread.join(10)
+        thread.join(240)
         assert not thread.is_alive()
 
 
@@ -64,7 +71,7 @@ def ask(served, path="/reply", body=None, method="POST", **headers):
     """(status, headers, text) of a request; headers are those of the page itself unless given, None leaves one out."""
     own = {"Host": f"{HOST}:{served.port}", "X-Align-Token": served.page.token, "Origin": served.url[:-1]}
     given = {**own, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    connection = http.client.HTTPConnection(HOST, served.port, timeout=30)
+    connection = http.client.HTTPConnection(HOST, served.port, timeout=240)
     connection.putrequest(method, path, skip_host=True)
     for name, value in {**given, "Content-Length": len(body or b"")}.items():
         if value is not None:
@@ -158,26 +165,24 @@ def test_bad_requests_are_answered_with_one_line(served, content, said):
 
 
 def test_a_page_that_goes_away_ends_its_reply(served):
-    served.pace, served.tokens = 0.05, 0
+    served.pace, served.tokens, served.left = 0.2, 0, 0
     body = json.dumps({"message": "say owl", "temperature": 50, "max_new_tokens": 200}).encode()
     head = f"POST /reply HTTP/1.1\r\nHost: {HOST}\r\nX-Align-Token: {served.page.token}\r\nContent-Length: {len(body)}"
     with socket.create_connection((HOST, served.port), 10) as gone:
         gone.sendall(head.encode() + b"\r\n\r\n" + body)
         assert b"200 OK" in gone.recv(4096)
-        time.sleep(0.3)
+        assert until(lambda: served.tokens)
     try:
-        time.sleep(0.3)
-        stopped = served.tokens
-        time.sleep(0.3)
-        assert 0 < stopped == served.tokens
+        assert until(lambda: served.left), "it ends in the middle"
         assert reply(served, message="say owl", max_new_tokens=1)
     finally:
         served.pace = 0.0
 
 
 def test_one_reply_at_a_time(served):
-    served.pace = 0.02
-    found = {}
+    served.held.clear()  # the first reply stands still until the others have come
+    found, begun = {}, served.asked
+    lock = served.page._turn
 
     def one(name):
         found[name] = reply(served, message=f"say {name}")
@@ -186,12 +191,14 @@ def test_one_reply_at_a_time(served):
     try:
         for thread in threads:
             thread.start()
-        for thread in threads:
-            thread.join(30)
+        assert until(lambda: lock.statistics().tasks_waiting == 2)
+        assert served.asked == begun + 1
     finally:
-        served.pace = 0.0
+        served.held.set()
+    for thread in threads:
+        thread.join(240)
     assert all(events[-1]["kind"] == "ended" for events in found.values())
-    assert sum("waiting" in events[0].get("text", "") for events in found.values()) >= 1
+    assert sum("waiting" in events[0].get("text", "") for events in found.values()) == 2
 
 
 # ---------------------------------------- starting and ending
@@ -212,14 +219,18 @@ def test_a_missing_extra_is_one_line_with_the_command(capfd, monkeypatch):
 
 
 SLOW = """
-import signal, sys, time, align.chat as chat
+import signal, sys, time
+from align.serving import conversation as chat
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would this
 more = chat._Voice.next
-chat._Voice.next = lambda self, stop: (time.sleep(0.1), more(self, stop))[1]
+def slow(self, stop):
+    if not self.reply.ids:
+        print("saying", flush=True)
+    time.sleep(0.2)
+    return more(self, stop)
+chat._Voice.next = slow
 from align.cli import main
-code = main(sys.argv[1:])
-print("left", code, time.monotonic(), flush=True)
-sys.exit(code)
+sys.exit(main(sys.argv[1:]))
 """
 
 
@@ -234,15 +245,14 @@ def test_ctrl_c_during_a_reply_ends_the_server_at_once():
         found = []
         asking = threading.Thread(target=lambda: found.append(reply(served, message="say owl")))
         asking.start()
-        time.sleep(0.6)
-        asked = time.monotonic()
+        while "saying" not in (line := child.stdout.readline()):
+            assert line, child.stderr.read()
         child.send_signal(signal.SIGINT)
-        rest, err = child.communicate(timeout=30)
-        asking.join(10)
-    left = re.search(r"left (\d+) (\S+)", rest)
-    assert child.returncode == int(left[1]) == 130 and "Traceback" not in err, err
-    assert float(left[2]) - asked < 1
+        _, err = child.communicate(timeout=240)
+        asking.join(240)
+    assert child.returncode == 130 and "Traceback" not in err, err
     assert found[0][-1]["kind"] == "ended" and not found[0][-1]["said"]["finished"]
+    assert found[0][-1]["said"]["tokens"] < 200, "it did not wait for the reply to end"
 
 
 # ---------------------------------------- in a browser
@@ -293,7 +303,7 @@ def ready(page):
 
 def test_a_reply_is_seen_as_it_comes(opened, served):
     page = opened()
-    served.pace = 0.08
+    served.pace = 0.3
     say(page, "say owl")
     seen = []
     while page.get_by_role("button", name="Stop").is_visible():

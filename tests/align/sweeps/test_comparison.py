@@ -21,7 +21,7 @@ RATES = ["10", "30", "100"]
 
 def jobs_of(capfd, tmp_path, *words: str) -> list[dict[str, str]]:
     """The overrides of the jobs that a sweep would run; nothing is run."""
-    import align.sweep as sweep
+    import align.sweeps.sweep as sweep
 
     found: list[list[str]] = []
 

@@ -41,6 +41,13 @@ class Recorder(Tracker):
             file.write(json.dumps([call, *what]) + "\n")
 
 
+class HangsAtOnce(Recorder):
+    """Never gets as far as its first event."""
+
+    def __init__(self) -> None:
+        FAULTS["hangs"]()
+
+
 def _raises() -> None:
     raise RuntimeError("broken\non two lines")
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -22,7 +23,7 @@ from align.tracking.metrics import Metrics
 from align.tracking.processes import TrackerPool
 from data_prep.core.errors import UserError
 from tests.align.tracking.fake_trackers import Recorder
-from tests.tiny_chain import checkpoint, execute, pipeline_words, read, sft
+from tests.tiny_chain import checkpoint, execute, pipeline_words, read, sft, until
 
 STAGES = ["sft", "reward_model", "ppo"]
 
@@ -213,6 +214,7 @@ def started(folder, *words, names="[recorder]"):
     """Trackers of a made-up run in `folder`, started, and the record of the run."""
     folder.mkdir(exist_ok=True)
     record = {}
+    words = ("tracking.wait=240", *words)  # a limit that only catches a hang, unless a test sets its own
     found = TrackerPool(compose(["pipeline=sft", f"tracking.to={names}", "name=run", *words]), folder, record)
     found.start()
     return found, record
@@ -273,15 +275,23 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(recorder, tmp_path, c
 
 @pytest.mark.parametrize("call", ["start", "log", "finish"])
 def test_a_tracker_that_hangs_is_left_behind(recorder, tmp_path, capfd, monkeypatch, call):
+    waits = []
+
+    class Watched(queue.Queue):
+        def put(self, item, block=True, timeout=None):
+            waits.extend([timeout] if block else [])
+            super().put(item, block, timeout)
+
+    monkeypatch.setattr(tracks_module, "queue", SimpleNamespace(Queue=Watched, Full=queue.Full))
     monkeypatch.setattr(tracks_module, "WAITING", 3)
     found, record = started(tmp_path, f"tracking.tags=[hangs-{call}]", "tracking.wait=1.5")
-    rows, began = Metrics(tmp_path / "metrics.jsonl", "sft", found.row), time.monotonic()
+    rows = Metrics(tmp_path / "metrics.jsonl", "sft", found.row)
     for step in range(300):
         rows.log(step, "train", {f"number {i}": 1.0 for i in range(60)})
-        time.sleep(0.001 if call == "finish" else 0)
-    assert time.monotonic() - began < 2.0, "training does not wait"
-    found.finish("done")
-    assert time.monotonic() - began < 6.0
+    assert not waits, "training does not wait"
+    assert found.tracks[0].process.poll() is None, "the tracker still hangs"
+    found.finish("done")  # waits for the time that is set, or this test would end as a hang
+    assert all(timeout <= 1.5 for timeout in waits)
     entry, err = record["tracking"][0], capfd.readouterr().err
     assert entry["status"] == "abandoned"
     assert found.tracks[0].process.poll() == -signal.SIGKILL
@@ -296,31 +306,25 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from tests.align.tracking.fake_trackers import Recorder
-from align.config import compose
-from align.trackers.base import trackers
-from align.tracks import Tracks
+from align.config.compose import compose
+from align.config.registries import trackers
+from align.tracking.processes import TrackerPool
 trackers.register("recorder")(Recorder)
-words = ["pipeline=sft", "tracking.to=[recorder]", f"tracking.tags=[{sys.argv[2]}]", "tracking.wait=1", "name=run"]
-tracks = Tracks(compose(words), Path(sys.argv[1]), {})
+folder, tag, wait = sys.argv[1:]
+words = ["pipeline=sft", "tracking.to=[recorder]", f"tracking.tags=[{tag}]", f"tracking.wait={wait}", "name=run"]
+tracks = TrackerPool(compose(words), Path(folder), {})
 tracks.start()
 tracks.row({"stage": "sft", "step": 1, "split": "train", "loss": 1.0})
 print(tracks.tracks[0].process.pid, flush=True)
-time.sleep(float(sys.argv[3]))
+sys.stdin.readline()
 """
 
 
-def script(tmp_path, tag, seconds):
+def script(tmp_path, tag, wait):
+    """A run with a tracker; it prints the tracker's process and ends at the end of its own input."""
     root = Path(__file__).resolve().parents[3]
-    words = [sys.executable, "-c", SCRIPT, str(tmp_path), tag, str(seconds)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=root)
-
-
-def until(condition, seconds=15.0):
-    """Wait for a condition."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.05)
-    return condition()
+    words = [sys.executable, "-c", SCRIPT, str(tmp_path), tag, str(wait)]
+    return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=root)
 
 
 def gone(pid):
@@ -331,7 +335,7 @@ def gone(pid):
 
 
 def test_a_run_that_is_killed_is_told_as_failed(tmp_path):
-    run = script(tmp_path, "", 60)
+    run = script(tmp_path, "", 240)
     pid = int(run.stdout.readline())
     path = tmp_path / "tracking/calls.jsonl"
     assert until(lambda: path.is_file() and len(path.read_text().splitlines()) == 2)
@@ -343,21 +347,40 @@ def test_a_run_that_is_killed_is_told_as_failed(tmp_path):
 
 @pytest.mark.parametrize("call", ["start", "log", "finish"])
 def test_the_interpreter_ends_whatever_a_tracker_does(tmp_path, call):
-    run = script(tmp_path, f"hangs-{call}", 0.5)
+    run = script(tmp_path, f"hangs-{call}", 1)
     pid = int(run.stdout.readline())
-    began = time.monotonic()
-    assert run.wait(timeout=10) == 0
-    assert time.monotonic() - began < 3.0
+    run.stdin.close()
+    assert run.wait(timeout=240) == 0, "it does not wait for the tracker, which hangs for longer"
     assert until(lambda: gone(pid)), "nothing stays behind"
 
 
-def test_a_run_ends_well_beside_trackers_that_fail_and_hang(recorder, tmp_path, capfd):
-    words = ["tracking.to=[recorder,second]", "tracking.wait=20", "tracking.tags=[raises-log,hangs-finish]"]
+def test_a_tracker_that_begins_after_its_run_has_ended_ends_too():
+    with subprocess.Popen([sys.executable, "-c", ""]) as run:
+        pass
+    hangs = "tests.align.fake_trackers:HangsAtOnce"
+    command = [sys.executable, "-m", "align.tracking.trackers", hangs, "0", str(run.pid)]
+    with subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], stdin=subprocess.PIPE) as tracker:
+        try:
+            assert tracker.wait(240) == 1
+        finally:
+            tracker.kill()
+
+
+def test_a_run_ends_well_beside_trackers_that_fail_and_hang(recorder, tmp_path, capfd, monkeypatch):
+    words = ["tracking.to=[recorder,second]", "tracking.wait=240", "tracking.tags=[raises-log,hangs-finish]"]
     record = execute(compose(sft(tmp_path, *words)))
     assert record["status"] == "done" and [entry["status"] for entry in record["stages"]] == ["done"]
     assert {entry["status"] for entry in record["tracking"]} == {"failed"}
     assert read(tmp_path / "n/run.json") == record
     capfd.readouterr()
+    told, finish = tmp_path / "n/tracking/calls.jsonl", TrackerPool.finish
+    before = told.read_text()
+
+    def finish_once_told(self, *given):
+        assert until(lambda: told.read_text() != before and calls(tmp_path / "n")[-1][0] == "stage")
+        finish(self, *given)
+
+    monkeypatch.setattr(TrackerPool, "finish", finish_once_told)
     again = execute(compose(sft(tmp_path, "tracking.to=[recorder]", "tracking.tags=[hangs-finish]", "tracking.wait=5")))
     assert again["stages"][0]["skipped"] is True, "what is tracked decides nothing"
     assert again["tracking"][0]["status"] == "abandoned"

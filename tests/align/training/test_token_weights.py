@@ -10,6 +10,7 @@ import torch
 from align.training.loop import fit
 from data_prep.rendering.renderer import Renderer
 from data_prep.types import Conversation, Message
+from tests.align.training.test_loop import double_precision  # noqa: F401
 from tests.tiny import tiny_tokenizer
 from tests.tiny_training import gradients, options, supervised, updater
 
@@ -27,7 +28,7 @@ def weighted(rows):
 
 
 @pytest.mark.parametrize("micro", [1, 3, 16])
-def test_loss_and_gradient_are_those_of_a_weighted_mean(micro, double_precision):
+def test_loss_and_gradient_are_those_of_a_weighted_mean(micro, double_precision):  # noqa: F811
     objective, rows = supervised()
     objective.double()
     rows = weighted(rows)

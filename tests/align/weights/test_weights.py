@@ -108,7 +108,7 @@ def test_merge_refuses(words, part, tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("verb", "place"),
-    [("merge", "merging.compare_model"), ("export", "written.write_json"), ("compress", "written.write_json")],
+    [("merge", "merge.compare_model"), ("export", "output.write_json"), ("compress", "output.write_json")],
 )
 @pytest.mark.parametrize(("fault", "code"), [(KeyboardInterrupt, 130), (OSError(28, "No space left"), 2)])
 def test_what_is_broken_off_leaves_nothing(verb, place, fault, code, tmp_path, capsys, monkeypatch):

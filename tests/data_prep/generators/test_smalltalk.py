@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-import time
 from collections import Counter, defaultdict
 
 import pytest
@@ -186,14 +185,17 @@ def test_bad_options_are_named() -> None:
             smalltalk.text({"documents": wrong})
 
 
-def test_speed() -> None:
+def test_a_document_takes_few_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The phrasings are made once, and a document looks at some of them, not at all."""
     smalltalk._phrasings.cache_clear()
-    started = time.process_time()
     smalltalk.rows({})
-    middle = time.process_time()
-    smalltalk.text({})
-    assert middle - started < 1.5  # 0.15 s on an idle core
-    assert time.process_time() - middle < 6  # 0.3 s on an idle core
+    assert smalltalk._phrasings.cache_info().misses == 1
+    drawn = []
+    blake2b = hashlib.blake2b
+    monkeypatch.setattr(smalltalk.hashlib, "blake2b", lambda *given: drawn.append(1) or blake2b(*given))
+    smalltalk.text({"documents": 500})
+    assert smalltalk._phrasings.cache_info().misses == 1
+    assert 500 <= len(drawn) < 500 * 100
 
 
 def test_corpus_is_varied(documents: list[str]) -> None:

@@ -144,7 +144,7 @@ def test_bands_miss_few_pairs_at_the_threshold():
 
 def test_hashes_are_the_same_in_another_process():
     """Python's own hash of texts is not."""
-    code = "from data_prep.quality.near import *; print(int(signature(word_pairs('a b c d'))[7]))"
+    code = "from data_prep.quality.minhash import *; print(int(signature(word_pairs('a b c d'))[7]))"
     seen = {
         subprocess.run(
             [sys.executable, "-c", code],

@@ -21,7 +21,7 @@ from data_prep.rendering import renderer as rendering
 from data_prep.rendering import truncation as shortening
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.truncation import Shortener
-from tests.data_prep import test_lengths, test_rendering
+from tests.data_prep.rendering import test_rendering, test_truncation
 from tests.tiny import tiny_tokenizer
 
 Check = Callable[[Renderer, Path], None]
@@ -36,31 +36,31 @@ def flags(tiny: Renderer, tmp_path: Path) -> None:
 
 
 def question(tiny: Renderer, tmp_path: Path) -> None:
-    test_lengths.test_a_cut_prompt_keeps_its_end_or_its_beginning(tmp_path)
+    test_truncation.test_a_cut_prompt_keeps_its_end_or_its_beginning(tmp_path)
 
 
 def answer(tiny: Renderer, tmp_path: Path) -> None:
-    test_lengths.test_a_cut_answer_keeps_its_end_token(tmp_path)
+    test_truncation.test_a_cut_answer_keeps_its_end_token(tmp_path)
 
 
 def unasked(tiny: Renderer, tmp_path: Path) -> None:
-    test_lengths.test_an_answer_is_never_cut_without_being_asked(tmp_path)
+    test_truncation.test_an_answer_is_never_cut_without_being_asked(tmp_path)
 
 
 def shared(tiny: Renderer, tmp_path: Path) -> None:
-    test_lengths.test_a_pair_shares_its_cut_prompt(tmp_path)
+    test_truncation.test_a_pair_shares_its_cut_prompt(tmp_path)
 
 
 def exchanges(tiny: Renderer, tmp_path: Path) -> None:
-    test_lengths.test_a_dialogue_loses_whole_exchanges_first(tmp_path)
+    test_truncation.test_a_dialogue_loses_whole_exchanges_first(tmp_path)
 
 
 def behind(tiny: Renderer, tmp_path: Path) -> None:
-    test_lengths.test_what_stands_behind_the_last_answer_goes_first(tmp_path)
+    test_truncation.test_what_stands_behind_the_last_answer_goes_first(tmp_path)
 
 
 def loss(tiny: Renderer, tmp_path: Path) -> None:
-    test_lengths.test_losing_too_many_stops_and_cut_rows_are_not_lost(tmp_path)
+    test_truncation.test_losing_too_many_stops_and_cut_rows_are_not_lost(tmp_path)
 
 
 MUTANTS: list[tuple[str, Any, str, str, Check]] = [

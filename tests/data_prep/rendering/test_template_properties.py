@@ -48,7 +48,7 @@ def sources() -> dict[str, str]:
     found["nano"] = (ROOT / "align/models/nano/chat_template.jinja").read_text(encoding="utf-8")
     blank = yaml.safe_load((ROOT / "recipes/model/nano_blank.yaml").read_text(encoding="utf-8"))
     found["nano_blank"] = blank["tokenizer"]["template"]
-    found |= {name: (ROOT / f"align/{name}.jinja").read_text(encoding="utf-8") for name in ("chatml", "plain")}
+    found |= {name: (ROOT / f"align/models/{name}.jinja").read_text(encoding="utf-8") for name in ("chatml", "plain")}
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -123,12 +122,11 @@ def test_a_pattern_splits_at_the_first_place(left: str, right: str) -> None:
     assert (data["x"], data["y"]) == (before.strip(), behind.strip())
 
 
+@pytest.mark.timeout(240)  # one that goes back takes hours; this one takes a tenth of a second
 def test_patterns_take_linear_time() -> None:
     pattern = Patterns({"text": "{a} OUT: {b} OUT: {c} END"})
-    started = time.process_time()
     with pytest.raises(UserError):
-        pattern.apply(Row("f", 1, {"text": " OUT:" * 20_000}))
-    assert time.process_time() - started < 2
+        pattern.apply(Row("f", 1, {"text": " OUT: " * 200_000}))
 
 
 # ------------------------------------------------------------------------------------------------------------- whole
