@@ -34,7 +34,7 @@ from align.runs.folder import (
     make_folder,
     yaml_text,
 )
-from align.runs.record import Run, _inputs_digest, _record, _unfinished
+from align.runs.record import Run, inputs_digest_of, new_record, unfinished_entry
 from align.stages.base import TrainingStage
 from data_prep.core.errors import TrainingStopped, UserError
 from data_prep.core.files import publish, write_json
@@ -67,7 +67,7 @@ def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]
     process = _accelerator()  # several processes wait for one another here, before any of them writes
     folder = make_folder(config)
     with locked(folder, waiting=f"another process works on {folder}; waiting for it" if shared else None):
-        record = _record(config, folder, str(process.device))
+        record = new_record(config, folder, str(process.device))
         with process.main_process_first():  # a fresh base is written by one of them
             base_folder = base_folder or find_base(config, folder)
         state = Run(config, folder, base_folder, process, record, shared)
@@ -103,7 +103,7 @@ def _record_failure(state: Run, spec: StageSpec, error: BaseException) -> None:
     state.record.update(status=status, error=str(error) or type(error).__name__, failed_stage=spec.name)
     begun = next((entry for entry in state.record["stages"] if entry["name"] == spec.name), None)
     if begun is None or not begun.get("digest"):
-        state.put(_unfinished(spec, status, begun["dir"] if begun else f".staging-{spec.name}"))
+        state.put(unfinished_entry(spec, status, begun["dir"] if begun else f".staging-{spec.name}"))
     with suppress(Exception):
         state.write()
         _report(state)
@@ -119,7 +119,7 @@ def _stage(state: Run, spec: StageSpec) -> None:
     assert standing is not None
     if init is not None and init.foreign and state.accelerator.is_main_process:
         print(unknown_of(init.record, init.folder), file=sys.stderr)
-    digest = _inputs_digest(state, spec, init, reward, standing)
+    digest = inputs_digest_of(state, spec, init, reward, standing)
     home = home_of(state.folder, spec.name, digest, state.shared)
     with home.held():
         state.accelerator.wait_for_everyone()  # one process holds the lock for all
@@ -127,7 +127,7 @@ def _stage(state: Run, spec: StageSpec) -> None:
         entry = finished(home.folder, home.name, digest, earlier_entries(home.folder))
         state.announce()
         if entry is None:
-            state.put(_unfinished(spec, "running", os.path.relpath(home.staging, state.folder)))
+            state.put(unfinished_entry(spec, "running", os.path.relpath(home.staging, state.folder)))
             state.write()
             _report(state)
             entry = _train(state, spec, (init, reward), standing, digest, home)

@@ -59,7 +59,7 @@ class Checkpoint:
             return cls(folder, record, sha256_json(record))
         path = folder / RECORD
         if not path.is_file():
-            raise UserError(f"not a checkpoint: {RECORD} is missing", file=str(folder), hint=_nearby(folder))
+            raise UserError(f"not a checkpoint: {RECORD} is missing", file=str(folder), hint=nearby_runs(folder))
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, UnicodeDecodeError) as error:
@@ -306,7 +306,8 @@ def read_run(folder: Path) -> dict[str, Any]:
     return dict(record)
 
 
-def _nearby(folder: Path) -> str | None:
+def nearby_runs(folder: Path) -> str | None:
+    """A hint that names the folder most like one that does not exist."""
     if not folder.parent.is_dir():
         return None
     found = nearest(folder.name, [p.name for p in folder.parent.iterdir() if p.is_dir()])

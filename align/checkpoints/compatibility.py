@@ -46,7 +46,7 @@ class ParentInfo(Protocol):
         """Precision of its base: fp32, bf16 or nf4."""
 
 
-ParentT = TypeVar("StandingT", bound=ParentInfo)
+ParentT = TypeVar("ParentT", bound=ParentInfo)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.checkpoints.checkpoint import RECORD, Checkpoint, _nearby, read_run
+from align.checkpoints.checkpoint import RECORD, Checkpoint, nearby_runs, read_run
 from align.checkpoints.peft_adapter import is_foreign
 from data_prep.core.errors import UserError
 
@@ -21,7 +21,7 @@ def resolve_target(target: str, out: str) -> Path:
     raise UserError(
         f"no run or checkpoint '{target}' (looked for {places})",
         code="unknown_target",
-        hint=_nearby(Path(out) / target),
+        hint=nearby_runs(Path(out) / target),
     )
 
 

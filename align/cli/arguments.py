@@ -43,7 +43,7 @@ def run_folder(overrides: Sequence[str]) -> str:
     return out
 
 
-def _target(args: argparse.Namespace, verb: str) -> tuple[str, str]:
+def target_of(args: argparse.Namespace, verb: str) -> tuple[str, str]:
     """The target of a verb and the folder of runs."""
     words, overrides = split_words(args.words, 1)
     if not words:

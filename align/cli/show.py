@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from align.cli.arguments import _target, run_folder, say, split_words
+from align.cli.arguments import run_folder, say, split_words, target_of
 from align.cli.help import options_of, summary
 from align.config.compose import explain
 from align.config.hydra_loader import group_choices, recipe_comment, recipes
@@ -136,7 +136,7 @@ def lineage(args: argparse.Namespace) -> Answer:
     from align.checkpoints.lineage import lineage as trace
     from align.checkpoints.resolve import resolve_target
 
-    target, out = _target(args, "lineage")
+    target, out = target_of(args, "lineage")
     graph = trace(resolve_target(target, out))
     say(args, *_chain(graph))
     return 0, graph
@@ -160,7 +160,7 @@ def verify(args: argparse.Namespace) -> Answer:
     from align.checkpoints.checkpoint import Checkpoint, read_run
     from align.checkpoints.resolve import resolve_target
 
-    target, out = _target(args, "verify")
+    target, out = target_of(args, "verify")
     folder = resolve_target(target, out)
     if (folder / "checkpoint.json").is_file():
         checks = Checkpoint.open(folder).verify()

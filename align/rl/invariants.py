@@ -104,10 +104,10 @@ def memory(roles: PPORoles, bases: Bases, updater: Updater) -> dict[str, float]:
     supervised tuning with the same method holds; four roles with one method make at most 8/3.
     """
     base = storages(base.model for base in bases.opened())
-    roles = storages(roles.all())
+    held = storages(roles.all())
     heads = storages(role.head for role in roles.all() if role.head is not None)
     policy = {k: v for k, v in storages([roles.policy]).items() if k not in base}
-    beside = sum(size for pointer, size in roles.items() if pointer not in base and pointer not in heads)
+    beside = sum(size for pointer, size in held.items() if pointer not in base and pointer not in heads)
     head_params = {id(p) for role in roles.all() if role.head is not None for p in role.head.parameters()}
     states = _state_bytes(updater, [p for r in (roles.policy, roles.value) for p in r.parameters()], head_params)
     policy_bytes = sum(policy.values()) + _state_bytes(updater, list(roles.policy.parameters()), head_params)

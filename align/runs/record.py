@@ -69,12 +69,12 @@ class Run:
             write_json(self.folder / "run.json", self.record)
 
 
-def _unfinished(spec: StageSpec, status: str, staging: str) -> dict[str, Any]:
+def unfinished_entry(spec: StageSpec, status: str, staging: str) -> dict[str, Any]:
     """The entry of a stage that is at work or has failed: what there is of it lies in its staging folder."""
     return {"name": spec.name, "status": status, "dir": staging, "skipped": False, "metrics": {}}
 
 
-def _inputs_digest(
+def inputs_digest_of(
     state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: ParentMode
 ) -> str:
     """Hash of everything that decides the stage's result."""
@@ -101,7 +101,8 @@ def _inputs_digest(
     )
 
 
-def _record(config: RunConfig, folder: Path, device: str) -> dict[str, Any]:
+def new_record(config: RunConfig, folder: Path, device: str) -> dict[str, Any]:
+    """The content of run.json as a run begins; entries of stages that were finished before are taken over."""
     from align.runs.environment import facts, versions
 
     return {

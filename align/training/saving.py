@@ -172,7 +172,7 @@ def _card(context: StageContext, result: Result) -> str:
         f"# {context.spec.name} ({adapter_name(adapter)})",
         "",
         f"Stage `{context.spec.name}` of pipeline `{context.config.pipeline}`, role `{result.kind}`, "
-        f"base loaded as `{context.footing.load.value}`.",
+        f"base loaded as `{context.parent_mode.load.value}`.",
         "",
         "Stands on: " + (", ".join(f"{name} `{c.label}`" for name, c in result.parents) or "the base alone") + ".",
         "",
