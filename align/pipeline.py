@@ -177,14 +177,13 @@ def _train(
     (staging / "recipe.yaml").write_text(yaml_text(config.resolved["stages"][spec.name]), encoding="utf-8")
     saved = spec.stage.run(context)
     process.wait_for_everyone()  # every process has read the staging folder back before it is renamed
-    final = home.final
     if process.is_main_process:
         if saved is None:
             write_json(staging / "inputs.json", {"inputs_digest": digest})
         shutil.rmtree(staging / FOLDER, ignore_errors=True)
-        publish(staging, final)
+        publish(staging, home.final)
     process.wait_for_everyone()
-    own = file_sha256(final / ("checkpoint.json" if saved is not None else "result.json"))
+    own = file_sha256(home.final / ("checkpoint.json" if saved is not None else "result.json"))
     entry = {
         "name": spec.name,
         "status": "done",

@@ -49,11 +49,14 @@ class Checkpoint:
     digest: str
 
     @classmethod
-    def open(cls, folder: Path) -> Checkpoint:
+    def open(cls, folder: Path | str) -> Checkpoint:
         """Read the record of `folder`; files and parents are not checked yet (`verify`, `require`).
+
+            checkpoint = align.Checkpoint.open("runs/my-run/ppo")
 
         A plain peft adapter gets the record that its own files give (`align/checkpoints/peft_adapter.py`).
         """
+        folder = Path(folder)
         if is_foreign(folder):
             record = foreign_record(folder)
             return cls(folder, record, sha256_json(record))

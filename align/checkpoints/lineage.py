@@ -1,7 +1,8 @@
-"""The chain below a checkpoint or run, as nodes and edges."""
+"""What stands below a checkpoint or run: the chain as nodes and edges, its policies, its reward model."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +71,20 @@ def chain_of(checkpoint: Checkpoint | None) -> list[tuple[str, Checkpoint | None
             unique, number = f"{name}-{number}", number + 1
         named[unique] = found
     return list(named.items())
+
+
+def judge_of(checkpoint: Checkpoint) -> Checkpoint | None:
+    """The reward model of a policy's chain: the one it or an ancestor was trained against, else its run's own."""
+    for one in (checkpoint, *checkpoint.ancestors()):
+        if (judge := one.parent("reward")) is not None:
+            return judge
+    run = checkpoint.folder.resolve().parent
+    if not (run / "run.json").is_file():
+        return None
+    folders = [run / str(entry["dir"]) for entry in read_run(run)["stages"] if entry.get("digest")]
+    return _last_judge([folder for folder in folders if (folder / RECORD).is_file()])
+
+
+def _last_judge(folders: Sequence[Path]) -> Checkpoint | None:
+    found = [one for folder in folders if (one := Checkpoint.open(folder)).record["role"] == "reward"]
+    return found[-1] if found else None

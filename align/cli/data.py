@@ -87,9 +87,9 @@ def dedup(args: argparse.Namespace) -> Answer:
     path, options = _read(args, DedupOptions)
     to = _target(args, options.to, "to", "FILE.jsonl")
     from data_prep.filters.dedup import Dedup
-    from data_prep.tools.convert import dedup as context
+    from data_prep.tools.convert import dedup as work
 
-    result = context(options.given(path), Dedup(near=options.near, by=options.by), to)
+    result = work(options.given(path), Dedup(near=options.near, by=options.by), to)
     answer: dict[str, Any] = {"file": path, "to": to, "rows": result.rows(), "removed": result.removed}
     _tell(args, to, _counted(answer["rows"]), *(f"  {line}" for line in result.removed))
     return 0, answer
@@ -101,9 +101,9 @@ def split(args: argparse.Namespace) -> Answer:
     to = {side: _target(args, getattr(options, side), side, f"{side.upper()}.jsonl") for side in ("train", "eval")}
     if "-" in to.values() or to["train"] == to["eval"]:
         raise UserError("are two files (expected two names)", field="train, eval", code="to")
-    from data_prep.tools.convert import split as context
+    from data_prep.tools.convert import split as work
 
-    result = context(options.given(path), options.share, options.by, to)
+    result = work(options.given(path), options.share, options.by, to)
     answer = {"file": path, "to": to, "rows": result.written.rows(), "sides": result.counts, "strata": result.strata}
     _tell(args, "", *(f"{to[side]}: {count:,} rows" for side, count in result.counts.items()))
     for value, counts in list(result.strata.items())[:20]:
@@ -115,9 +115,9 @@ def convert(args: argparse.Namespace) -> Answer:
     """Write the rows in another format; what is written is read again and must say the same."""
     path, options = _read(args, ConvertOptions)
     to = _target(args, options.to, "to", "FILE.jsonl")
-    from data_prep.tools.convert import convert as context
+    from data_prep.tools.convert import convert as work
 
-    result = context(options.given(path), options.form, to)
+    result = work(options.given(path), options.form, to)
     answer: dict[str, Any] = {"file": path, "to": to, "form": options.form, "rows": result.rows()}
     answer["format"] = result.stream.form.name
     _tell(args, to, f"{answer['format']} to {options.form}: {_counted(answer['rows'])}")

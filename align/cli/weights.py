@@ -16,45 +16,45 @@ def merge(args: argparse.Namespace) -> Answer:
     """Fold a checkpoint into one set of weights."""
     target, words = _target(args, "merge")
     options = read_options(MergeOptions, words)
-    from align.weights.merge import merge as context
+    from align.weights.merge import merge as work
 
-    return _told(args, context(target, options, args.force))
+    return _told(args, work(target, options, args.force))
 
 
 def export(args: argparse.Namespace) -> Answer:
     """Write a checkpoint in the form that another tool loads."""
     target, words = _target(args, "export")
     options = read_options(ExportOptions, words)
-    from align.weights.export import export as context
+    from align.weights.export import export as work
 
-    return _told(args, context(target, options, args.force))
+    return _told(args, work(target, options, args.force))
 
 
 def extract(args: argparse.Namespace) -> Answer:
     """A full fine-tune minus its base, as a LoRA."""
     target, words = _target(args, "extract")
     options = read_options(ExtractOptions, words)
-    from align.weights.extract import extract as context
+    from align.weights.extract import extract as work
 
-    return _told(args, context(target, options))
+    return _told(args, work(target, options))
 
 
 def compress(args: argparse.Namespace) -> Answer:
     """A low-rank adapter at a smaller rank."""
     target, words = _target(args, "compress")
     options = read_options(RankOptions, words)
-    from align.weights.extract import compress as context
+    from align.weights.extract import compress as work
 
-    return _told(args, context(target, options))
+    return _told(args, work(target, options))
 
 
 def combine(args: argparse.Namespace) -> Answer:
     """Adapters of several tasks as one."""
     targets, words = split_words(args.words, len(args.words))
     options = read_options(CombineOptions, words)
-    from align.weights.combine import combine as context
+    from align.weights.combine import combine as work
 
-    answer = context(targets, options)
+    answer = work(targets, options)
     say(args, f"{answer['how']} of {answer['of']}: {answer['out']}", f"  rank {answer['rank']} at most")
     say(args, f"  {'held-out loss of':<28}{'base':>9}{'own':>9}{'combined':>10}")
     for name, row in answer["losses"].items():
@@ -64,9 +64,9 @@ def combine(args: argparse.Namespace) -> Answer:
 
 def count(args: argparse.Namespace) -> Answer:
     """Parameters of a method on an architecture, without weights."""
-    from align.weights.count import count as context
+    from align.weights.count import count as work
 
-    answer = context(args.words, args.config_dir)
+    answer = work(args.words, args.config_dir)
     say(
         args,
         f"{'stage':<14}{'method':<18}{'trainable':>14}{'frozen':>14}{'head':>9}{'total':>16}{'share':>10}  adapter",

@@ -1,6 +1,6 @@
 """A conversation with the policies of a chain: what they see, what they say, and what the reward model thinks of it.
 
-No input or output here: `chat_terminal.py` and `chat_web.py` show what `Panel.answer` yields. Every policy is a tree
+No input or output here: `terminal.py` and `web.py` show what `Panel.answer` yields. Every policy is a tree
 on one base in memory; a policy sees its own earlier replies. Text becomes ids only through the renderer, as in
 training, so that nothing typed or said can become a control token.
 """
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.lineage import chain_of
+from align.checkpoints.lineage import chain_of, judge_of
 from align.config.schema import Load
 from align.inference.generation import Reply, RolloutEngine, Sampling
 from align.inference.scoring import score_replies
@@ -24,7 +24,7 @@ from align.models.fingerprint import base_fingerprint
 from align.models.shared_base import BaseIdentity
 from align.models.virtual_tokens import lead_of
 from align.roles import Bases, Role
-from align.serving.options import ChatOptions, judge_of, label_of
+from align.serving.options import ChatOptions, label_of
 from data_prep.core.errors import UserError
 from data_prep.rendering.renderer import Renderer
 from data_prep.types import Message

@@ -1,9 +1,7 @@
 """What can be set for `align chat`, and the checkpoint that its TARGET names. Imports no torch."""
 
 # No `from __future__ import annotations`: `data_prep/core/options.py` reads these annotations as types, as elsewhere.
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Optional
 
 from align.checkpoints.checkpoint import RECORD, Checkpoint, read_run
@@ -68,20 +66,3 @@ def label_of(checkpoint: Checkpoint) -> str:
     """RUN/STAGE for a checkpoint in a run folder, else its folder."""
     folder = checkpoint.folder.resolve()
     return f"{folder.parent.name}/{folder.name}" if (folder.parent / "run.json").is_file() else str(folder)
-
-
-def judge_of(checkpoint: Checkpoint) -> Optional[Checkpoint]:
-    """The reward model of a policy's chain: the one it or an ancestor was trained against, else its run's own."""
-    for one in (checkpoint, *checkpoint.ancestors()):
-        if (judge := one.parent("reward")) is not None:
-            return judge
-    run = checkpoint.folder.resolve().parent
-    if not (run / "run.json").is_file():
-        return None
-    folders = [run / str(entry["dir"]) for entry in read_run(run)["stages"] if entry.get("digest")]
-    return _last_judge([folder for folder in folders if (folder / RECORD).is_file()])
-
-
-def _last_judge(folders: Sequence[Path]) -> Optional[Checkpoint]:
-    found = [one for folder in folders if (one := Checkpoint.open(folder)).record["role"] == "reward"]
-    return found[-1] if found else None

@@ -136,12 +136,12 @@ PROBE = """
 import json, sys
 from pathlib import Path
 import loha
-from align.config import compose
+from align.config.compose import compose
 adapter = compose(["adapter=loha", "adapter.rank=2", "pipeline=sft"]).stages[0].adapter
 print(adapter.method)
 import torch
-from align.base import BaseIdentity, SharedBase
-from align.options import Load
+from align.config.schema import Load
+from align.models.shared_base import BaseIdentity, SharedBase
 from tests.tiny import save_tiny_llama
 folder = save_tiny_llama(Path(sys.argv[1]) / "model")
 base = SharedBase.open(folder, BaseIdentity("tiny", None, "0"), Load.fp32, torch.device("cpu"))
