@@ -11,7 +11,6 @@ import ast
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,37 +29,39 @@ SETTINGS = (
     (None, "COMPATIBLE", "AVX2", "2"),
     (None, None, None, "1"),
 )
-"""Values of VALUES in their order; tests/house/test_processors.py holds them to be a pairwise cover."""
+"""Values of VALUES in their order: a pairwise cover."""
+TURNS = (0, 1, 1, 0, 0, 1)
+"""Which half of the tests a setting takes: each test runs once under each ATEN_CPU_CAPABILITY."""
 COMPUTES = {"torch", "tests.tiny_chain", "tests.tiny_training", "tests.architectures"}
 """A file that imports one of these computes."""
 DELICATE = {"assert_close", "allclose", "approx"}
-"""One that also names one of these compares numbers that another order of summation changes,"""
+"""One that also names one of these compares numbers that another order of summation changes;"""
+BITS = {"equal", "read_bytes", "logits"}
+"""one of these, bits that must be the same on each processor."""
 RUNS = {"made", "finished", "execute", "run", "main", "Popen"}
-"""and is quick unless it imports one of these, which run whole stages or other programs."""
-TURNS = 3
-"""Of a test with many cases, a setting takes every third: each two settings of one kernel or library take others."""
+"""Names of what runs whole stages or other programs; without one of them a file is quick."""
 
 
 def computing_files(quick: bool = False) -> list[Path]:
-    """The test files that compute with torch; `quick`: those that compare numbers without running whole stages."""
+    """The test files that compute with torch and compare what they get.
+
+    Args:
+        quick: only those that compare numbers within a tolerance, and run no whole stages.
+    """
     found = []
     for path in sorted((ROOT / "tests").rglob("test_*.py")):
         imported, named = _names(path)
-        if imported & COMPUTES and (not quick or (named & DELICATE and not named & RUNS)):
+        wanted = named & DELICATE and not named & RUNS if quick else named & (DELICATE | BITS)
+        if imported & COMPUTES and wanted:
             found.append(path)
     return found
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """As a plug-in of pytest: leave out the cases whose turn it is not (the variable TURN, from 0)."""
-    turn, seen, kept, left = int(os.environ["TURN"]), Counter(), [], []
-    for item in items:
-        test = item.nodeid.partition("[")[0]
-        mine = "[" not in item.nodeid or seen[test] % TURNS == turn
-        (kept if mine else left).append(item)
-        seen[test] += 1
-    items[:] = kept
-    config.hook.pytest_deselected(items=left)
+    """As a plug-in of pytest: every second test, from the one that the variable TURN says (0 or 1)."""
+    turn = int(os.environ["TURN"])
+    config.hook.pytest_deselected(items=items[1 - turn :: 2])
+    items[:] = items[turn::2]
 
 
 def _names(path: Path) -> tuple[set[str], set[str]]:
@@ -98,11 +99,10 @@ def main() -> int:
     files = [str(path.relative_to(ROOT)) for path in computing_files()]
     print(f"{len(files)} files under {len(SETTINGS)} settings", flush=True)
     codes = []
-    for number, setting in enumerate(SETTINGS):
+    for setting, half in zip(SETTINGS, TURNS, strict=True):
         workers = max(1, (os.cpu_count() or 1) // int(setting[-1] or 1))
-        turn = {"TURN": str(number % TURNS)}
         words = ["-p", "tests.processors", "-n", str(workers), "--dist", "loadfile", *sys.argv[1:], *files]
-        code, said = run(setting, words, turn)
+        code, said = run(setting, words, {"TURN": str(half)})
         codes.append(code)
         shown = " ".join(f"{name}={value or '-'}" for name, value in zip(VALUES, setting, strict=True))
         lines = said.splitlines()

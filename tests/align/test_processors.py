@@ -6,7 +6,7 @@ from itertools import combinations, product
 
 import pytest
 
-from tests.processors import ROOT, SETTINGS, VALUES, computing_files, run
+from tests.processors import ROOT, SETTINGS, TURNS, VALUES, computing_files, run
 
 
 @pytest.mark.parametrize("pair", combinations(range(len(VALUES)), 2), ids=str)
@@ -14,6 +14,11 @@ def test_the_settings_are_a_pairwise_cover(pair):
     one, two = pair
     values = list(VALUES.values())
     assert {(setting[one], setting[two]) for setting in SETTINGS} == set(product(values[one], values[two]))
+
+
+def test_every_test_runs_under_every_capability():
+    halves = sorted((str(setting[0]), turn) for setting, turn in zip(SETTINGS, TURNS, strict=True))
+    assert halves == [(name, turn) for name in ("None", "avx2", "default") for turn in (0, 1)]
 
 
 def test_delicate_numbers_hold_on_the_plainest_kernels():

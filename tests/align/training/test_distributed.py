@@ -18,7 +18,7 @@ from align.checkpoints.checkpoint import Checkpoint
 from align.config.compose import compose
 from align.tracking.metrics import read_metrics
 from data_prep.core.errors import UserError
-from tests.tiny_chain import base, data_words, execute, finished, pipeline_words, read, sft
+from tests.tiny_chain import base, data_words, execute, finished, pipeline_words, read, refused, sft
 from tests.tiny_training import process
 
 SCRIPT = """
@@ -156,7 +156,7 @@ def test_two_processes_of_the_command_work_on_one_run(tmp_path):
     output = launched("-m", "align.cli", "run", *words, f"out={tmp_path}", "name=n")
     assert output.count(f"run {tmp_path / 'n'}: pretrain") == output.count("pretrain: done in") == 1
     assert read(tmp_path / "n" / "run.json")["status"] == "done"
-    assert all(check["ok"] for check in Checkpoint.open(tmp_path / "n" / "pretrain").verify())
+    Checkpoint.open(tmp_path / "n" / "pretrain").check_files()
 
 
 JOINED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -164,8 +164,8 @@ JOINED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PO
 
 @pytest.mark.parametrize(
     "environment",
-    [{"WORLD_SIZE": "2"}, {"WORLD_SIZE": "2", **JOINED}, {"OMPI_COMM_WORLD_SIZE": "2"}],
-    ids=["counted alone", "not joined", "another launcher"],
+    [{"WORLD_SIZE": "2", **JOINED}, {"OMPI_COMM_WORLD_SIZE": "2"}],
+    ids=["not joined", "another launcher"],
 )
 def test_processes_that_would_not_work_together_are_refused(environment, tmp_path, monkeypatch):
     process()  # this one works alone
@@ -175,3 +175,11 @@ def test_processes_that_would_not_work_together_are_refused(environment, tmp_pat
         execute(compose(sft(tmp_path)))
     assert str(caught.value).startswith("WORLD_SIZE: 2 processes were launched, but 1 would work on the run; launch")
     assert not (tmp_path / "n").exists()
+
+
+def test_a_number_of_processes_without_a_launcher_is_refused_by_the_command(tmp_path):
+    """In a process of its own, which has not met accelerate yet and might wait for the others."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[3]), "WORLD_SIZE": "2"}
+    command = [sys.executable, "-m", "align.cli", "run", *sft(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert refused(done.returncode, done.stderr).startswith("align: WORLD_SIZE: 2 processes were launched")
