@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import re
 import textwrap
-from collections.abc import Iterable
-from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from align.cli.option_rows import described, options_of, summary
 from align.config.registries import adapters, stages
 from align.config.schema import ModelOptions, TrackingOptions
 from align.stages.base import Stage, TrainingStage
@@ -77,37 +75,6 @@ def _options() -> list[str]:
     for name, adapter in adapters.items():
         parts.append(_table(f"adapter={name}  ({summary(adapter)})", described(adapter, {"method"})))
     return parts
-
-
-def options_of(cls: Any, without: Iterable[str] = ()) -> list[dict[str, Any]]:
-    """The options of a dataclass: name, default (as YAML shows it) and help."""
-    rows = []
-    for item in dataclasses.fields(cls):
-        if item.name in set(without) or not item.init:
-            continue
-        default = item.default if item.default is not dataclasses.MISSING else None
-        if item.default_factory is not dataclasses.MISSING:
-            default = item.default_factory()
-        if dataclasses.is_dataclass(default):
-            default = None
-        shown = default.name if isinstance(default, Enum) else default
-        rows.append({"name": item.name.rstrip("_"), "default": shown, "help": item.metadata.get("help", "")})
-    return rows
-
-
-def described(cls: Any, without: Iterable[str] = ()) -> dict[str, str]:
-    """Option -> help and default, for a table."""
-    rows = {}
-    for row in options_of(cls, without):
-        default = row["default"]
-        known = f" [{default}]" if default not in (None, "", {}, []) else ""
-        rows[row["name"]] = f"{row['help']}{known}"
-    return rows
-
-
-def summary(cls: Any) -> str:
-    """First line of a class's docstring."""
-    return (cls.__doc__ or "").strip().split("\n")[0].rstrip(".")
 
 
 def _table(title: str, rows: dict[str, str]) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from align.cli.arguments import run_folder, say, split_words, target_of
-from align.cli.help import options_of, summary
+from align.cli.option_rows import options_of, summary
 from align.config.compose import explain
 from align.config.hydra_loader import group_choices, recipe_comment, recipes
 from align.config.overrides import parse, raw_value

@@ -18,8 +18,8 @@ from align.adapters.shapes import _key, _meta_model, linear_layers
 from align.adapters.targets import short_names
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import choose_parent_mode, options_of
-from align.cli.help import options_of as option_rows
-from align.cli.help import summary
+from align.cli.option_rows import options_of as option_rows
+from align.cli.option_rows import summary
 from align.cli.verbs import VERBS
 from align.config.compose import compose
 from align.config.hydra_loader import group_choices, recipe_comment, recipes

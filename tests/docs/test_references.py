@@ -12,7 +12,7 @@ from functools import cache
 import pytest
 import yaml
 
-from align.cli.help import options_of
+from align.cli.option_rows import options_of
 from align.config.registries import adapters, stages
 from align.config.schema import ModelOptions, RunOptions
 from data_prep.options import DataOptions

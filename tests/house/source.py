@@ -10,7 +10,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("data_prep", "reward", "align", "recipes")
-"""From the bottom up: a package imports only those before it."""
+"""The top packages; tests/house/order.py has the order of all packages."""
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -25,6 +25,10 @@ class Module:
     @property
     def shown(self) -> str:
         return self.path.relative_to(ROOT).as_posix()
+
+    @property
+    def lines(self) -> int:
+        return len(self.path.read_text(encoding="utf-8").splitlines())
 
 
 @cache

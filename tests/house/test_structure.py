@@ -5,26 +5,32 @@ from __future__ import annotations
 import ast
 import re
 import sys
+from statistics import median
 
 import pytest
 
-from tests.house.source import PACKAGES, ROOT, functions, graph, imports, modules, reachable
+from tests.house.source import PACKAGES, ROOT, functions, imports, modules, reachable
 
 MODULES = pytest.mark.parametrize("module", modules(), ids=lambda module: module.shown)
 HEAVY = {"torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "datasets", "wandb", "safetensors.torch"}
 TORCH_FREE = re.compile(
-    r"data_prep\..*|reward\.rules(\..*)?|align\.adapters(\.[a-z_]+)?|align\.stages(\.[a-z_]+)?|align\.cli.*"
-    r"|align|align\.(config|composition|overrides|options|typed|fields|preflight|sweep)"
+    r"data_prep\..*|reward\.rules(\..*)?|align\.adapters(\.[a-z_]+)?|align\.stages(\.[a-z_]+)?|align"
+    r"|align\.(cli|config|planning|report|runs|sweeps|tracking)(\..*)?|align\.(rl|serving|weights)\.options"
 )
 FOREIGN = {"align.models.packing.attend": "transformers' AttentionInterface"}
 """Signatures that another library dictates, and which."""
+MOST_LINES, MEDIAN_LINES = 500, 150
 BANNED = re.compile(r"(^|_)(manager|helper|utils?|handler)s?(_|$)")
 
 
 @MODULES
 def test_files_are_short(module):
-    lines = len(module.path.read_text(encoding="utf-8").splitlines())
-    assert lines <= 400, f"{lines} lines"
+    assert module.lines <= MOST_LINES
+
+
+def test_half_of_the_files_fit_on_three_screens():
+    """Of the files that hold code: those of one line would make the median cheap."""
+    assert median(module.lines for module in modules() if len(module.tree.body) > 1) <= MEDIAN_LINES
 
 
 @MODULES
@@ -71,37 +77,6 @@ def test_public_names_have_docstrings(module):
         and not ast.get_docstring(node)
     ]
     assert not missing
-
-
-@MODULES
-def test_imports_point_down(module):
-    own = module.name.split(".")[0]
-    above = set(PACKAGES[PACKAGES.index(own) + 1 :]) | {"tests"}
-    every = {item.name for node in ast.walk(module.tree) if isinstance(node, ast.Import) for item in node.names}
-    every |= {node.module for node in ast.walk(module.tree) if isinstance(node, ast.ImportFrom) and node.module}
-    assert not sorted(name for name in every if name.split(".")[0] in above)
-
-
-def test_modules_form_no_cycle():
-    edges = graph()
-    state: dict[str, int] = {}
-    trail: list[str] = []
-
-    def visit(name: str) -> None:
-        if state.get(name) == 2:
-            return
-        assert state.get(name) != 1, f"cycle: {' -> '.join([*trail[trail.index(name) :], name])}"
-        state[name] = 1
-        trail.append(name)
-        for other in sorted(edges[name]):
-            # A package and its own modules name each other by construction.
-            if not other.startswith(f"{name}.") and not name.startswith(f"{other}."):
-                visit(other)
-        trail.pop()
-        state[name] = 2
-
-    for name in edges:
-        visit(name)
 
 
 @pytest.mark.parametrize(

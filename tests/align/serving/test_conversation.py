@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from align.cli.dispatch import main
-from align.cli.help import options_of
+from align.cli.option_rows import options_of
 from align.serving.conversation import Conversation, Ended, Forgot, Growing, Heard, Panel, Said, Turn
 from align.serving.options import ChatOptions, find_policy
 from align.serving.terminal import COMMANDS, Session, Wrap, converse, printable, side_by_side
@@ -419,7 +419,7 @@ def slow(self, stop):
     return more(self, stop)
 chat._Voice.next = slow
 from align.cli import main
-from align.cli.help import options_of
+from align.cli.option_rows import options_of
 sys.exit(main(sys.argv[2:]))
 """
 
