@@ -3,7 +3,12 @@
 Order of the reward, fixed: score at the reply's last token -> normalise -> clip -> missing-EOS penalty -> minus the KL
 penalty of every token -> GAE -> whitening over the global batch (arXiv 2403.17031; `docs/ppo.md` lists all 32 details).
 
-Shape suffixes: B replies, T tokens of the longest reply, M reply tokens of all rows.
+    r_t = -beta (log pi_old(y_t | s_t) - log q(y_t | s_t)) + [t last] shaped R(x, y)    arXiv 1909.08593, eq. 2
+    A_t = sum over l of (gamma lambda)^l (r_t+l + gamma v_t+l+1 - v_t+l)                arXiv 1506.02438, eq. 16
+    G_t = A_t + v_t
+
+The same elsewhere: `get_rewards_ppo` and `estimate_advantages` of torchtune's `rlhf/rewards.py`. Symbols are those of
+`align/rl/__init__.py`; shape suffixes: B replies, T tokens of the longest reply, M reply tokens of all rows.
 """
 
 from __future__ import annotations

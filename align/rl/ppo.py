@@ -1,7 +1,8 @@
 """The update loop of PPO: rollout, rewards, advantages, passes, then log, stop or go on.
 
 "Proximal Policy Optimization Algorithms", arXiv 1707.06347, algorithm 1, with the rewards of "Fine-Tuning Language
-Models from Human Preferences", arXiv 1909.08593, eq. 2. `docs/ppo.md` has the details and their defaults.
+Models from Human Preferences", arXiv 1909.08593, eq. 2. The same loop elsewhere: `PPOTrainer.train` of TRL.
+`docs/ppo.md` has the details and their defaults; symbols are those of `align/rl/__init__.py`.
 """
 
 from __future__ import annotations

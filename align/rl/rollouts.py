@@ -1,4 +1,8 @@
-"""The rollout of a PPO update: which prompts, and one sampled reply to each."""
+"""The rollout of a PPO update: which prompts, and one sampled reply to each.
+
+y ~ pi_old( . | x) at the sampling temperature: "Proximal Policy Optimization Algorithms", arXiv 1707.06347, algorithm
+1, line 3. Symbols are those of `align/rl/__init__.py`.
+"""
 
 from __future__ import annotations
 
