@@ -1,10 +1,13 @@
 """What PPO minimises on a minibatch of experience: policy and value in one module, one backward.
 
-"Proximal Policy Optimization Algorithms", arXiv 1707.06347, eq. 7 and 9, with the value clipping and token weighting
-of "The N+ Implementation Details of RLHF with PPO" (arXiv 2403.17031). Losses are means over the response tokens of
-the whole minibatch, so they do not depend on how it is cut into micro-batches or spread over processes.
+    policy   max(-A_t rho_t, -A_t clamp(rho_t, 1 - clip, 1 + clip))                       arXiv 1707.06347, eq. 7
+    value    max((v_t - G_t)^2, (v_old + clamp(v_t - v_old, -c, c) - G_t)^2) / 2          arXiv 2005.12729, A.1
+    loss     policy + value_coef value                                                    arXiv 1707.06347, eq. 9
 
-Shape suffixes: M response tokens of all rows, N packed tokens.
+rho_t is pi over pi_old at the sampling temperature, c is `value_clip`. Losses are means over the response
+tokens of the whole minibatch (arXiv 2403.17031), so they do not depend on how it is cut into micro-batches or spread
+over processes. The same elsewhere: `PPOLoss` of torchtune's `rlhf/loss/ppo.py`. Symbols are those of
+`align/rl/__init__.py`; shape suffixes: M response tokens of all rows, N packed tokens, D width.
 """
 
 from __future__ import annotations

@@ -3,13 +3,19 @@
 Order of the reward, fixed: score at the reply's last token -> normalise -> clip -> missing-EOS penalty -> minus the KL
 penalty of every token -> GAE -> whitening over the global batch (arXiv 2403.17031; `docs/ppo.md` lists all 32 details).
 
-Shape suffixes: B replies, T tokens of the longest reply, M reply tokens of all rows.
+    r_t = -beta (log pi_old(y_t | s_t) - log q(y_t | s_t)) + [t last] shaped R(x, y)    arXiv 1909.08593, eq. 2
+    A_t = sum over l of (gamma lambda)^l (r_t+l + gamma v_t+l+1 - v_t+l)                arXiv 1506.02438, eq. 16
+    G_t = A_t + v_t
+
+The same elsewhere: `get_rewards_ppo` and `estimate_advantages` of torchtune's `rlhf/rewards.py`. Symbols are those of
+`align/rl/__init__.py`; shape suffixes: B replies, T tokens of the longest reply, M reply tokens of all rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -28,8 +34,13 @@ from align.inference.generation import Reply
 from align.inference.scoring import ResponseBatch, pack_responses
 from align.rl.actor_critic import ExperienceRow
 from align.roles import CHUNK_ELEMENTS, Role
+from align.training.batching import in_order
 from data_prep.core.errors import TrainingStopped
 from reward.shaping import shape_rewards
+
+if TYPE_CHECKING:
+    from align.training.options import TrainingOptions
+    from data_prep.types import PromptTokens
 
 
 @dataclass(frozen=True)
@@ -59,82 +70,126 @@ class PPORoles:
         return [self.policy, self.reference, self.reward, self.value]
 
 
-@dataclass
-class Experience:
-    """Rows for the update, and the batch's statistics (means over this process's replies)."""
+@dataclass(frozen=True)
+class Rollout:
+    """The prompts of an update and the replies that the policy gave, in one order."""
 
-    rows: list[ExperienceRow]
-    stats: dict[str, float]
+    prompts: Sequence[PromptTokens]
+    replies: Sequence[Reply]
+
+    @property
+    def pairs(self) -> list[tuple[list[int], list[int]]]:
+        """(prompt, reply) as token ids."""
+        return [(prompt.ids, reply.ids) for prompt, reply in zip(self.prompts, self.replies, strict=True)]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What the four roles say of a rollout, on the CPU; places outside the mask are 0."""
+
+    mask_BT: Tensor
+    """True on the tokens of the replies."""
+    logprobs_BT: Tensor
+    reference_BT: Tensor
+    values_BT: Tensor
+    entropy_BT: Tensor
+    score_B: Tensor
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """The reward of every token, and the two parts that it is made of."""
+
+    rewards_BT: Tensor
+    shaped_B: Tensor
+    """The score after normalising, clip and end penalty, given at a reply's last token."""
+    kl_BT: Tensor
+
+
+@dataclass(frozen=True)
+class Advantages:
+    """What GAE makes of the rewards."""
+
+    whitened_BT: Tensor
+    returns_BT: Tensor
 
 
 @torch.no_grad()
-def collect(
-    roles: PPORoles,
-    prompts: Sequence[Sequence[int]],
-    replies: Sequence[Reply],
-    rule: RewardRule,
-    passes: Sequence[Sequence[int]],
-    reduce: Callable[[Tensor], Tensor],
-) -> Experience:
-    """Score replies and turn them into experience.
-
-    `passes` are the places of the rows that are computed at a time, in order; `reduce` sums a tensor over processes.
-    """
+def judge(roles: PPORoles, rollout: Rollout, temperature: float, options: TrainingOptions) -> Judged:
+    """Log-probabilities of policy and reference, values and scores, as many rows at a time as the options say."""
     for role in roles.all():
         role.eval()
-    pairs = [(prompt, reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
-    lengths_B = torch.tensor([len(reply.ids) for reply in replies])
+    pairs = rollout.pairs
+    lengths_B = torch.tensor([len(reply) for _, reply in pairs])
     mask_BT = torch.arange(int(lengths_B.max()))[None] < lengths_B[:, None]
-    parts = [_pass(roles, [pairs[i] for i in places], rule.temperature) for places in passes]
+    passes = in_order(
+        [len(prompt) + len(reply) for prompt, reply in pairs], options.micro_batch_size, options.micro_tokens
+    )
+    parts = [_pass(roles, [pairs[i] for i in places], temperature) for places in passes]
     logprobs_BT, reference_BT, values_BT, entropy_BT = (
         _unpack(torch.cat([part[i] for part in parts]), mask_BT) for i in range(4)
     )
-    score_B = torch.cat([part[4] for part in parts])
-    if not bool(torch.isfinite(score_B).all() & torch.isfinite(values_BT).all() & torch.isfinite(logprobs_BT).all()):
-        raise TrainingStopped("scores, values or log-probabilities are not finite", code="not_finite")
-    finished_B = torch.tensor([reply.finished for reply in replies])
-    shaped_B = shape_rewards(score_B, finished_B, rule.mean, rule.std, rule.clip, rule.missing_eos_penalty)
-    kl_BT = kl_k1(logprobs_BT, reference_BT)
+    judged = Judged(mask_BT, logprobs_BT, reference_BT, values_BT, entropy_BT, torch.cat([part[4] for part in parts]))
+    for numbers in (judged.score_B, judged.values_BT, judged.logprobs_BT):
+        if not torch.isfinite(numbers).all():
+            raise TrainingStopped("scores, values or log-probabilities are not finite", code="not_finite")
+    return judged
+
+
+def reward(judged: Judged, rollout: Rollout, rule: RewardRule) -> Rewards:
+    """r_t = -beta KL_t, and the shaped score on top at the last token of each reply."""
+    finished_B = torch.tensor([reply.finished for reply in rollout.replies])
+    shaped_B = shape_rewards(judged.score_B, finished_B, rule.mean, rule.std, rule.clip, rule.missing_eos_penalty)
+    kl_BT = kl_k1(judged.logprobs_BT, judged.reference_BT)
     rewards_BT = -rule.kl_coef * kl_BT
-    rewards_BT[torch.arange(len(replies)), lengths_B - 1] += shaped_B
-    advantages_BT, returns_BT = generalized_advantages(rewards_BT, values_BT, mask_BT, rule.gamma, rule.lam)
-    whitened_BT = whiten(advantages_BT, mask_BT, reduce)
-    rows = _rows(pairs, logprobs_BT, values_BT, whitened_BT, returns_BT)
-    sampled_BT = _unpack(torch.tensor([x for reply in replies for x in reply.logprobs]), mask_BT)
-    stats = {
-        "objective/kl_k1": _per_reply(kl_BT, mask_BT),
-        "objective/kl_k3": _per_reply(kl_k3(logprobs_BT, reference_BT), mask_BT),
-        "objective/entropy": float(masked_mean(entropy_BT, mask_BT)),
-        "objective/score": float(score_B.mean()),
-        "objective/score_shaped": float(shaped_B.mean()),
-        "objective/reward": float(shaped_B.mean()) - rule.kl_coef * _per_reply(kl_BT, mask_BT),
-        "objective/kl_penalty": rule.kl_coef * _per_reply(kl_BT, mask_BT),
-        "objective/kl_coef": rule.kl_coef,
-        "value/explained_var": float(explained_variance(values_BT, returns_BT, mask_BT)),
-        "value/mean": float(masked_mean(values_BT, mask_BT)),
-        "response/len_mean": float(lengths_B.float().mean()),
-        "response/len_p95": float(torch.quantile(lengths_B.float(), 0.95)),
-        "response/eos_rate": float(finished_B.float().mean()),
-        "response/repeat_rate": _repeat_rate(replies),
-        "rollout/logprob_gap": float((sampled_BT - logprobs_BT).abs()[mask_BT].max()),
-        "rollout/kl_max": float(kl_BT[mask_BT].abs().max()),
-    }
-    return Experience(rows, stats)
+    rewards_BT[torch.arange(len(shaped_B)), judged.mask_BT.sum(1) - 1] += shaped_B
+    return Rewards(rewards_BT, shaped_B, kl_BT)
 
 
-def _rows(
-    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
-    logprobs: Tensor,
-    values: Tensor,
-    whitened: Tensor,
-    returns: Tensor,
-) -> list[ExperienceRow]:
-    """One row per reply, with the numbers [B, T] of its own tokens."""
+def estimate(rewards: Rewards, judged: Judged, rule: RewardRule, reduce: Callable[[Tensor], Tensor]) -> Advantages:
+    """Advantages by GAE, whitened over the global batch, and returns; `reduce` sums a tensor over processes."""
+    advantages_BT, returns_BT = generalized_advantages(
+        rewards.rewards_BT, judged.values_BT, judged.mask_BT, rule.gamma, rule.lam
+    )
+    return Advantages(whiten(advantages_BT, judged.mask_BT, reduce), returns_BT)
+
+
+def experience(rollout: Rollout, judged: Judged, advantages: Advantages) -> list[ExperienceRow]:
+    """One row per reply, with the numbers of its own tokens."""
+    every = (judged.logprobs_BT, judged.values_BT, advantages.whitened_BT, advantages.returns_BT)
     rows = []
-    for i, (prompt, reply) in enumerate(pairs):
-        own = [x_BT[i, : len(reply)].tolist() for x_BT in (logprobs, values, whitened, returns)]
-        rows.append(ExperienceRow(prompt, reply, own[0], own[1], own[2], own[3]))
+    for i, (prompt, reply) in enumerate(rollout.pairs):
+        own = [x_BT[i, : len(reply)].tolist() for x_BT in every]
+        rows.append(ExperienceRow(prompt, reply, own[0], own[1], own[2], own[3], rollout.prompts[i].id))
     return rows
+
+
+def statistics(
+    rollout: Rollout, judged: Judged, rewards: Rewards, advantages: Advantages, rule: RewardRule
+) -> dict[str, float]:
+    """What is logged of an update's experience: means over this process's replies."""
+    mask_BT, replies = judged.mask_BT, rollout.replies
+    kl = _per_reply(rewards.kl_BT, mask_BT)
+    length_B = mask_BT.sum(1).float()
+    sampled_BT = _unpack(torch.tensor([x for reply in replies for x in reply.logprobs]), mask_BT)
+    return {
+        "objective/kl_k1": kl,
+        "objective/kl_k3": _per_reply(kl_k3(judged.logprobs_BT, judged.reference_BT), mask_BT),
+        "objective/entropy": float(masked_mean(judged.entropy_BT, mask_BT)),
+        "objective/score": float(judged.score_B.mean()),
+        "objective/score_shaped": float(rewards.shaped_B.mean()),
+        "objective/reward": float(rewards.shaped_B.mean()) - rule.kl_coef * kl,
+        "objective/kl_penalty": rule.kl_coef * kl,
+        "objective/kl_coef": rule.kl_coef,
+        "value/explained_var": float(explained_variance(judged.values_BT, advantages.returns_BT, mask_BT)),
+        "value/mean": float(masked_mean(judged.values_BT, mask_BT)),
+        "response/len_mean": float(length_B.mean()),
+        "response/len_p95": float(torch.quantile(length_B, 0.95)),
+        "response/eos_rate": float(torch.tensor([reply.finished for reply in replies]).float().mean()),
+        "response/repeat_rate": _repeat_rate(replies),
+        "rollout/logprob_gap": float((sampled_BT - judged.logprobs_BT).abs()[mask_BT].max()),
+        "rollout/kl_max": float(rewards.kl_BT[mask_BT].abs().max()),
+    }
 
 
 def _pass(roles: PPORoles, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float) -> list[Tensor]:

@@ -1,4 +1,9 @@
-"""What must hold in every PPO run, checked while it runs: equal start, exact ratios, frozen roles, one base."""
+"""What must hold in every PPO run, checked while it runs: equal start, exact ratios, frozen roles, one base.
+
+Before the first update pi = pi_old = q, so that log pi_old - log q is 0 at every token and rho_t is 1 in the first
+minibatch (a check of "The 37 Implementation Details of Proximal Policy Optimization", ICLR blog track
+2022). Symbols are those of `align/rl/__init__.py`.
+"""
 
 from __future__ import annotations
 

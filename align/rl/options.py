@@ -1,4 +1,8 @@
-"""What can be set of PPO, what of it cannot work, and what a knowledgeable person would ask about. No torch."""
+"""What can be set of PPO, what of it cannot work, and what a knowledgeable person would ask about. No torch.
+
+Of the symbols of `align/rl/__init__.py`, beta is `kl_coef`, gamma `gamma` and lambda `lam`; `eps` is Adam's. The
+objective is eq. 9 of arXiv 1707.06347; defaults follow arXiv 2403.17031.
+"""
 
 from __future__ import annotations
 

@@ -1,102 +1,112 @@
-"""The rollout half of a PPO update: which prompts, which replies, and how the KL coefficient follows its target."""
+"""The update loop of PPO: rollout, rewards, advantages, passes, then log, stop or go on.
+
+"Proximal Policy Optimization Algorithms", arXiv 1707.06347, algorithm 1, with the rewards of "Fine-Tuning Language
+Models from Human Preferences", arXiv 1909.08593, eq. 2. The same loop elsewhere: `PPOTrainer.train` of TRL.
+`docs/ppo.md` has the details and their defaults; symbols are those of `align/rl/__init__.py`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
-from align.inference.generation import Reply, RolloutEngine, Sampling
-from align.inference.scoring import score_replies
-from align.rl.experience import Experience, PPORoles, RewardRule, collect
-from align.training.batching import batches, in_order, seed_at
-from align.training.context import write_samples
+from align.rl import invariants
+from align.rl.actor_critic import ActorCritic, ExperienceRow
+from align.rl.experience import PPORoles, RewardRule, estimate, experience, judge, reward, statistics
+from align.rl.options import PPOOptions
+from align.rl.rollouts import Rollouts
+from align.tracking.progress import Progress
+from align.training.batching import cut
+from data_prep.core.errors import TrainingStopped
+from data_prep.prepare.arrow_rows import lengths_of
 
 if TYPE_CHECKING:
-    from align.rl.options import PPOOptions
     from align.training.context import StageContext
+    from align.training.optimizer import Updater
     from data_prep.types import PromptTokens
 
-
-_SAMPLES = 16  # replies of an update that are kept to be read
-
-
-class Rollouts:
-    """Draws each update's prompts (a function of seed and update alone) and samples one reply for each."""
-
-    def __init__(
-        self, context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
-    ) -> None:
-        self._work = context
-        self._prompts = prompts
-        self._roles = roles
-        self._options = options
-        self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
-        self._latest: list[tuple[PromptTokens, Reply]] = []
-        self._sampling = Sampling(options.max_new_tokens, options.temperature)
-
-    def collect(self, update: int, rule: RewardRule) -> Experience:
-        """This process's share of an update's experience; statistics are means over all processes."""
-        process = self._work.accelerator
-        per_epoch = self._options.steps_in_epoch(len(self._prompts))
-        epoch, place = divmod(update, per_epoch)
-        index = batches(len(self._prompts), self._options.batch_size, self._work.seed, epoch)[place]
-        index = index[: self._options.batch_size][process.process_index :: process.num_processes]
-        rows = [self._prompts[i] for i in index]
-        generator = torch.Generator(device=process.device)
-        generator.manual_seed(seed_at(self._work.seed, update, process.process_index))
-        prompts = [row.ids for row in rows]
-        with self._work.phase("rollout"):
-            replies = self._engine.generate(prompts, self._sampling, generator)
-        lengths = [len(prompt) + len(reply.ids) for prompt, reply in zip(prompts, replies, strict=True)]
-        passes = in_order(lengths, self._options.micro_batch_size, self._options.micro_tokens)
-        with self._work.phase("score"):
-            experience = collect(self._roles, prompts, replies, rule, passes, self._sum)
-        for made, row in zip(experience.rows, rows, strict=True):
-            made.id = row.id
-        self._latest = list(zip(rows, replies, strict=True))[:_SAMPLES]
-        return Experience(experience.rows, self._averaged(experience.stats))
-
-    def keep_samples(self, update: int) -> None:
-        """Replace samples.jsonl by some of this update's prompts and replies."""
-        rows = []
-        for row, reply in self._latest:
-            text = self._work.renderer.decode(reply.ids)
-            rows.append(
-                {"prompt": row.text, "id": row.id, "update": update + 1, "reply": text, "ended": reply.finished}
-            )
-        write_samples(self._work, rows)
-
-    def _sum(self, value: torch.Tensor) -> torch.Tensor:
-        process = self._work.accelerator
-        if process.num_processes == 1:
-            return value
-        moved = value.to(process.device)
-        return process.reduce(moved, "sum").to(value.device)  # type: ignore[no-any-return]
-
-    def _averaged(self, stats: dict[str, float]) -> dict[str, float]:
-        """Means over processes, which hold equal shares but for a row."""
-        count = self._work.accelerator.num_processes
-        if count == 1:
-            return stats
-        totals = self._sum(torch.tensor(list(stats.values()), dtype=torch.float64))
-        return {name: float(total) / count for name, total in zip(stats, totals, strict=True)}
+SHOWN = {"reward": "objective/score_shaped", "kl": "objective/kl_k1", "eos": "response/eos_rate"}
+"""What the progress bar shows."""
 
 
-def measured_norm(
-    context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
+def improve(
+    context: StageContext,
+    prompts: Sequence[PromptTokens],
+    roles: PPORoles,
+    rule: RewardRule,
+    updater: Updater,
+    step0: dict[str, Any],
 ) -> dict[str, float]:
-    """Score statistics of the starting policy's replies: for a reward model moved to another precision."""
-    engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
-    generator = torch.Generator(device=context.accelerator.device)
-    generator.manual_seed(context.seed)
-    replies = engine.generate(
-        [row.ids for row in prompts], Sampling(options.max_new_tokens, options.temperature), generator
-    )
-    pairs = [(row.ids, reply.ids) for row, reply in zip(prompts, replies, strict=True)]
-    scores = torch.tensor(score_replies(roles.reward, pairs, options.micro_batch_size or 64), dtype=torch.float64)
-    return {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
+    """All updates, or those that an earlier run left to do. Returns the last one's statistics."""
+    options = updater.options
+    assert isinstance(options, PPOOptions)
+    rollouts = Rollouts(context, prompts, roles, options)
+    done = context.saver.step
+    kept = context.saver.restore(updater)
+    stats: dict[str, float] = kept.get("stats", {})
+    rule = replace(rule, kl_coef=kept.get("kl_coef", rule.kl_coef))
+    step0 |= kept.get("step0", {})
+    with Progress("ppo", options.updates, enabled=context.is_main, done=done) as progress:
+        for update in range(done, options.updates):
+            with context.phase("rollout"):
+                rollout = rollouts.sample(update)
+            with context.phase("score"):
+                judged = judge(roles, rollout, rule.temperature, options)
+                rewards = reward(judged, rollout, rule)
+                advantages = estimate(rewards, judged, rule, rollouts.summed)
+                rows = experience(rollout, judged, advantages)
+                stats = rollouts.averaged(statistics(rollout, judged, rewards, advantages, rule))
+            if update == 0:
+                invariants.require_equal_start(stats, step0, invariants.is_exact(context))
+            with context.phase("train"):
+                stats |= passes(context, updater, rows, update, step0)
+            if context.is_main:
+                context.metrics.log(update + 1, "train", stats)
+                rollouts.keep(rollout, update)
+            progress.advance(1, **{short: stats[name] for short, name in SHOWN.items()})
+            kl = stats["objective/kl_k1"]
+            if kl > options.kl_limit:
+                return stats | {"stopped_on_kl": 1.0}
+            if options.kl_target > 0:
+                rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, kl, options))
+            context.saver.offer(updater, update + 1, {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0})
+    return stats
+
+
+def passes(
+    context: StageContext, updater: Updater, rows: Sequence[ExperienceRow], update: int, step0: dict[str, Any]
+) -> dict[str, float]:
+    """An update's passes over its experience, ended early when the policy has moved far enough.
+
+    Returns the numbers of the last minibatch.
+    """
+    options, objective = updater.options, updater.objective
+    assert isinstance(options, PPOOptions) and isinstance(objective, ActorCritic)
+    warming = update < options.critic_warmup
+    objective.policy_weight = 0.0 if warming else 1.0
+    updater.hold("policy", warming)
+    objective.train()
+    lengths = lengths_of(rows)
+    numbers: dict[str, float] = {}
+    for number in range(options.ppo_epochs):
+        drawn = np.random.default_rng([context.seed, update, number, context.accelerator.process_index])
+        for part in np.array_split(drawn.permutation(len(rows)), min(options.minibatches, len(rows))):
+            micro = [[rows[i] for i in part[one]] for one in cut(lengths[part], options)]
+            numbers = updater.step([objective.collate(one) for one in micro])
+            if update == 0 and number == 0 and "ratio_dev" not in step0:
+                invariants.record_first_minibatch(numbers, objective, context, step0)
+            if numbers["policy/ratio_mean"] > options.max_ratio:
+                raise TrainingStopped(
+                    f"mean ratio {numbers['policy/ratio_mean']:.1f} at update {update + 1} passes max_ratio",
+                    code="ratio",
+                    hint="lower stages.ppo.lr or ppo_epochs",
+                )
+        if numbers["policy/approxkl"] > options.max_approx_kl:
+            break
+    return {name: value for name, value in numbers.items() if name != "max_ratio_dev"}
 
 
 def adapted_kl_coef(coefficient: float, kl: float, options: PPOOptions) -> float:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.rl.options import PPOOptions
 from align.stages.base import TrainingStage, stage
-from data_prep.core.errors import TrainingStopped, UserError
+from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
     from align.checkpoints.checkpoint import Checkpoint
     from align.checkpoints.compatibility import ParentInfo
-    from align.rl.experience import Experience, PPORoles, RewardRule
+    from align.rl.experience import PPORoles, RewardRule
     from align.training.context import StageContext
     from align.training.optimizer import Updater
     from data_prep.prepare.prepare import Prepared
@@ -42,6 +42,7 @@ class PPO(PPOOptions, TrainingStage):
     def run(self, context: StageContext) -> Checkpoint:
         """Stand four roles on one base, improve the policy, and save policy and critic."""
         from align.rl import invariants as ppo_checks
+        from align.rl.ppo import improve
         from align.stages.supervised import record_counts
 
         with context.phase("data"):
@@ -53,7 +54,7 @@ class PPO(PPOOptions, TrainingStage):
         rule = self._rule(roles, self._norm(context, prepared, roles))
         updater = self._updater(context, roles)
         step0: dict[str, Any] = {"reward_parity": ppo_checks.reward_parity(roles, context)}
-        last = self._improve(context, prepared, roles, rule, updater, step0)
+        last = improve(context, prepared.train, roles, rule, updater, step0)
         ppo_checks.require_unchanged(roles, before)
         context.numbers["metrics"] = {
             **last,
@@ -122,7 +123,7 @@ class PPO(PPOOptions, TrainingStage):
         assert context.reward is not None
         if context.reward.load == context.parent_mode.load.value:
             return dict(context.reward.record["reward_norm"])
-        from align.rl.ppo import measured_norm
+        from align.rl.rollouts import measured_norm
 
         return measured_norm(context, prepared.train[: self.batch_size], roles, self)
 
@@ -165,92 +166,6 @@ class PPO(PPOOptions, TrainingStage):
         return Updater(
             objective, groups, self, steps, context.accelerator, hooks_of(roles.policy) + hooks_of(roles.value)
         )
-
-    def _improve(
-        self,
-        context: StageContext,
-        prepared: Prepared[PromptTokens],
-        roles: PPORoles,
-        rule: RewardRule,
-        updater: Updater,
-        step0: dict[str, Any],
-    ) -> dict[str, float]:
-        """All updates: rollout, experience, passes over it. Returns the last update's statistics."""
-        from dataclasses import replace
-
-        from align.rl import invariants as ppo_checks
-        from align.rl.ppo import Rollouts, adapted_kl_coef
-        from align.tracking.progress import Progress
-
-        rollouts = Rollouts(context, prepared.train, roles, self)
-        done = context.saver.step
-        kept = context.saver.restore(updater)
-        stats: dict[str, float] = kept.get("stats", {})
-        rule = replace(rule, kl_coef=kept.get("kl_coef", rule.kl_coef))
-        step0 |= kept.get("step0", {})
-        with Progress("ppo", self.updates, enabled=context.is_main, done=done) as progress:
-            for update in range(done, self.updates):
-                experience = rollouts.collect(update, rule)
-                if update == 0:
-                    ppo_checks.require_equal_start(experience.stats, step0, ppo_checks.is_exact(context))
-                with context.phase("train"):
-                    numbers = self._passes(context, updater, experience, update, step0)
-                stats = {**experience.stats, **numbers}
-                if context.is_main:
-                    context.metrics.log(update + 1, "train", stats)
-                    rollouts.keep_samples(update)
-                progress.advance(
-                    1,
-                    reward=stats["objective/score_shaped"],
-                    kl=stats["objective/kl_k1"],
-                    eos=stats["response/eos_rate"],
-                )
-                if stats["objective/kl_k1"] > self.kl_limit:
-                    stats["stopped_on_kl"] = 1.0
-                    break
-                if self.kl_target > 0:
-                    rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], self))
-                more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0}
-                context.saver.offer(updater, update + 1, more)
-        return stats
-
-    def _passes(
-        self, context: StageContext, updater: Updater, experience: Experience, update: int, step0: dict[str, Any]
-    ) -> dict[str, float]:
-        """The update's passes over its experience, ended early when the policy has moved far enough."""
-        import numpy as np
-
-        from align.rl import invariants as ppo_checks
-        from align.rl.actor_critic import ActorCritic
-        from align.training.batching import cut
-        from data_prep.prepare.arrow_rows import lengths_of
-
-        objective = updater.objective
-        assert isinstance(objective, ActorCritic)
-        warming = update < self.critic_warmup
-        objective.policy_weight = 0.0 if warming else 1.0
-        updater.hold("policy", warming)
-        objective.train()
-        rows, lengths = experience.rows, lengths_of(experience.rows)
-        numbers: dict[str, float] = {}
-        for number in range(self.ppo_epochs):
-            order = np.random.default_rng(
-                [context.seed, update, number, context.accelerator.process_index]
-            ).permutation(len(rows))
-            for part in np.array_split(order, min(self.minibatches, len(rows))):
-                passes = cut(lengths[part], self)
-                numbers = updater.step([objective.collate([rows[i] for i in part[one]]) for one in passes])
-                if update == 0 and number == 0 and "ratio_dev" not in step0:
-                    ppo_checks.record_first_minibatch(numbers, objective, context, step0)
-                if numbers["policy/ratio_mean"] > self.max_ratio:
-                    raise TrainingStopped(
-                        f"mean ratio {numbers['policy/ratio_mean']:.1f} at update {update + 1} passes max_ratio",
-                        code="ratio",
-                        hint="lower stages.ppo.lr or ppo_epochs",
-                    )
-            if numbers["policy/approxkl"] > self.max_approx_kl:
-                break
-        return {name: value for name, value in numbers.items() if name != "max_ratio_dev"}
 
     def _save(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> Checkpoint:
         from align.training.saving import Result, save_result

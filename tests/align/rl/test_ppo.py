@@ -14,10 +14,11 @@ from align.inference.generation import Reply, RolloutEngine, Sampling
 from align.inference.scoring import pack_responses, score_replies
 from align.models.packing import pack
 from align.rl import invariants as ppo_checks
-from align.rl.actor_critic import ActorCritic
-from align.rl.experience import PPORoles, RewardRule, collect
+from align.rl.actor_critic import ActorCritic, ExperienceRow
+from align.rl.experience import PPORoles, RewardRule, Rollout, estimate, experience, judge, reward, statistics
 from align.roles import Role
-from align.training.batching import in_order
+from align.training.options import TrainingOptions
+from data_prep.types import PromptTokens
 from reward.head import ScalarHead
 from tests.tiny import save_tiny_llama
 from tests.tiny_chain import (
@@ -68,9 +69,14 @@ def sampled(policy: Role, count: int = 6, tokens: int = 7, temperature: float = 
     return prompts, RolloutEngine(policy, END, PAD).generate(prompts, Sampling(tokens, temperature), generator)
 
 
-def gather(roles: PPORoles, prompts, replies, rule=RULE, chunk=100):
-    passes = in_order([1] * len(replies), chunk, 0)
-    return collect(roles, prompts, replies, rule, passes, lambda total: total)
+def gather(roles: PPORoles, prompts, replies, rule=RULE, chunk=100) -> tuple[list[ExperienceRow], dict[str, float]]:
+    """Experience of the replies, and what is logged of it."""
+    rollout = Rollout([PromptTokens(ids, "", f"p:{i}") for i, ids in enumerate(prompts)], replies)
+    judged = judge(roles, rollout, rule.temperature, TrainingOptions(micro_batch_size=chunk))
+    rewards = reward(judged, rollout, rule)
+    advantages = estimate(rewards, judged, rule, lambda total: total)
+    stats = statistics(rollout, judged, rewards, advantages, rule)
+    return experience(rollout, judged, advantages), stats
 
 
 # ---------------------------------------- equal start
@@ -83,19 +89,19 @@ def test_ratio_is_one_and_kl_zero_before_the_first_update(dropout, temperature):
     roles = troupe(dropout=dropout)
     prompts, replies = sampled(roles.policy, temperature=temperature)
     rule = replace(RULE, temperature=temperature)
-    experience = gather(roles, prompts, replies, rule)
-    assert experience.stats["objective/kl_k1"] == 0 and experience.stats["rollout/kl_max"] == 0
-    assert experience.stats["rollout/logprob_gap"] < 1e-5
+    rows, stats = gather(roles, prompts, replies, rule)
+    assert stats["objective/kl_k1"] == 0 and stats["rollout/kl_max"] == 0
+    assert stats["rollout/logprob_gap"] < 1e-5
     objective = ActorCritic(roles.policy, roles.value, 0.2, 0.2, 1.0)
     objective.temperature = temperature
     objective.train()
     for size in (1, 2, 6):
         for start in range(0, 6, size):
-            _, numbers = objective(objective.collate(experience.rows[start : start + size]))
+            _, numbers = objective(objective.collate(rows[start : start + size]))
             assert float(numbers["max_ratio_dev"]) <= CLOSE
             assert float(numbers["policy/clipfrac"]) == 0
-    again = gather(roles, prompts, replies, rule, chunk=2)
-    assert [row.logprobs for row in again.rows] == [pytest.approx(row.logprobs, abs=CLOSE) for row in experience.rows]
+    again, _ = gather(roles, prompts, replies, rule, chunk=2)
+    assert [row.logprobs for row in again] == [pytest.approx(row.logprobs, abs=CLOSE) for row in rows]
 
 
 def test_attention_dropout_of_the_base_is_off_too(tmp_path):
@@ -115,9 +121,9 @@ def test_a_policy_that_is_not_its_reference_is_stopped():
 
     roles = troupe()
     stirred(roles.policy, seed=8)
-    experience = gather(roles, *sampled(roles.policy))
+    _, stats = gather(roles, *sampled(roles.policy))
     with pytest.raises(TrainingStopped, match="before the first update"):
-        ppo_checks.require_equal_start(experience.stats, {}, exact=True)
+        ppo_checks.require_equal_start(stats, {}, exact=True)
 
 
 # ---------------------------------------- reward by hand
@@ -152,9 +158,9 @@ def test_rewards_advantages_and_returns_by_hand(lengths, finished_, lam):
     prompts = sentences(len(lengths))
     found = sentences(len(lengths), seed=3, longest=40)
     replies = [Reply((ids * 3)[:n], [-5.0] * n, done) for ids, n, done in zip(found, lengths, finished_, strict=True)]
-    experience = gather(roles, prompts, replies, rule)
+    rows, stats = gather(roles, prompts, replies, rule)
     raw = []
-    for prompt, reply, row in zip(prompts, replies, experience.rows, strict=True):
+    for prompt, reply, row in zip(prompts, replies, rows, strict=True):
         ids, n = [*prompt, *reply.ids], len(reply.ids)
         ours, theirs = (
             torch.log_softmax(logits(role, [ids]), -1)[len(prompt) - 1 : -1].gather(1, torch.tensor(reply.ids)[:, None])
@@ -176,11 +182,11 @@ def test_rewards_advantages_and_returns_by_hand(lengths, finished_, lam):
         raw += advantages
     mean = sum(raw) / len(raw)
     deviation = math.sqrt(sum((a - mean) ** 2 for a in raw) / len(raw))
-    white = [a for row in experience.rows for a in row.advantages]
+    white = [a for row in rows for a in row.advantages]
     if len(raw) > 1 and deviation > 1e-3:
         assert white == pytest.approx([(a - mean) / deviation for a in raw], abs=2e-3)
-    assert experience.stats["response/eos_rate"] == pytest.approx(sum(finished_) / len(finished_))
-    assert experience.stats["response/len_mean"] == pytest.approx(sum(lengths) / len(lengths))
+    assert stats["response/eos_rate"] == pytest.approx(sum(finished_) / len(finished_))
+    assert stats["response/len_mean"] == pytest.approx(sum(lengths) / len(lengths))
 
 
 def test_nan_outside_the_mask_is_harmless():
@@ -241,10 +247,10 @@ def test_frozen_roles_do_not_change_and_a_change_is_found():
     roles = troupe()
     before = ppo_checks.adapter_digests(roles)
     objective = ActorCritic(roles.policy, roles.value, 0.2, 0.2, 1.0)
-    experience = gather(roles, *sampled(roles.policy))
+    rows, _ = gather(roles, *sampled(roles.policy))
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=0.1)
     for _ in range(3):
-        objective(objective.collate(experience.rows))[0].backward()
+        objective(objective.collate(rows))[0].backward()
         optimizer.step()
     for role in (roles.reference, roles.reward):
         assert all(p.grad is None and not p.requires_grad for p in role.parameters())
@@ -320,17 +326,16 @@ def test_gradient_checkpointing_recomputes_in_ppo_too(tmp_path, monkeypatch):
 
 def test_critic_warm_up_leaves_the_policy_alone(tmp_path, monkeypatch):
     """Of three updates the first is warm-up: the policy moves after the second, the critic at once."""
-    from align.rl.ppo import Rollouts
+    from align.rl import ppo
 
     chain, seen = finished(), []
-    original = Rollouts.collect
 
-    def watch(self, update, rule):
-        roles = (self._roles.policy, self._roles.value)
-        seen.append([{name: p.detach().clone() for name, p in role.named_parameters()} for role in roles])
-        return original(self, update, rule)
+    def watch(roles, *rest):
+        trained = (roles.policy, roles.value)
+        seen.append([{name: p.detach().clone() for name, p in role.named_parameters()} for role in trained])
+        return judge(roles, *rest)
 
-    monkeypatch.setattr(Rollouts, "collect", watch)
+    monkeypatch.setattr(ppo, "judge", watch)
     words = [f"stages.ppo.init={chain / 'sft'}", f"stages.ppo.reward={chain / 'reward_model'}"]
     words += ["stages.ppo.updates=3", "stages.ppo.lr=1e-2", "stages.ppo.schedule=constant"]
     made("ppo", *words, "name=w", out=tmp_path)

@@ -1,0 +1,93 @@
+"""The rollout of a PPO update: which prompts, and one sampled reply to each.
+
+y ~ pi_old( . | x) at the sampling temperature: "Proximal Policy Optimization Algorithms", arXiv 1707.06347, algorithm
+1, line 3. Symbols are those of `align/rl/__init__.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from align.inference.generation import RolloutEngine, Sampling
+from align.inference.scoring import score_replies
+from align.rl.experience import PPORoles, Rollout
+from align.training.batching import batches, seed_at
+from align.training.context import write_samples
+
+if TYPE_CHECKING:
+    from align.rl.options import PPOOptions
+    from align.training.context import StageContext
+    from data_prep.types import PromptTokens
+
+
+_SAMPLES = 16  # replies of an update that are kept to be read
+
+
+class Rollouts:
+    """Draws each update's prompts (a function of seed and update alone) and samples one reply for each."""
+
+    def __init__(
+        self, context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
+    ) -> None:
+        self._context = context
+        self._prompts = prompts
+        self._options = options
+        self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
+        self._sampling = Sampling(options.max_new_tokens, options.temperature)
+
+    def sample(self, update: int) -> Rollout:
+        """This process's share of an update's prompts, and the policy's reply to each."""
+        process, seed = self._context.accelerator, self._context.seed
+        per_epoch = self._options.steps_in_epoch(len(self._prompts))
+        epoch, place = divmod(update, per_epoch)
+        index = batches(len(self._prompts), self._options.batch_size, seed, epoch)[place]
+        index = index[: self._options.batch_size][process.process_index :: process.num_processes]
+        prompts = [self._prompts[i] for i in index]
+        generator = torch.Generator(device=process.device)
+        generator.manual_seed(seed_at(seed, update, process.process_index))
+        return Rollout(prompts, self._engine.generate([row.ids for row in prompts], self._sampling, generator))
+
+    def summed(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        process = self._context.accelerator
+        if process.num_processes == 1:
+            return value
+        moved = value.to(process.device)
+        return process.reduce(moved, "sum").to(value.device)  # type: ignore[no-any-return]
+
+    def averaged(self, stats: dict[str, float]) -> dict[str, float]:
+        """Means over all processes, which hold equal shares but for a row."""
+        count = self._context.accelerator.num_processes
+        if count == 1:
+            return stats
+        totals = self.summed(torch.tensor(list(stats.values()), dtype=torch.float64))
+        return {name: float(total) / count for name, total in zip(stats, totals, strict=True)}
+
+    def keep(self, rollout: Rollout, update: int) -> None:
+        """Replace samples.jsonl by some of this update's prompts and replies."""
+        rows = []
+        for row, reply in list(zip(rollout.prompts, rollout.replies, strict=True))[:_SAMPLES]:
+            text = self._context.renderer.decode(reply.ids)
+            rows.append(
+                {"prompt": row.text, "id": row.id, "update": update + 1, "reply": text, "ended": reply.finished}
+            )
+        write_samples(self._context, rows)
+
+
+def measured_norm(
+    context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
+) -> dict[str, float]:
+    """Score statistics of the starting policy's replies: for a reward model moved to another precision."""
+    engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
+    generator = torch.Generator(device=context.accelerator.device)
+    generator.manual_seed(context.seed)
+    replies = engine.generate(
+        [row.ids for row in prompts], Sampling(options.max_new_tokens, options.temperature), generator
+    )
+    pairs = [(row.ids, reply.ids) for row, reply in zip(prompts, replies, strict=True)]
+    scores = torch.tensor(score_replies(roles.reward, pairs, options.micro_batch_size or 64), dtype=torch.float64)
+    return {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
