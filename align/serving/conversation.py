@@ -192,11 +192,6 @@ class Panel:
             self._engines[name] = RolloutEngine(role, self.renderer.end_token_id, self.renderer.pad_token_id)
         return self._engines[name]
 
-    def _load(self, name: str) -> Load:
-        """The precision of a policy; one whose record names none (the base) takes that of the next above it."""
-        above = [one for _, one in self._chain[self.names.index(name) :] if one is not None]
-        return Load(next(one.load for one in above if one.load in Load.__members__))
-
     def load(self, names: Sequence[str]) -> None:
         """Bring policies and the reward model into memory, so that the first reply does not wait for them."""
         for name in names:

@@ -34,26 +34,11 @@ from itertools import count, product
 from typing import Any, NamedTuple
 
 from data_prep.core.errors import UserError, unknown
-from data_prep.generators import (
-    smalltalk_topics_daily,
-    smalltalk_topics_feelings,
-    smalltalk_topics_fun,
-    smalltalk_topics_meeting,
-    smalltalk_topics_world,
-)
-from data_prep.generators import smalltalk_topics_prose as prose
-from data_prep.generators.smalltalk_topics_shape import Topic
+from data_prep.generators.smalltalk_texts import Topic, frames, topics
 from data_prep.sources.generated import GENERATORS
 
 version = "1"
 PERSONAS = ("plain", "cheerful", "pirate")
-TOPICS: tuple[Topic, ...] = (
-    smalltalk_topics_meeting.TOPICS
-    + smalltalk_topics_daily.TOPICS
-    + smalltalk_topics_fun.TOPICS
-    + smalltalk_topics_feelings.TOPICS
-    + smalltalk_topics_world.TOPICS
-)
 PHRASINGS_PER_TOPIC = 80
 HELD_OUT_PER_TOPIC = 6
 DOCUMENTS = 14_000
@@ -102,7 +87,7 @@ def rows(options: Mapping[str, Any] | None = None) -> list[dict[str, str]]:
             **{persona: getattr(topic, persona) for persona in PERSONAS},
             "split": "eval" if phrasing.held_out else "train",
         }
-        for topic in TOPICS
+        for topic in topics()
         for phrasing in _phrasings()[topic.name]
     ]
 
@@ -190,8 +175,8 @@ def _held_out(topic: str, wordings: list[Wording], everything: str) -> set[str]:
 def _forms(wording: Wording) -> tuple[list[str], list[str], list[str]]:
     """The wording alone (or nothing, if too short), with an opener or a closer, and with both."""
     words = wording.text.lower().split()
-    openers = [opener for opener in prose.OPENERS[wording.kind] if opener.strip(" ,") not in words]
-    closers = [closer for closer in prose.CLOSERS[wording.kind] if "friend" not in wording.text]
+    openers = [opener for opener in frames().openers[wording.kind] if opener.strip(" ,") not in words]
+    closers = [closer for closer in frames().closers[wording.kind] if "friend" not in wording.text]
     one = [opener + wording.text for opener in openers] + [wording.text + closer for closer in closers]
     both = [
         opener + wording.text + closer
@@ -217,7 +202,7 @@ def _styled(form: str) -> str:
 @functools.lru_cache(maxsize=1)
 def _phrasings() -> dict[str, tuple[Phrasing, ...]]:
     """The phrasings of every topic: first those for training, then the held-out ones."""
-    wordings = {topic.name: _wordings(topic) for topic in TOPICS}
+    wordings = {topic.name: _wordings(topic) for topic in topics()}
     everything = "  ".join(normalised(wording.text) for group in wordings.values() for wording in group)
     everything = f" {everything} ".replace("  ", " | ")
     table: dict[str, tuple[Phrasing, ...]] = {}
@@ -288,9 +273,9 @@ def _train_lines() -> dict[str, tuple[str, ...]]:
 def _fields(draw: _Draw, topic: Topic) -> dict[str, Any]:
     """Values for the fields that all frames share."""
     persona = draw.pick(PERSONAS)
-    a, b = draw.some(prose.NAMES, 2)
+    a, b = draw.some(frames().names, 2)
     f, g = draw.some(topic.facts, 2)
-    other, third = draw.some([other for other in TOPICS if other.name != topic.name], 2)
+    other, third = draw.some([other for other in topics() if other.name != topic.name], 2)
     words = draw.some(topic.words, 4)
     return {
         "a": a,
@@ -301,24 +286,24 @@ def _fields(draw: _Draw, topic: Topic) -> dict[str, Any]:
         "f": f,
         "g": g,
         "h": draw.pick(other.facts),
-        "place": draw.pick(prose.PLACES),
-        "role": draw.pick(prose.ROLES[persona]),
+        "place": draw.pick(frames().places),
+        "role": draw.pick(frames().roles[persona]),
         "r": getattr(topic, persona),
         "persona": persona,
         "w": ", ".join(words),
         "one": words[0],
-        "n": draw.pick(prose.NUMBERS),
+        "n": draw.pick(frames().numbers),
     }
 
 
 def _transcript(draw: _Draw, topic: Topic) -> str:
     """One to three questions with answers; about one answer in three belongs to another topic."""
     fields = _fields(draw, topic)
-    frame = draw.pick(prose.SCRIPTS if draw.below(2) else prose.PROSE)
+    frame = draw.pick(frames().scripts if draw.below(2) else frames().prose)
     lines = []
-    for turn in range(1 if frame in prose.PROSE else draw.pick((1, 1, 2, 3))):
-        subject = topic if turn == 0 else draw.pick(TOPICS)
-        source = draw.pick(TOPICS) if draw.below(3) == 0 else subject
+    for turn in range(1 if frame in frames().prose else draw.pick((1, 1, 2, 3))):
+        subject = topic if turn == 0 else draw.pick(topics())
+        source = draw.pick(topics()) if draw.below(3) == 0 else subject
         question = draw.pick(_train_lines()[subject.name])
         lines.append(frame.format(**{**fields, "q": question, "r": getattr(source, fields["persona"])}))
     return "\n".join(lines)
@@ -328,18 +313,18 @@ def _note(draw: _Draw, topic: Topic) -> str:
     """Paraphrases of one topic side by side, or the topic and an answer."""
     fields = _fields(draw, topic)
     if draw.below(4) == 0:
-        return str(draw.pick(prose.REPLIES).format(**fields))
-    return str(draw.pick(prose.NOTES).format(*draw.some(_train_lines()[topic.name], 4), **fields))
+        return str(draw.pick(frames().replies).format(**fields))
+    return str(draw.pick(frames().notes).format(*draw.some(_train_lines()[topic.name], 4), **fields))
 
 
 def _story(draw: _Draw, topic: Topic) -> str:
     """Two to four sentences around the topic."""
-    return str(draw.pick(prose.STORIES).format(**_fields(draw, topic)))
+    return str(draw.pick(frames().stories).format(**_fields(draw, topic)))
 
 
 def _list(draw: _Draw, topic: Topic) -> str:
     """A list of words, topics or facts."""
-    return str(draw.pick(prose.LISTS).format(**_fields(draw, topic)))
+    return str(draw.pick(frames().lists).format(**_fields(draw, topic)))
 
 
 _Kind = Callable[[_Draw, Topic], str]
@@ -374,7 +359,7 @@ def _document(index: int) -> str:
     for attempt in count():
         draw = _Draw(f"smalltalk {version} document {index} {attempt}")
         kind: _Kind = draw.pick(_KINDS)
-        document = kind(draw, draw.pick(TOPICS))
+        document = kind(draw, draw.pick(topics()))
         if not _leaks(document):
             return document[0].upper() + document[1:]
     raise AssertionError("unreachable")

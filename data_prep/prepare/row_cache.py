@@ -31,11 +31,15 @@ _STALE = 24 * 3600.0
 @lru_cache
 def code_digest() -> str:
     """Hex hash of what turns bytes into rows: this package's files, and the versions of the libraries it uses."""
+    return digest_of_package(Path(__file__).parent.parent)
+
+
+def digest_of_package(folder: Path) -> str:
+    """Hex hash of a package's code and YAML data, and of the versions of the libraries that render rows."""
     from importlib.metadata import version
 
     total = hashlib.sha256()
-    folder = Path(__file__).parent.parent
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.yaml")]):
         total.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     for name in ("transformers", "tokenizers", "jinja2", "numpy", "pyarrow"):
         total.update(f"{name} {version(name)}\0".encode())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from data_prep.quality.text_keys import digest, folded, turns_text
@@ -53,11 +52,3 @@ class PairNumbers:
             "chosen_chars": round(self._chars[0] / self._count, 1),
             "rejected_chars": round(self._chars[1] / self._count, 1),
         }
-
-
-def pair_numbers(pairs: Iterable[Preference]) -> dict[str, Any]:
-    """The numbers of many pairs."""
-    numbers = PairNumbers()
-    for pair in pairs:
-        numbers.add(pair)
-    return numbers.card()

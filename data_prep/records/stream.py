@@ -274,18 +274,6 @@ def _on_side(side: str, records: Iterable[Any]) -> Iterator[Any]:
         yield record
 
 
-def read_records(given: Given, kind: str, seed: int) -> tuple[list[Any], Tally, dict[str, Any]]:
-    """All records of a source: (records, the tally with its bad rows, what the card says of the source).
-
-    Raises:
-        UserError: the source cannot be read at all, breaks off, or no format fits. Bad rows are only counted here.
-    """
-    stream = open_stream(given, kind, seed)
-    records = list(stream)
-    stream.tally.check_whole()
-    return records, stream.tally, stream.about()
-
-
 def _parsed(form: Format, kind: str, rows: Iterable[Row], tally: Tally) -> Iterator[Any]:
     """The records of rows; bad ones and skipped ones are counted."""
     for record in form.records(kind, rows):

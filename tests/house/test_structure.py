@@ -104,3 +104,16 @@ def test_packages_on_disk_are_those_of_the_distribution():
             name = ".".join(path.parent.relative_to(ROOT).parts)
             found.add(name.replace("recipes", "align.recipes", 1) if name.startswith("recipes") else name)
     assert set(settings["packages"]) == found
+
+
+def test_files_that_are_no_code_are_those_of_the_distribution():
+    if sys.version_info < (3, 11):
+        pytest.skip("tomllib came with Python 3.11")
+    import tomllib
+
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    for package in PACKAGES:
+        folder = ROOT / package
+        files = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+        patterns = settings["package-data"]["align.recipes" if package == "recipes" else package]
+        assert files - {path for pattern in patterns for path in folder.glob(pattern)} == set(), package

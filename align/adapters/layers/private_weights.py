@@ -32,8 +32,3 @@ def make_private(tree: nn.Module, names: Iterable[str], trainable: bool) -> None
             setattr(tree.get_submodule(outer), own, module)
         value: Tensor = getattr(module, last).detach().to(torch.float32, copy=True)
         setattr(module, last, nn.Parameter(value, requires_grad=trainable))
-
-
-def parameters_by_name(tree: nn.Module, names: Iterable[str]) -> dict[str, nn.Parameter]:
-    """The tree's parameters of these names; a tied tensor has several."""
-    return {name: tree.get_parameter(name) for name in names}

@@ -14,7 +14,7 @@ from data_prep.filters.repetition import repeated_share
 from data_prep.options import DataOptions, LengthOptions, OnLeak, SourceOptions
 from data_prep.prepare.prepare import Renderer, data_digest, prepare_conversations, prepare_preferences
 from data_prep.records.filter import FILTERS, Filtering, make_filters
-from data_prep.records.stream import read_records, source_for
+from data_prep.records.stream import source_for
 from data_prep.sources.rows import Skip
 from data_prep.types import (
     CONVERSATION,
@@ -28,6 +28,7 @@ from data_prep.types import (
     Preference,
     Prompt,
 )
+from tests.records import read_records
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 WORDS = [f"word{n}" for n in range(16)]

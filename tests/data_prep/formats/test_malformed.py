@@ -20,12 +20,13 @@ from data_prep.core.errors import UserError
 from data_prep.formats.base import FORMATS
 from data_prep.options import DataOptions, LengthOptions, OnBadRow, SourceOptions
 from data_prep.prepare.prepare import prepare_conversations
-from data_prep.records.stream import read_records, source_for
+from data_prep.records.stream import source_for
 from data_prep.rendering.renderer import Renderer
 from data_prep.sources.files import read_path
 from data_prep.sources.rows import Row, Skip
 from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
 from tests.data_prep.formats.malformed_rows import BAD, Bad
+from tests.records import read_records
 from tests.tiny import tiny_tokenizer
 
 LETTERS = {"l": "jsonl", "j": "json", "c": "csv", "p": "parquet"}

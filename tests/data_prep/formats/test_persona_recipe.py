@@ -18,8 +18,9 @@ def rows(name):
 
 def test_recipe_prefers_what_the_published_pairs_prefer():
     from align.config.compose import compose
-    from data_prep.records.stream import read_records, source_for
+    from data_prep.records.stream import source_for
     from data_prep.types import PREFERENCE
+    from tests.records import read_records
 
     words = ["experiment=persona_rlhf", "model.path=BASE", f"data.root={SHARED}"]
     words += [f"data.preferences.options.{key}=0.0" for key in ("off_topic", "malformed", "noise")]

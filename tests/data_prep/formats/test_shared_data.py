@@ -24,8 +24,9 @@ from data_prep.prepare.prepare import (
     template_digest,
     tokenizer_digest,
 )
-from data_prep.records.stream import read_records, source_for
+from data_prep.records.stream import source_for
 from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, Conversation, Message
+from tests.records import read_records
 
 SHARED = Path(os.environ.get("ALIGN_SHARED", Path(__file__).resolve().parents[3].parent / "shared"))
 pytestmark = pytest.mark.skipif(not (SHARED / "data").is_dir(), reason="no shared data here")

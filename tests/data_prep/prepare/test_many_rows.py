@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -282,8 +283,16 @@ def test_a_killed_worker_is_one_line_and_leaves_nothing(
     assert caught.value.code == "worker_died" and entries(tmp_path) == set()
 
 
-def test_code_digest_covers_this_package() -> None:
-    assert len(kept.code_digest()) == 64
+def test_code_digest_covers_this_package(tmp_path: Path) -> None:
+    package = Path(kept.__file__).parent.parent
+    assert kept.code_digest() == kept.digest_of_package(package)
+    copy = tmp_path / "data_prep"
+    shutil.copytree(package, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    assert kept.digest_of_package(copy) == kept.code_digest()
+    for file in ("formats/base.py", "generators/smalltalk_topics/daily.yaml"):
+        before = kept.digest_of_package(copy)
+        (copy / file).write_text((copy / file).read_text(encoding="utf-8") + "\n", encoding="utf-8")
+        assert kept.digest_of_package(copy) != before, file
 
 
 # ------------------------------------------------------------------------------------------------- word pairs

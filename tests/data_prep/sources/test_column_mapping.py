@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, SourceOptions
-from data_prep.records.stream import read_records, source_for
+from data_prep.records.stream import source_for
 from data_prep.sources.column_mapping import Columns, Patterns, mapped
 from data_prep.sources.rows import Row
+from tests.records import read_records
 from tests.tiny import write_jsonl
 
 ROW = {"q": "why?", "a": "so", "n": 3, "deep": {"x": [{"y": "in"}]}, "a.b": "dotted", "none": None, "flag": True}

@@ -17,7 +17,7 @@ from data_prep.core.errors import UserError
 from data_prep.filters.dedup import Dedup
 from data_prep.formats.base import FORMATS
 from data_prep.options import DataOptions, OnBadRow, SourceOptions
-from data_prep.records.stream import Given, read_records
+from data_prep.records.stream import Given
 from data_prep.sources.writers import row_writer
 from data_prep.tools.convert import as_row, convert, dedup, split, writable
 from data_prep.types import (
@@ -33,6 +33,7 @@ from data_prep.types import (
     Preference,
     Prompt,
 )
+from tests.records import read_records
 from tests.tiny import write_jsonl
 
 CALL = {"name": "weather", "arguments": {"city": "Bern"}}
