@@ -357,7 +357,7 @@ def test_the_interpreter_ends_whatever_a_tracker_does(tmp_path, call):
 def test_a_tracker_that_begins_after_its_run_has_ended_ends_too():
     with subprocess.Popen([sys.executable, "-c", ""]) as run:
         pass
-    hangs = "tests.align.fake_trackers:HangsAtOnce"
+    hangs = "tests.align.tracking.fake_trackers:HangsAtOnce"
     command = [sys.executable, "-m", "align.tracking.trackers", hangs, "0", str(run.pid)]
     with subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], stdin=subprocess.PIPE) as tracker:
         try:
