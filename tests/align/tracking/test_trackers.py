@@ -22,7 +22,7 @@ from align.tracking import processes as tracks_module
 from align.tracking.metrics import Metrics
 from align.tracking.processes import TrackerPool
 from data_prep.core.errors import UserError
-from tests.align.tracking.fake_trackers import Recorder
+from tests.align.tracking.fake_trackers import HangsAtOnce, Recorder
 from tests.tiny_chain import checkpoint, execute, pipeline_words, read, sft, until
 
 STAGES = ["sft", "reward_model", "ppo"]
@@ -305,7 +305,7 @@ def test_a_tracker_that_hangs_is_left_behind(recorder, tmp_path, capfd, monkeypa
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from tests.align.tracking.fake_trackers import Recorder
+from tests.align.tracking.fake_trackers import HangsAtOnce, Recorder
 from align.config.compose import compose
 from align.config.registries import trackers
 from align.tracking.processes import TrackerPool
@@ -357,9 +357,9 @@ def test_the_interpreter_ends_whatever_a_tracker_does(tmp_path, call):
 def test_a_tracker_that_begins_after_its_run_has_ended_ends_too():
     with subprocess.Popen([sys.executable, "-c", ""]) as run:
         pass
-    hangs = "tests.align.tracking.fake_trackers:HangsAtOnce"
-    command = [sys.executable, "-m", "align.tracking.trackers", hangs, "0", str(run.pid)]
-    with subprocess.Popen(command, cwd=Path(__file__).resolve().parents[2], stdin=subprocess.PIPE) as tracker:
+    hangs = f"{HangsAtOnce.__module__}:{HangsAtOnce.__qualname__}"
+    command = [sys.executable, "-m", "align.tracking.trackers", hangs, "2", str(run.pid)]
+    with subprocess.Popen(command, cwd=Path(__file__).resolve().parents[3], stdin=subprocess.PIPE) as tracker:
         try:
             assert tracker.wait(240) == 1
         finally:
