@@ -15,8 +15,7 @@ from transformers import PreTrainedModel
 import align
 from align.inference.generation import RolloutEngine, Sampling
 from align.inference.loaded import Opened
-from align.serving.conversation import Conversation, Ended, Panel
-from align.serving.options import ChatOptions, find_policy
+from align.models.packing import pack
 from align.weights.drift import measure, of_model, of_role
 from data_prep.types import Message
 from tests.tiny_chain import execute, finished, made, sft
@@ -63,7 +62,6 @@ def greedy(model: PreTrainedModel, ids: list[int], length: int) -> list[int]:
 
 @pytest.mark.parametrize(("stage", "kind"), [("ppo", PeftModel), ("sft", PeftModel)])
 def test_a_loaded_chain_says_what_chat_says(stage: str, kind: type, here: Path) -> None:
-    from align.inference.loaded import Opened
 
     model, tokenizer = align.load(f"my-run/{stage}")
     assert isinstance(model, kind) and not model.training
@@ -92,13 +90,15 @@ def test_what_no_stock_model_computes_is_refused(tmp_path: Path) -> None:
         align.load(str(folder))
 
 
-def test_scores_are_those_of_the_chat(here: Path) -> None:
-    options = ChatOptions(temperature=0, max_new_tokens=6)
-    panel = Panel(find_policy("my-run/ppo", "runs")[0], options)
-    ended = [e for e in panel.answer(Conversation(), "say owl", [panel.main], options) if isinstance(e, Ended)]
-    said = ended[0].said
-    if said.finished:
-        assert align.score("my-run", ["say owl"], [said.text]) == pytest.approx([said.reward], rel=1e-4, abs=1e-5)
+def test_scores_are_the_normalised_scores_of_the_reward_model(here: Path) -> None:
+    opened = Opened.target("my-run/reward_model", "runs")
+    ids = [*opened.renderer.prompt([Message("user", "say owl")]), *opened.renderer.reply("the owl")]
+    with torch.no_grad():
+        raw = float(opened.role.scores(pack([ids]), torch.tensor([len(ids) - 1]))[0])
+    norm = opened.checkpoint.record["reward_norm"]
+    expected = (raw - norm["mean"]) / norm["std"]
+    for target in ("my-run", "my-run/ppo", "my-run/reward_model"):
+        assert align.score(target, ["say owl"], ["the owl"]) == pytest.approx([expected], rel=1e-4, abs=1e-5)
     with pytest.raises(align.UserError, match="1 prompts for 2 replies"):
         align.score("my-run", ["a"], ["b", "c"])
     with pytest.raises(align.UserError, match="head"):
