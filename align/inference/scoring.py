@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align.checkpoints.checkpoint import Checkpoint
 from align.models.packing import Packed, pack
 from align.roles import Role
+from reward.shaping import shape_rewards
 
 
 @dataclass
@@ -60,3 +62,10 @@ def score_replies(role: Role, pairs: Sequence[tuple[Sequence[int], Sequence[int]
             batch = pack_responses(pairs[start : start + chunk]).to(role.tree.device)
             scores += role.scores(batch.packed, batch.last_B).tolist()
     return scores
+
+
+def normalised(scores_B: Tensor, finished_B: Tensor, judge: Checkpoint) -> list[float]:
+    """Raw scores [B] of a reward model as rewards, in deviations of its own scores around their mean; no penalty."""
+    norm = judge.record["reward_norm"] or {"mean": 0.0, "std": 1.0}
+    rewards: list[float] = shape_rewards(scores_B, finished_B, norm["mean"], norm["std"], None, 0.0).tolist()
+    return rewards

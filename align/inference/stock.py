@@ -12,10 +12,9 @@ from typing import Any
 from align.checkpoints.lineage import judge_of
 from align.config.schema import Load
 from align.inference.loaded import Opened
-from align.inference.scoring import score_replies
+from align.inference.scoring import normalised, score_replies
 from data_prep.core.errors import UserError
 from data_prep.types import Message
-from reward.shaping import shape_rewards
 
 
 def load(target: str, out: str = "runs") -> tuple[Any, Any]:
@@ -85,7 +84,5 @@ def score(target: str, prompts: Sequence[str], replies: Sequence[str], out: str 
         (renderer.prompt([Message("user", prompt)]), renderer.reply(reply))
         for prompt, reply in zip(prompts, replies, strict=True)
     ]
-    norm = judge.record["reward_norm"] or {"mean": 0.0, "std": 1.0}
     score_B = torch.tensor(score_replies(role, pairs, 64))
-    finished_B = torch.ones(len(pairs), dtype=torch.bool)
-    return shape_rewards(score_B, finished_B, norm["mean"], norm["std"], None, 0.0).tolist()
+    return normalised(score_B, torch.ones(len(pairs), dtype=torch.bool), judge)

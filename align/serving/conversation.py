@@ -19,7 +19,7 @@ from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.lineage import chain_of, judge_of
 from align.config.schema import Load
 from align.inference.generation import Reply, RolloutEngine, Sampling
-from align.inference.scoring import score_replies
+from align.inference.scoring import normalised, score_replies
 from align.models.fingerprint import base_fingerprint
 from align.models.shared_base import BaseIdentity
 from align.models.virtual_tokens import lead_of
@@ -28,7 +28,6 @@ from align.serving.options import ChatOptions, label_of
 from data_prep.core.errors import UserError
 from data_prep.rendering.renderer import Renderer
 from data_prep.types import Message
-from reward.shaping import shape_rewards
 
 
 @dataclass(frozen=True)
@@ -275,10 +274,8 @@ class Panel:
         """A reply that has ended, with its reward."""
         reply, reward = voice.reply, None
         if self._judging is not None and self._judge is not None and reply.ids:
-            norm = self._judge.record["reward_norm"] or {"mean": 0.0, "std": 1.0}
             score_B = torch.tensor(score_replies(self._judging, [(prompt, reply.ids)], 1))
-            done_B = torch.tensor([reply.finished])
-            reward = float(shape_rewards(score_B, done_B, norm["mean"], norm["std"], None, 0.0)[0])
+            (reward,) = normalised(score_B, torch.tensor([reply.finished]), self._judge)
         return Said(self.renderer.decode(reply.ids), reply.finished, len(reply.ids), reward)
 
 
