@@ -18,9 +18,9 @@ from align.rl.actor_critic import ActorCritic, ExperienceRow
 from align.rl.experience import PPORoles, RewardRule, estimate, experience, judge, reward, statistics
 from align.rl.options import PPOOptions
 from align.rl.rollouts import Rollouts
-from align.tracking.progress import Progress
 from align.training.batching import cut
 from data_prep.core.errors import TrainingStopped
+from data_prep.core.progress import Progress
 from data_prep.prepare.arrow_rows import lengths_of
 
 if TYPE_CHECKING:

@@ -69,7 +69,7 @@ class Evaluate(Stage):
 
     def run(self, context: StageContext) -> Checkpoint | None:
         """Write result.json and samples.jsonl; there are no weights to save."""
-        from align.tracking.progress import Progress
+        from data_prep.core.progress import Progress
 
         with context.phase("data"):
             prepared = context.rows("prompts")

@@ -47,10 +47,10 @@ class LRRange(SFT):
     def run(self, context: StageContext) -> Checkpoint | None:
         """Train a throw-away role at rising rates; write result.json."""
         from align.stages.supervised import groups_of, hooks_of, ready_to_train, record_counts
-        from align.tracking.progress import Progress
         from align.training.lr_range import RisingUpdater, finding, range_test
         from align.training.objectives import LanguageModeling
         from align.training.regularisers import regularise
+        from data_prep.core.progress import Progress
 
         with context.phase("data"):
             prepared: Prepared[Any] = context.rows(self.needs_data[0])

@@ -21,10 +21,10 @@ def supervised_run(
 ) -> dict[str, float]:
     """Train `objective` over prepared rows; returns the numbers of the evaluation that counts."""
     from align.tracking.metrics import read_metrics
-    from align.tracking.progress import Progress
     from align.training.loop import fit
     from align.training.optimizer import Updater
     from align.training.regularisers import regularise
+    from data_prep.core.progress import Progress
 
     options = cast(TrainingStage, context.spec.stage)
     steps = options.steps_over(len(prepared.train))

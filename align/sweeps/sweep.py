@@ -23,12 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 
 from align.config.compose import compose, survey
-from align.config.hydra_loader import group_choices, recipes, recipes_place
+from align.config.hydra_loader import combinations, group_choices, recipes, recipes_place
 from align.config.overrides import parse, rewrite
 from align.config.schema import RunConfig
 from align.planning.preflight import check_sources
@@ -144,7 +143,7 @@ def plan_of(words: list[str], config_dir: str | None) -> Plan:
     if any(item.is_sweep_override() and not item.is_discrete_sweep() for item in listed):
         fixed = [word for word, item in zip(own, listed, strict=True) if not item.is_sweep_override()]
         return Plan(compose(fixed, config_dir), [], [])
-    jobs = [list(words) for batch in BasicSweeper.split_arguments(listed, None) for words in batch]
+    jobs = combinations(listed)
     configs = [compose(words, config_dir) for words in jobs]
     for config in configs:
         check_sources(config)

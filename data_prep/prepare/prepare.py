@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from data_prep.core.hashing import sha256_json
 from data_prep.core.options import plain
+from data_prep.core.progress import Progress
 from data_prep.options import DataOptions, LengthOptions
 from data_prep.prepare.assemble import Reading, load, save, settled
 from data_prep.prepare.collect import Gathered, writing
 from data_prep.prepare.content_digest import content_digest, data_digest
 from data_prep.prepare.render_chunk import Chunks
 from data_prep.prepare.row_cache import Kept, code_digest, stamps
-from data_prep.prepare.throughput import Pace
 from data_prep.prepare.workers import chunked, rendered
 from data_prep.quality.pair_bias import PairNumbers
 from data_prep.quality.text_keys import digest as digest_of
@@ -100,10 +101,11 @@ class Preparation:
     def _gather(self, gathered: Gathered, kept: Kept, size: int) -> None:
         """Read, render and collect all sources."""
         render = Chunks(self.kind, self.renderer, self.length, self.data.system, self.data.train_on)
-        with Pace(self.data.name) as pace:
+        is_first = os.environ.get("RANK", "0") == "0"
+        with Progress(f"data {self.data.name}", None, unit="rows", enabled=is_first) as progress:
             for part in rendered(render, chunked(self._records(kept)), self.data.workers, likely_many=size >= LARGE):
                 gathered.add(part)
-                pace.at(gathered.records)
+                progress.advance(gathered.records - progress.done)
         self.renderer.choices.update(gathered.choices)
 
     def _records(self, kept: Kept) -> Iterator[Any]:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 
 import pytest
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from align.cli.arguments import read_options, run_folder, split_words
@@ -16,7 +15,7 @@ from align.cli.copy import found_recipe
 from align.cli.dispatch import _action, _parser
 from align.cli.verbs import VERBS
 from align.config.compose import compose, survey
-from align.config.hydra_loader import recipes
+from align.config.hydra_loader import combinations, recipes
 from align.config.origins import files_of
 from align.config.overrides import parse, rewrite
 from tests.docs.pages import ROOT, blocks, commands, pages, shell_lines, spans
@@ -46,7 +45,7 @@ def jobs(words, config_dir):
     with recipes(config_dir):
         written = rewrite(given, survey(given)[1])
     listed = OverridesParser.create().parse_overrides(written)
-    return [list(job) for batch in BasicSweeper.split_arguments(listed, None) for job in batch]
+    return combinations(listed)
 
 
 @pytest.mark.parametrize("command", commands(), ids=lambda command: f"{command.page}: {command.text[:60]}")

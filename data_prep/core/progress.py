@@ -22,24 +22,30 @@ class Progress:
 
     Args:
         description: what is being done, for instance the stage's name.
-        total: how many steps there are.
+        total: how many steps there are; None where nobody knows, as of the rows of a stream: then only work that
+            takes long is told, as a plain line with the steps a second.
         enabled: False shows nothing (every process but the first).
         done: steps that an earlier run has done.
+        unit: what a step is.
     """
 
-    def __init__(self, description: str, total: int, *, enabled: bool = True, done: int = 0) -> None:
+    def __init__(
+        self, description: str, total: int | None, *, enabled: bool = True, done: int = 0, unit: str = "steps"
+    ) -> None:
         self.description = description
         self.total = total
         self.enabled = enabled
+        self.unit = unit
         self.done = self._before = done
         self.numbers: dict[str, float] = {}
         self._bar: Bar | None = None
         self._task: TaskID | None = None
+        self._spoke = False
         self._began = self._told = time.monotonic()
 
     def __enter__(self) -> Self:
         self._began = self._told = time.monotonic()
-        if self.enabled and sys.stderr.isatty():
+        if self.enabled and self.total is not None and sys.stderr.isatty():
             self._start_bar()
         return self
 
@@ -85,8 +91,13 @@ class Progress:
     def _tell(self) -> None:
         if not self.enabled:
             return
-        self._told = time.monotonic()
+        self._told, self._spoke = time.monotonic(), True
         took = self._told - self._began
+        if self.total is None:
+            speed = (self.done - self._before) / max(took, 1e-9)
+            line = f"{self.description}: {self.done:,} {self.unit}, {speed:,.0f} {self.unit}/s"
+            print(line, file=sys.stderr, flush=True)
+            return
         left = took / (self.done - self._before) * (self.total - self.done) if self.done > self._before else 0.0
         time_part = f"{left:.0f} s left" if 0 < self.done < self.total else f"{took:.1f} s"
         parts = [f"{self.description} {self.done}/{self.total}", self._shown(), time_part]
@@ -97,5 +108,5 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        else:
+        elif self.total is not None or self._spoke:
             self._tell()
