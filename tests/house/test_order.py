@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.house import picture
 from tests.house.order import FOLDERS, ORDER, Import, all_imports, circles, imports_of, imports_up, package_of
 from tests.house.source import Module, modules
 
@@ -84,3 +86,13 @@ def test_a_circle_is_found_with_all_its_files():
 def test_a_file_without_a_place_says_what_to_do():
     with pytest.raises(LookupError, match=r"align\.attic\.chest has no place: write its package into ORDER"):
         package_of("align.attic.chest")
+
+
+def test_the_picture_shows_what_the_packages_need():
+    drawn = set(re.findall(r"<title>(\S+) needs (\S+)</title>", picture.PLACE.read_text(encoding="utf-8")))
+    assert drawn == picture.needs(), "draw it anew: python -m tests.house.picture"
+
+
+def test_nothing_in_the_picture_stands_left_of_the_diagonal():
+    names = picture.packages()
+    assert all(names.index(importer) < names.index(imported) for importer, imported in picture.needs())
