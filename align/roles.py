@@ -61,7 +61,7 @@ class Role(nn.Module):
         """The head's float32 output at selected packed positions, [M]."""
         if self.head is None:
             raise RuntimeError(f"role {self.name} has no head")
-        return self.head(self.hidden(packed)[index_M])  # type: ignore[no-any-return]
+        return self.head(packed_hidden(self.tree, packed)[index_M])  # type: ignore[no-any-return]
 
     def freeze(self) -> Role:
         """Stop all gradients of this role; shared base tensors never had any."""

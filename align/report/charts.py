@@ -1,8 +1,7 @@
-"""Drawings as inline SVG: the frame they share, ticks, thinning, and the curve of a metric over steps.
+"""Drawings of the report as inline SVG: curves, intervals, bars, histograms, calibration, and the rail of a chain.
 
 Colours and type come from the page's style sheet (by class), so that a drawing follows light, dark and print. Every
-function returns `Markup`: complete elements whose only text is numbers and escaped labels. The other drawings are in
-`svg_figures.py`.
+function returns `Markup`: complete elements whose only text is numbers and escaped labels.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup, escape
 
+from align.report.axes import Axis, axis_over
 from align.report.formatting import MINUS, number, percent
 from align.report.run_files import Point
 from reward.metrics import accuracy_interval
@@ -30,19 +30,6 @@ def frame(size: tuple[int, int], title: str, text: str, parts: Sequence[str], st
     opening = f'<svg viewBox="0 0 {size[0]} {size[1]}" role="img"{fit}><title>{escape(title)}</title>'
     described = f"<desc>{escape(text)}</desc>" if text else ""
     return Markup(opening + described + "".join(parts) + "</svg>")
-
-
-def ticks(low: float, high: float, about: int = 3) -> list[float]:
-    """Round values that span low..high, about `about` steps apart; the first and last enclose the range."""
-    if high - low <= 1e-9 * max(abs(low), abs(high), 1e-3):
-        pad = abs(high) * 0.1 or 0.5
-        low, high = low - pad, high + pad
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough * 0.999)
-    first, last = math.floor(low / step + 0.02), math.ceil(high / step - 0.02)  # a hair outside is no step more
-    digits = max(0, 12 - math.ceil(math.log10(max(abs(low), abs(high), step))))
-    return [round(i * step, digits) for i in range(first, last + 1)]
 
 
 def thin(points: Sequence[Point], most: int = MOST_POINTS) -> list[Point]:
@@ -75,34 +62,31 @@ def smoothed(points: Sequence[Point], most: int = MOST_POINTS) -> tuple[list[Poi
     return means, window
 
 
-class Axes:
+class Plane:
     """The plane of a curve: steps from left to right, values between round marks."""
 
-    def __init__(self, marks: Sequence[float], end: float, unit: str = "step") -> None:
-        self.marks = marks
-        self.end = end or 1.0
+    def __init__(self, values: Sequence[float], end: float, unit: str = "step") -> None:
+        self.x = Axis(0.0, end or 1.0, LEFT, WIDTH - RIGHT)
+        self.y = axis_over(values, HEIGHT - BOTTOM, TOP, about=3)
         self.unit = unit
 
     def place(self, point: Point) -> tuple[float, float]:
         """A point in units of the drawing."""
-        low, high = self.marks[0], self.marks[-1]
-        x = LEFT + point[0] / self.end * (WIDTH - LEFT - RIGHT)
-        y = TOP + (high - point[1]) / (high - low) * (HEIGHT - TOP - BOTTOM)
-        return round(x, 1), round(y, 1)
+        return self.x.at(point[0]), self.y.at(point[1])
 
     def grid(self) -> list[str]:
         """Lines and labels of both axes."""
-        step = self.marks[1] - self.marks[0]
+        step = self.y.marks[1] - self.y.marks[0]
         digits = max(0, -math.floor(math.log10(step) + 1e-9)) + _quarter(step)
         parts = []
-        for mark in self.marks:
-            y = self.place((0, mark))[1]
+        for mark in self.y.marks:
+            y = self.y.at(mark)
             text = number(mark) if digits > 4 or abs(mark) >= 1e6 else f"{mark:,.{digits}f}".replace("-", MINUS)
             parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:g}" y2="{y:g}"/>')
             parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:g}" text-anchor="end">{text}</text>')
-        for at, anchor in ((0.0, "start"), (self.end, "end")):
+        for at, anchor in ((0.0, "start"), (self.x.high, "end")):
             text = f"{self.unit} {number(round(at))}" if at else "0"
-            parts.append(f'<text x="{self.place((at, 0))[0]:g}" y="{HEIGHT - 5}" text-anchor="{anchor}">{text}</text>')
+            parts.append(f'<text x="{self.x.at(at):g}" y="{HEIGHT - 5}" text-anchor="{anchor}">{text}</text>')
         return parts
 
     def line(self, points: Sequence[Point], kind: str) -> str:
@@ -140,19 +124,18 @@ def curve(
     means, window = smoothed(line)
     raw, second = thin(line), smoothed(beside)[0]
     shown = [*raw, *thin(dots), *second]
-    marks = ticks(min(y for _, y in shown), max(y for _, y in shown))
-    axes = Axes(marks, max(x for x, _ in shown), unit)
-    parts = axes.grid()
+    plane = Plane([y for _, y in shown], max(x for x, _ in shown), unit)
+    parts = plane.grid()
     if second:
-        parts.append(axes.line(second, "beside"))
+        parts.append(plane.line(second, "beside"))
     if len(line) > 1:
-        parts += [axes.line(raw, "raw")] if window > 1 else []
-        parts.append(axes.line(means, "train"))
+        parts += [plane.line(raw, "raw")] if window > 1 else []
+        parts.append(plane.line(means, "train"))
     if line:
-        parts.append(axes.dot(line[-1], "last"))
+        parts.append(plane.dot(line[-1], "last"))
     if len(dots) > 1:
-        parts.append(axes.line(thin(dots), "through"))
-    parts += [axes.dot(point, "held") for point in thin(dots, 40)]
+        parts.append(plane.line(thin(dots), "through"))
+    parts += [plane.dot(point, "held") for point in thin(dots, 40)]
     return frame((WIDTH, HEIGHT), title, _told(line or dots, unit), parts)
 
 
@@ -171,13 +154,13 @@ ROW = 96
 """Height of a rail's row in its own units; the style sheet gives each row of text the same height."""
 
 
-def interval(value: float, low: float, high: float, axis: tuple[float, float], mark: float | None) -> Markup:
-    """A value with its interval on an axis; `mark` is the value that means "no difference"."""
+def interval(value: float, low: float, high: float, ends: tuple[float, float], mark: float | None) -> Markup:
+    """A value with its interval on an axis between two ends; `mark` is the value that means "no difference"."""
     width, height, edge = 160, 16, 4
+    axis = Axis(*ends, edge, width - edge)
 
     def place(at: float) -> float:
-        share = (min(max(at, axis[0]), axis[1]) - axis[0]) / ((axis[1] - axis[0]) or 1.0)
-        return round(edge + share * (width - 2 * edge), 1)
+        return axis.at(min(max(at, axis.low), axis.high))
 
     parts = [f'<line class="grid" x1="{edge}" x2="{width - edge}" y1="8" y2="8"/>']
     if mark is not None:
@@ -217,10 +200,10 @@ def reliability(bins: Sequence[Mapping[str, float]]) -> Markup:
     """How often a reward model is right (dots, 95 % Wilson intervals) against how sure it is; pairs per bin below."""
     width, height, left, right, top, foot, tall = 320, 276, 42, 10, 8, 76, 34
     low = math.floor(4 * min([0.5, *(_wilson(b)[0] for b in bins)])) / 4
+    across, up = Axis(0.5, 1.0, left, width - right), Axis(low, 1.0, height - foot, top)
 
     def place(confidence: float, accuracy: float) -> tuple[float, float]:
-        x = left + (confidence - 0.5) / 0.5 * (width - left - right)
-        return round(x, 1), round(top + (1 - max(accuracy, low)) / (1 - low) * (height - top - foot), 1)
+        return across.at(confidence), up.at(max(accuracy, low))
 
     parts = []
     for share in [quarter / 4 for quarter in range(round(4 * low), 5)]:

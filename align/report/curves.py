@@ -8,7 +8,7 @@ from typing import Any
 
 from align.report.charts import curve, smoothed
 from align.report.formatting import number
-from align.report.plots import Axis, Dot, Series, plot
+from align.report.plots import Dot, Quantity, Series, plot
 from align.report.run_files import Json, StageFiles, given, series
 
 
@@ -100,7 +100,7 @@ def _over_rates(stage: StageFiles) -> Json | None:
     lines = [Series("", [Dot(*pair) for pair in zip(rates, held, strict=False)]) for held in (means, losses)]
     suggestion = stage.result.get("suggestion")
     mark = suggestion if given(suggestion) else None
-    drawing = plot(lines, Axis("learning rate", log=True), Axis("loss"), "Loss over the learning rate", mark)
+    drawing = plot(lines, Quantity("learning rate", log=True), Quantity("loss"), "Loss over the learning rate", mark)
     return {
         "title": "Loss over the learning rate",
         "unit": "nats",

@@ -13,7 +13,7 @@ from itertools import combinations, pairwise
 
 from markupsafe import Markup, escape
 
-from align.report.charts import ticks
+from align.report.axes import axis_over
 from align.report.formatting import MINUS
 
 WIDTH, HEIGHT = 520, 310
@@ -48,29 +48,11 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """What is along an axis, and whether it is logarithmic."""
+class Quantity:
+    """What is along an axis, and whether the axis is logarithmic."""
 
     title: str
     log: bool = False
-
-    def scale(self, values: Sequence[float]) -> tuple[list[float], float, float]:
-        """(marks, low, high) of an axis that holds these values."""
-        low, high = min(values), max(values)
-        if not self.log:
-            marks = ticks(low, high, 4)
-            return marks, marks[0], marks[-1]
-        low, high = math.log10(low), math.log10(high)
-        pad = 0.04 * (high - low) or 0.3
-        steps = (1, 2, 5) if high - low < 2.2 else (1,)
-        every = max(1, math.ceil((high - low) / 8))
-        powers = range(math.floor(low - pad), math.ceil(high + pad) + 1, every)
-        marks = [m * 10.0**p for p in powers for m in steps if low - pad <= math.log10(m * 10.0**p) <= high + pad]
-        return marks, low - pad, high + pad
-
-    def place(self, value: float) -> float:
-        """Where a value stands, in the units of `scale`."""
-        return math.log10(value) if self.log else value
 
 
 def spans_decades(values: Sequence[float]) -> bool:
@@ -84,47 +66,41 @@ def coincide(series: Sequence[Series]) -> bool:
 
 
 def plot(
-    series: Sequence[Series], x: Axis, y: Axis, label: str, mark: float | None = None, apart: bool = False
+    series: Sequence[Series], x: Quantity, y: Quantity, label: str, mark: float | None = None, apart: bool = False
 ) -> Markup:
     """Series over a number; `mark` is an x worth a line of its own.
 
     apart: each series is moved sideways by a few units, so that marks at one x stand side by side.
     """
     dots = [dot for each in series for dot in each.dots]
-    xs, x_low, x_high = x.scale([dot.x for dot in dots] + ([mark] if mark is not None else []))
-    ends = [end for dot in dots for end in (dot.low, dot.y, dot.high) if end is not None]
-    ys, y_low, y_high = y.scale(ends)
     floor, right = HEIGHT - BOTTOM, WIDTH - RIGHT
-    left = 12 + max(room(_tick(value)) for value in ys)
-
-    def at(dot_x: float, dot_y: float) -> tuple[float, float]:
-        across = (x.place(dot_x) - x_low) / ((x_high - x_low) or 1.0)
-        up = (y.place(dot_y) - y_low) / ((y_high - y_low) or 1.0)
-        return round(left + INSET + across * (right - left - 2 * INSET), 1), round(floor - up * (floor - TOP), 1)
-
+    rows = axis_over([end for dot in dots for end in _ends(dot)], floor, TOP, log=y.log)
+    left = 12 + max(room(_tick(value)) for value in rows.marks)
+    values = [dot.x for dot in dots] + ([mark] if mark is not None else [])
+    columns = axis_over(values, left + INSET, right - INSET, log=x.log)
     parts = []
-    for value in ys:
-        height = at(dots[0].x, value)[1]
+    for value in rows.marks:
+        height = rows.at(value)
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{height}" y2="{height}"/>')
         parts.append(f'<text x="{left - 8}" y="{height}" dy=".34em" text-anchor="end">{_tick(value)}</text>')
-    parts += _ticks(xs, [at(value, ys[0])[0] for value in xs], (floor, floor + 4))
+    parts += _ticks(columns.marks, [columns.at(value) for value in columns.marks], (floor, floor + 4))
     parts.append(_title((left + right) / 2, HEIGHT, x.title))
     parts.append(f'<text class="axis" x="0" y="{TOP - 20}">{escape(y.title)}</text>')
     if mark is not None:
-        across = at(mark, ys[0])[0]
+        across = columns.at(mark)
         parts.append(f'<line class="mark at" x1="{across}" x2="{across}" y1="{TOP}" y2="{floor}"/>')
-    shifts = _shifts(len(series), [at(dot.x, dot.y)[0] for dot in dots]) if apart else [0.0] * len(series)
+    shifts = _shifts(len(series), [columns.at(dot.x) for dot in dots]) if apart else [0.0] * len(series)
     paths = [_means(each.dots) if each.line else [] for each in series]
     marks, whiskers = [], []
     for index, (each, path, shift) in enumerate(zip(series, paths, shifts, strict=True)):
         colour = f"s{index % COLOURS}"
         if len(path) > 1:
-            points = " ".join(f"{a + shift:g},{b:g}" for a, b in (at(*point) for point in path))
+            points = " ".join(f"{columns.at(a) + shift:g},{rows.at(b):g}" for a, b in path)
             parts.append(f'<polyline class="{colour} joined"{_dashes(paths, index)} points="{points}"/>')
         for dot in each.dots:
-            across, height = round(at(dot.x, dot.y)[0] + shift, 1), at(dot.x, dot.y)[1]
+            across, height = round(columns.at(dot.x) + shift, 1), rows.at(dot.y)
             if dot.low is not None and dot.high is not None:
-                bottom, top = at(dot.x, dot.low)[1], at(dot.x, dot.high)[1]
+                bottom, top = rows.at(dot.low), rows.at(dot.high)
                 parts.append(f'<line class="{colour} whisker" x1="{across}" x2="{across}" y1="{bottom}" y2="{top}"/>')
                 whiskers.append((across - 2, top, across + 2, bottom))
             if len(each.dots) <= 60:  # more are a curve: the line says it
@@ -153,18 +129,18 @@ def _dashes(paths: Sequence[Sequence[tuple[float, float]]], index: int) -> str:
     return f' stroke-dasharray="8 {8 * (len(same) - 1)}" stroke-dashoffset="{-8 * same.index(index)}"'
 
 
-def dot_chart(rows: Sequence[tuple[str, Sequence[Dot]]], axis: Axis, label: str) -> Markup:
+def _ends(dot: Dot) -> list[float]:
+    """The heights that a dot and its interval take."""
+    return [end for end in (dot.low, dot.y, dot.high) if end is not None]
+
+
+def dot_chart(rows: Sequence[tuple[str, Sequence[Dot]]], along: Quantity, label: str) -> Markup:
     """Values by name, the name over its values; the values are the dots' y. Dots of one name stand below each other."""
     dots = [dot for _, each in rows for dot in each]
-    marks, low, high = axis.scale([end for dot in dots for end in (dot.low, dot.y, dot.high) if end is not None])
+    axis = axis_over([end for dot in dots for end in _ends(dot)], 2 * INSET, WIDTH - 2 * INSET, log=along.log)
     height = ROW * len(rows) + BOTTOM
-
-    def across(value: float) -> float:
-        share = (axis.place(value) - low) / ((high - low) or 1.0)
-        return round(2 * INSET + share * (WIDTH - 4 * INSET), 1)
-
-    parts = _ticks(marks, [across(mark) for mark in marks], (0, height - BOTTOM))
-    parts.append(_title(WIDTH / 2, height, axis.title))
+    parts = _ticks(axis.marks, [axis.at(mark) for mark in axis.marks], (0, height - BOTTOM))
+    parts.append(_title(WIDTH / 2, height, along.title))
     for index, (name, each) in enumerate(rows):
         most = int(WIDTH / CHARACTER)
         shown = name if len(name) <= most else f"{name[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
@@ -172,9 +148,9 @@ def dot_chart(rows: Sequence[tuple[str, Sequence[Dot]]], axis: Axis, label: str)
         for place, dot in enumerate(each):
             y = round(ROW * index + 35 + (place - (len(each) - 1) / 2) * min(6.0, 18 / len(each)), 1)
             if dot.low is not None and dot.high is not None:
-                ends = f'x1="{across(dot.low)}" x2="{across(dot.high)}" y1="{y}" y2="{y}"'
+                ends = f'x1="{axis.at(dot.low)}" x2="{axis.at(dot.high)}" y1="{y}" y2="{y}"'
                 parts.append(f'<line class="s0 whisker" {ends}/>')
-            parts.append(_shape(0, across(dot.y), y, "s0", dot.title))
+            parts.append(_shape(0, axis.at(dot.y), y, "s0", dot.title))
     return _svg(WIDTH, height, label, parts)
 
 

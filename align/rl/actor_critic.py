@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from align.functional import kl_k3, policy_loss, value_loss
 from align.inference.scoring import ResponseBatch, pack_responses
+from align.models.forward import packed_hidden
 from align.roles import Role, chosen_logprobs
 from align.training.objectives import Objective
 
@@ -63,13 +64,14 @@ class ActorCritic(Objective):
         """Policy and value gradients are clipped apart."""
         return [[p for p in role.parameters() if p.requires_grad] for role in (self.policy, self.value)]
 
-    def summed(self, batch: ResponseBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: ResponseBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss and summed numbers over the minibatch's response tokens."""
         old_M, advantages_M = batch.numbers["logprobs"], batch.numbers["advantages"]
-        hidden_MD = self.policy.hidden(batch.packed)[batch.source_M]
+        hidden_MD = packed_hidden(self.policy.tree, batch.packed)[batch.source_M]
         logprobs_M = chosen_logprobs(self.policy, hidden_MD, batch.targets_M, self.temperature)
         policy_M, ratio_M, clipped_M = policy_loss(logprobs_M, old_M, advantages_M, self.clip, self.dual_clip)
-        values_M = self.value.scores(batch.packed, batch.source_M)
+        assert self.value.head is not None, "a critic has a head"
+        values_M = self.value.head(packed_hidden(self.value.tree, batch.packed)[batch.source_M])
         value_M, value_clipped_M = value_loss(
             values_M, batch.numbers["values"], batch.numbers["returns"], self.value_clip
         )

@@ -94,9 +94,10 @@ def measure(objective: Pairwise, rows: Sequence[PairTokens], passes: Sequence[Se
     objective.eval()
     with torch.no_grad():
         for places in passes:
-            chosen_P, rejected_P = objective.scores(objective.collate([rows[i] for i in places]).to(device))
-            chosen += chosen_P.tolist()
-            rejected += rejected_P.tolist()
+            batch = objective.collate([rows[i] for i in places]).to(device)
+            both = objective.role.scores(batch.packed, torch.cat([batch.chosen_P, batch.rejected_P])).tolist()
+            chosen += both[: len(places)]
+            rejected += both[len(places) :]
     if not all(math.isfinite(score) for score in chosen + rejected):
         raise TrainingStopped("the reward model gives scores that are not finite", code="not_finite")
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]

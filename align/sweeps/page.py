@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from align.report.formatting import duration, number, visible
-from align.report.plots import COLOURS, Axis, Dot, Series, coincide, dot_chart, key, plot, spans_decades
+from align.report.plots import COLOURS, Dot, Quantity, Series, coincide, dot_chart, key, plot, spans_decades
 from align.report.run_files import finite, read_json
 from align.sweeps.comparison import REPEATS, Row, headline, interval, main_metric, rates_of, settings, tuned
 from align.sweeps.table import METRICS, cells, short, varied_keys
@@ -101,9 +101,9 @@ def _tuned(best: Sequence[Row], rows: Sequence[Row], metric: str) -> list[dict[s
     groups = [
         Series(settings(row, rows, without), [_dot(row, float(row["trainable"]), metric)], line=False) for row in sized
     ]
-    axis = Axis("trainable parameters", spans_decades([each.dots[0].x for each in groups]))
+    axis = Quantity("trainable parameters", spans_decades([each.dots[0].x for each in groups]))
     title = f"{METRICS[metric][0]} over trainable parameters, each at its best learning rate"
-    return [dots, _chart(title, groups, axis, Axis(TITLES[metric]))]
+    return [dots, _chart(title, groups, axis, Quantity(TITLES[metric]))]
 
 
 def numeric_key(rows: Sequence[Row]) -> str | None:
@@ -128,7 +128,7 @@ def _dot(row: Row, x: float, metric: str, label: str = "") -> Dot:
     return Dot(x, value, low, high, f"job {row['job']}: {told}: {number(value)}", label)
 
 
-def _chart(title: str, groups: Sequence[Series], x: Axis, y: Axis) -> dict[str, Any]:
+def _chart(title: str, groups: Sequence[Series], x: Quantity, y: Quantity) -> dict[str, Any]:
     legend = [(key(index), each.name) for index, each in enumerate(groups)] if len(groups) > 1 else []
     apart = coincide(groups)
     note = "Marks of several colours at one value are drawn side by side." if apart else ""
@@ -143,15 +143,15 @@ def _over_key(measured: Sequence[Row], rows: Sequence[Row], across: str, metric:
     ]
     values = [dot.x for each in groups for dot in each.dots]
     name = short(varied_keys(rows))[across]
-    axis = Axis(across, spans_decades(values))
-    return _chart(f"{METRICS[metric][0]} over {name}", groups, axis, Axis(TITLES[metric]))
+    axis = Quantity(across, spans_decades(values))
+    return _chart(f"{METRICS[metric][0]} over {name}", groups, axis, Quantity(TITLES[metric]))
 
 
 def _over_names(measured: Sequence[Row], rows: Sequence[Row], metric: str) -> dict[str, Any]:
     """The main metric of each combination."""
     named = [(name, [_dot(row, 0.0, metric) for row in held]) for name, held in _series(measured, rows, []).items()]
     values = [dot.y for _, dots in named for dot in dots]
-    axis = Axis(TITLES[metric], metric == "suggested_lr" and spans_decades(values))
+    axis = Quantity(TITLES[metric], metric == "suggested_lr" and spans_decades(values))
     title = f"{METRICS[metric][0]} by setting"
     return {"title": title, "drawing": dot_chart(named, axis, title), "legend": [], "note": ""}
 
@@ -159,18 +159,18 @@ def _over_names(measured: Sequence[Row], rows: Sequence[Row], metric: str) -> di
 def _over_kl(measured: Sequence[Row], rows: Sequence[Row], metric: str) -> dict[str, Any]:
     """The main metric against the KL: what was gained for how far the policy moved."""
     places = [row["metrics"].get("kl") for row in measured]
-    return _against(measured, rows, metric, places, Axis(TITLES["kl"]), "against KL")
+    return _against(measured, rows, metric, places, Quantity(TITLES["kl"]), "against KL")
 
 
 def _over_size(measured: Sequence[Row], rows: Sequence[Row], metric: str) -> dict[str, Any]:
     """The main metric over the number of trained parameters."""
     places = [row["trainable"] or None for row in measured]
-    axis = Axis("trainable parameters", spans_decades([place for place in places if place]))
+    axis = Quantity("trainable parameters", spans_decades([place for place in places if place]))
     return _against(measured, rows, metric, places, axis, "over trainable parameters")
 
 
 def _against(
-    measured: Sequence[Row], rows: Sequence[Row], metric: str, places: Sequence[float | None], x: Axis, title: str
+    measured: Sequence[Row], rows: Sequence[Row], metric: str, places: Sequence[float | None], x: Quantity, title: str
 ) -> dict[str, Any]:
     """The main metric over a measured number, where there is one; beside the marks the number that varies."""
     across = numeric_key(rows)
@@ -182,7 +182,7 @@ def _against(
         texts = [str(row["varied"].get(told, "")) for row in there]
         dots = [_dot(row, float(at[row["job"]]), metric, text) for row, text in zip(there, texts, strict=True)]
         groups.append(Series(name, dots, line=False))
-    chart = _chart(f"{METRICS[metric][0]} {title}", [each for each in groups if each.dots], x, Axis(TITLES[metric]))
+    chart = _chart(f"{METRICS[metric][0]} {title}", [each for each in groups if each.dots], x, Quantity(TITLES[metric]))
     if told:
         chart["note"] = f"Beside the marks: {short(varied_keys(rows))[told]}. {chart['note']}".rstrip()
     return chart

@@ -8,7 +8,7 @@ Shape suffixes: N packed tokens, M supervised tokens, P pairs, D width, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from align.models.forward import packed_hidden
 from align.models.packing import Packed, pack, pack_branches
 from align.roles import Role, chosen_logprobs
 from data_prep.types import PairTokens, Tokens
@@ -33,16 +34,6 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> Batch: ...
 
 
-Summed = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
-"""Micro-batch -> summed loss and summed numbers."""
-
-
-class Around(Protocol):
-    """What adds to an objective's loss in training (align/training/regularisers.py)."""
-
-    def around(self, summed: Summed, batch: Any) -> tuple[Tensor, dict[str, Tensor]]: ...
-
-
 class Objective(nn.Module):
     """A module whose forward turns a micro-batch into a summed loss and summed numbers.
 
@@ -50,15 +41,7 @@ class Objective(nn.Module):
     logged in place of what is minimised.
     """
 
-    regulariser: Around | None = None
-
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed loss and numbers; in training with what the regulariser adds."""
-        if self.regulariser is None or not self.training:
-            return self.summed(batch)
-        return self.regulariser.around(self.summed, batch)
-
-    def summed(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss and numbers of a micro-batch."""
         raise NotImplementedError
 
@@ -120,9 +103,9 @@ class LanguageModeling(Objective):
             weights, total = torch.from_numpy(chosen).float(), float(chosen.sum())
         return SupervisedBatch(packed, targets - 1, packed.ids_1N[0, targets], total, [row.id for row in rows], weights)
 
-    def summed(self, batch: SupervisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: SupervisedBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss; no further numbers."""
-        hidden_MD = self.role.hidden(batch.packed)[batch.source_M]
+        hidden_MD = packed_hidden(self.role.tree, batch.packed)[batch.source_M]
         logprobs_M = chosen_logprobs(self.role, hidden_MD, batch.targets_M)
         return -(logprobs_M if batch.weights_M is None else logprobs_M * batch.weights_M).sum(), {}
 
@@ -167,14 +150,11 @@ class Pairwise(Objective):
         chosen, rejected = torch.from_numpy(ends[1::3]), torch.from_numpy(ends[2::3])
         return PairBatch(packed, chosen, rejected, margin, float(len(rows)), [row.id for row in rows])
 
-    def scores(self, batch: PairBatch) -> tuple[Tensor, Tensor]:
-        """Float32 scores of chosen and rejected replies, read at their last tokens."""
-        both = self.role.scores(batch.packed, torch.cat([batch.chosen_P, batch.rejected_P]))
-        return both[: len(batch.ids)], both[len(batch.ids) :]
-
-    def summed(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: PairBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss, number of rightly ordered pairs (a tie counts half), summed score differences."""
-        chosen_P, rejected_P = self.scores(batch)
+        hidden_ND, head = packed_hidden(self.role.tree, batch.packed), self.role.head
+        assert head is not None, "a reward model has a head"
+        chosen_P, rejected_P = head(hidden_ND[torch.cat([batch.chosen_P, batch.rejected_P])]).chunk(2)
         loss_P = bradley_terry(chosen_P, rejected_P, batch.margin_P, self.centering)
         gap_P = (chosen_P - rejected_P).detach()
         right = (gap_P > 0).float() + 0.5 * (gap_P == 0).float()

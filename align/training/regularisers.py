@@ -18,17 +18,17 @@ Shape suffixes: N packed tokens, D width, K places that the loss reads.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from align.adapters.layers.private_weights import is_norm
 from align.models.packing import Packed
 from align.roles import Role
-from align.training.objectives import Objective, Summed
+from align.training.objectives import Objective
 from align.training.options import TrainingOptions
 
 
@@ -36,27 +36,43 @@ def regularise(objective: Objective, role: Role, options: TrainingOptions, start
     """Let an objective add what the options ask for to the training of `role`; `start` makes its frozen start."""
     drifts = bool(options.embedding_drift or options.hidden_drift)
     if options.neftune or drifts:
-        objective.regulariser = Regulariser(role, options, start() if drifts else None)
+        Regulariser(role, options, start() if drifts else None).attach(objective)
 
 
 @dataclass
 class Regulariser:
-    """Noise and penalties around the loss of one role."""
+    """Noise and penalties around the loss of one role, by hooks on its objective."""
 
     role: Role
     options: TrainingOptions
     start: Role | None
     """The frozen function that the role started from; needed by the penalties."""
+    _open: ExitStack = field(default_factory=ExitStack)
+    _hidden: list[Tensor] = field(default_factory=list)
 
-    def around(self, summed: Summed, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def attach(self, objective: Objective) -> Objective:
+        """Let it act in every forward of training."""
+        objective.register_forward_pre_hook(self._begin)
+        objective.register_forward_hook(self._end, always_call=True)
+        return objective
+
+    def _begin(self, objective: nn.Module, given: tuple[Any, ...]) -> None:
+        if objective.training:
+            self._open.enter_context(self._noise(given[0].packed))
+            self._hidden = self._open.enter_context(self._kept())
+
+    def _end(self, objective: nn.Module, given: tuple[Any, ...], out: Any) -> Any:
         """The summed loss of a micro-batch with penalties; its numbers, where `loss` is the loss without them."""
-        with self._noise(batch.packed), self._kept() as hidden:
-            loss, numbers = summed(batch)
+        self._open.close()
+        if not objective.training or out is None:  # None: the forward has failed
+            return out
+        (batch,), (loss, numbers) = given, out
         penalties = {}
         if self.options.hidden_drift:
-            penalties["penalty/hidden_drift"] = self.options.hidden_drift * self._hidden_drift(hidden[0], batch)
+            penalties["penalty/hidden_drift"] = self.options.hidden_drift * self._hidden_drift(self._hidden[0], batch)
         if self.options.embedding_drift:
             penalties["penalty/embedding_drift"] = self.options.embedding_drift * self._embedding_drift() * batch.weight
+        self._hidden = []
         told = {name: value.detach() for name, value in penalties.items()}
         return loss + sum(penalties.values()), {"loss": loss.detach(), **numbers, **told}
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from align.report.charts import curve, histogram, interval, reliability, smoothed, thin, ticks
+from align.report.axes import ticks
+from align.report.charts import curve, histogram, interval, reliability, smoothed, thin
 from align.report.formatting import MINUS, NONE, duration, fixed, number, percent, plural, signed, size, visible
 
 

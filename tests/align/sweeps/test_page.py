@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from align.report.plots import Axis, Dot, Mark, Series, beside, coincide, dot_chart, plot, room, without_overlap
+from align.report.plots import Dot, Mark, Quantity, Series, beside, coincide, dot_chart, plot, room, without_overlap
 from align.sweeps.comparison import headline, interval, without_effect
 from align.sweeps.page import charts
 from reward.metrics import Z95, accuracy_interval
@@ -86,7 +86,7 @@ def test_no_whisker_of_a_share_leaves_the_axis():
 
 
 def test_lowest_number_at_the_left_and_first_below_keep_apart():
-    drawing = plot([Series("a", [Dot(-4, -2), Dot(2, 6)])], Axis("x"), Axis("y"), "a plot")
+    drawing = plot([Series("a", [Dot(-4, -2), Dot(2, 6)])], Quantity("x"), Quantity("y"), "a plot")
     left = [
         (float(x), float(y)) for x, y in re.findall(r'<text x="(\S+)" y="(\S+)" dy="\S+" text-anchor="end"', drawing)
     ]
@@ -117,6 +117,6 @@ def test_numbers_without_room_are_left_out_powers_of_ten_last():
 
 
 def test_equal_values_of_one_name_stand_below_each_other():
-    drawing = dot_chart([("lora", [Dot(0, 0.5), Dot(0, 0.5), Dot(0, 0.5)])], Axis("gold"), "a plot")
+    drawing = dot_chart([("lora", [Dot(0, 0.5), Dot(0, 0.5), Dot(0, 0.5)])], Quantity("gold"), "a plot")
     heights = [y for _, _, y in marks_of(drawing)]
     assert len(set(heights)) == 3

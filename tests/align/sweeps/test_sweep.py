@@ -21,7 +21,8 @@ from align import pipeline
 from align.checkpoints.checkpoint import Checkpoint
 from align.cli import dispatch as cli
 from align.config.compose import compose
-from align.report.plots import Axis, Dot, Series, plot, spans_decades
+from align.report.axes import axis_over
+from align.report.plots import Dot, Quantity, Series, plot, spans_decades
 from align.sweeps.comparison import headline
 from align.sweeps.page import charts, numeric_key, write_sweep_report
 from align.sweeps.record import bring_up_to_date, row_of, varied_of
@@ -325,13 +326,15 @@ def test_what_is_drawn_follows_from_what_varies():
 
 
 def test_plots_place_values_where_they_belong():
-    marks, low, high = Axis("x", log=True).scale([1e-3, 1.0])
+    axis = axis_over([1e-3, 1.0], 0.0, 100.0, log=True)
+    marks, low, high = list(axis.marks), axis.low, axis.high
     assert marks == pytest.approx([1e-3, 1e-2, 1e-1, 1.0]) and low < -3 and high > 0
     assert spans_decades([1, 10]) and not spans_decades([1, 9]) and not spans_decades([0, 10])
-    drawing = plot([Series("a", [Dot(1, 1, title="<b>"), Dot(100, 3)])], Axis("x", log=True), Axis("y"), "a plot")
+    along = Quantity("x", log=True)
+    drawing = plot([Series("a", [Dot(1, 1, title="<b>"), Dot(100, 3)])], along, Quantity("y"), "a plot")
     assert "&lt;b&gt;" in drawing and drawing.count('class="s0 dot"') == 2
     a, b = (float(part.split(",")[0]) for part in drawing.split('points="')[1].split('"')[0].split(" "))
-    middle = plot([Series("a", [Dot(1, 1), Dot(10, 2), Dot(100, 3)])], Axis("x", log=True), Axis("y"), "a plot")
+    middle = plot([Series("a", [Dot(1, 1), Dot(10, 2), Dot(100, 3)])], along, Quantity("y"), "a plot")
     points = middle.split('points="')[1].split('"')[0].split(" ")
     assert float(points[1].split(",")[0]) == pytest.approx((a + b) / 2, abs=0.2)
 

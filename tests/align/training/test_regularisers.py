@@ -126,7 +126,7 @@ def test_every_method_can_be_held(method):
     role = fresh(method, load, found)
     ground = Role("start", found.root(load).tree(), None).freeze()
     objective = LanguageModeling(role)
-    objective.regulariser = Regulariser(role, options(hidden_drift=1.0), ground)
+    Regulariser(role, options(hidden_drift=1.0), ground).attach(objective)
     loss, numbers = objective.train()(objective.collate(token_rows(4)))
     loss.backward()
     assert float(numbers["penalty/hidden_drift"]) > 0
@@ -140,7 +140,7 @@ def test_penalties_do_not_depend_on_how_a_batch_is_cut(size):
     role = fresh("full", Load.fp32, found)
     objective = LanguageModeling(role)
     settings = options(hidden_drift=0.5, embedding_drift=0.1)
-    objective.regulariser = Regulariser(role, settings, start())
+    Regulariser(role, settings, start()).attach(objective)
     rows = token_rows(16)
     numbers = updater(objective.train(), settings, 1).step(
         [objective.collate(rows[i : i + size]) for i in range(0, 16, size)]
@@ -148,7 +148,7 @@ def test_penalties_do_not_depend_on_how_a_batch_is_cut(size):
     found_now = gradients(objective)
     whole = fresh("full", Load.fp32)
     other = LanguageModeling(whole)
-    other.regulariser = Regulariser(whole, settings, start())
+    Regulariser(whole, settings, start()).attach(other)
     loss, _ = other.train()(batch := other.collate(rows))
     (loss / batch.weight).backward()
     for name, gradient in gradients(other).items():
@@ -208,7 +208,7 @@ def test_nothing_stays_on_the_tree_when_a_forward_fails():
 def test_nothing_asked_for_nothing_added():
     objective = LanguageModeling(lora())
     regularise(objective, objective.role, TrainingStage(), lambda: pytest.fail("no start is needed"))
-    assert objective.regulariser is None
+    assert not objective._forward_hooks and not objective._forward_pre_hooks
 
 
 # ------------------------------------------------------------------------------------------------------ weight decay
