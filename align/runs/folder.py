@@ -75,33 +75,6 @@ def earlier_entries(folder: Path) -> list[dict[str, Any]]:
     return [entry for entry in entries if entry.get("digest") and (folder / str(entry["dir"])).is_dir()]
 
 
-def finished(folder: Path, name: str, inputs_digest: str, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The entry of a stage that is done with equal inputs, else None.
-
-    Raises:
-        UserError: the stage's files are not those it was saved with.
-    """
-    final = folder / name
-    if (final / "checkpoint.json").is_file():
-        checkpoint = Checkpoint.open(final)
-        checkpoint.check_files()
-        known, own, metrics = (
-            checkpoint.record["inputs_digest"],
-            checkpoint.digest,
-            checkpoint.record.get("metrics", {}),
-        )
-    elif (final / "result.json").is_file() and (final / "inputs.json").is_file():
-        known = json.loads((final / "inputs.json").read_text(encoding="utf-8"))["inputs_digest"]
-        own, metrics = file_sha256(final / "result.json"), {}
-    else:
-        return None
-    if known != inputs_digest:
-        return None
-    unrecorded = {"name": name, "dir": name, "digest": own, "metrics": metrics}
-    entry = next((e for e in entries if e.get("dir") == name and e.get("digest") == own), unrecorded)
-    return {**entry, "status": "done", "skipped": True}
-
-
 def yaml_text(value: Any) -> str:
     """A value as YAML, keys in their order."""
     return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
@@ -184,3 +157,28 @@ def run_of(stage: Path) -> Path:
         if any((job.parent / entry["dir"]).resolve() == stage for entry in earlier_entries(job.parent)):
             return job.parent
     return stage.parent
+
+
+def finished(home: StageFolder, inputs_digest: str) -> dict[str, Any] | None:
+    """The entry of a stage that is done with equal inputs, else None.
+
+    Raises:
+        UserError: the stage's files are not those it was saved with.
+    """
+    final, name = home.final, home.name
+    if (final / "checkpoint.json").is_file():
+        checkpoint = Checkpoint.open(final)
+        checkpoint.check_files()
+        known, own = checkpoint.record["inputs_digest"], checkpoint.digest
+        metrics = checkpoint.record.get("metrics", {})
+    elif (final / "result.json").is_file() and (final / "inputs.json").is_file():
+        known = json.loads((final / "inputs.json").read_text(encoding="utf-8"))["inputs_digest"]
+        own, metrics = file_sha256(final / "result.json"), {}
+    else:
+        return None
+    if known != inputs_digest:
+        return None
+    unrecorded = {"name": name, "dir": name, "digest": own, "metrics": metrics}
+    entries = earlier_entries(home.folder)
+    entry = next((e for e in entries if e.get("dir") == name and e.get("digest") == own), unrecorded)
+    return {**entry, "status": "done", "skipped": True}
