@@ -19,6 +19,7 @@ from align.checkpoints.peft_adapter import unknown_of
 from align.config.schema import RunConfig
 from align.models.resolve import base_identity, find_base, open_renderer
 from align.planning.preflight import require_plans
+from align.run_record import StageEntry
 from align.runs.environment import peak_rss, quieten, reset_peak_rss
 from align.runs.folder import SharedStages, StageFolder, finished, home_of, locked, make_folder, yaml_text
 from align.runs.processes import join_processes
@@ -56,7 +57,7 @@ def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]
         with work.recorded(is_new):
             for plan in require_plans(config, base_folder) if is_fresh else plans:
                 _stage(work, plan)
-    return work.record
+    return work.record.as_dict()
 
 
 def _stage(work: Run, planned: StagePlan[Input]) -> None:
@@ -77,7 +78,7 @@ def _stage(work: Run, planned: StagePlan[Input]) -> None:
     work.finish(home, entry)
 
 
-def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolder) -> dict[str, Any]:
+def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolder) -> StageEntry:
     """Run a stage in its staging folder and publish the result; returns its entry for run.json."""
     started = time.monotonic()
     context = _context(work, plan, digest, home.staging)
@@ -89,8 +90,8 @@ def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolde
         _publish(home, saved, digest)
     work.accelerator.wait_for_everyone()
     own = file_sha256(home.final / ("checkpoint.json" if saved is not None else "result.json"))
-    entry = done_entry(plan, own, {"peak_rss_bytes": peak_rss(), **context.measured()})
-    entry["seconds"] = round(time.monotonic() - started, 3)
+    numbers = {"peak_rss_bytes": peak_rss(), **context.measured(), "seconds": round(time.monotonic() - started, 3)}
+    entry = done_entry(plan, own, numbers)
     if work.is_main:
         home.keep(entry)
     del context

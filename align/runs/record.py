@@ -7,20 +7,21 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import StagePlan, options_of
+from align.checkpoints.checkpoint import RECORD, Checkpoint
+from align.checkpoints.compatibility import StagePlan, adapter_name, options_of
 from align.config.schema import RunConfig
 from align.models.fingerprint import base_fingerprint
 from align.report.page import write_report
-from align.runs.folder import SharedStages, StageFolder, earlier_entries, plain
+from align.run_record import RunRecord, StageEntry
+from align.runs.environment import facts, versions
+from align.runs.folder import SharedStages, StageFolder, plain
 from align.stages.base import TrainingStage
 from align.tracking.processes import TrackerPool
 from data_prep.core.errors import TrainingStopped, UserError
-from data_prep.core.files import write_json
 from data_prep.core.hashing import sha256_json
 from data_prep.prepare.content_digest import data_digest, source_digest
 from data_prep.records.stream import has_source
@@ -49,12 +50,11 @@ class Run:
     """Whether the run has begun to do something."""
     stage: str | None = None
     """The stage at work."""
-    record: dict[str, Any] = field(init=False)
-    """The content of run.json."""
+    record: RunRecord = field(init=False)
     tracks: TrackerPool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.record = new_record(self.config, self.folder, str(self.accelerator.device))
+        self.record = _new_record(self.config, self.folder, str(self.accelerator.device))
         self.tracks = TrackerPool(self.config, self.folder, self.record, self.is_main)
 
     @property
@@ -73,7 +73,7 @@ class Run:
             else:
                 self._failed(error)
             raise
-        self.record["status"] = "done"
+        self.record.status = "done"
         self.write()
         self._report()
         self.tracks.finish("done")
@@ -82,10 +82,11 @@ class Run:
     def _failed(self, error: BaseException) -> None:
         """Say what happened, and of which stage; nothing here may hide the error itself."""
         status = "stopped" if isinstance(error, TrainingStopped | KeyboardInterrupt) else "failed"
-        self.record.update(status=status, error=str(error) or type(error).__name__, failed_stage=self.stage)
-        begun = next((entry for entry in self.record["stages"] if entry["name"] == self.stage), None)
-        if self.stage and (begun is None or not begun.get("digest")):
-            self._put(_unfinished(self.stage, status, begun["dir"] if begun else f".staging-{self.stage}"))
+        self.record.status, self.record.failed_stage = status, self.stage
+        self.record.error = str(error) or type(error).__name__
+        begun = next((entry for entry in self.record.stages if entry.name == self.stage), None)
+        if self.stage and (begun is None or not begun.digest):
+            self._put(_unfinished(self.stage, status, begun.dir if begun else f".staging-{self.stage}"))
         with suppress(Exception):
             self.write()
             self._report()
@@ -107,31 +108,27 @@ class Run:
         self.write()
         self._report()
 
-    def finish(self, home: StageFolder, entry: dict[str, Any]) -> None:
+    def finish(self, home: StageFolder, entry: StageEntry) -> None:
         """Record the stage's result for people, trackers and the stages after it."""
-        entry = {**entry, "name": self.stage}
-        self._put({**entry, "dir": home.seen_from(self.folder)})
-        self.tracks.stage_done(entry, home.final)
+        assert self.stage is not None
+        entry = replace(entry, name=self.stage)
+        self._put(replace(entry, dir=home.seen_from(self.folder)))
+        self.tracks.stage_done(entry.as_dict(), home.final)
         self.write()
         if self.stage != self.config.stages[-1].name:
             self._report()
-        if self.stage and (home.final / "checkpoint.json").is_file():
+        if (home.final / RECORD).is_file():
             self.made[self.stage] = Checkpoint.open(home.final)
         if self.is_main:
             print(_line(entry), file=sys.stderr)
 
-    def _put(self, entry: dict[str, Any]) -> None:
-        """Record a stage in place of what was recorded of it before, in the pipeline's order."""
-        order = [spec.name for spec in self.config.stages]
-        kept = [e for e in self.record["stages"] if e["name"] != entry["name"]]
-        kept.append(entry)
-        kept.sort(key=lambda e: order.index(e["name"]) if e["name"] in order else -1)
-        self.record["stages"] = kept
+    def _put(self, entry: StageEntry) -> None:
+        self.record.put(entry, [spec.name for spec in self.config.stages])
 
     def write(self) -> None:
         """Bring run.json up to date."""
         if self.is_main:
-            write_json(self.folder / "run.json", self.record)
+            self.record.write()
 
     def _report(self) -> None:
         """Bring report.html up to date; what is trained stays, whatever goes wrong here."""
@@ -142,21 +139,22 @@ class Run:
                 print(f"report.html was not written ({type(problem).__name__}: {problem})", file=sys.stderr)
 
 
-def _unfinished(stage: str, status: str, staging: str) -> dict[str, Any]:
+def _unfinished(stage: str, status: str, staging: str) -> StageEntry:
     """The entry of a stage that is at work or has failed: what there is of it lies in its staging folder."""
-    return {"name": stage, "status": status, "dir": staging, "skipped": False, "metrics": {}}
+    return StageEntry(stage, status, staging, skipped=False, metrics={})
 
 
-def _line(entry: dict[str, Any]) -> str:
+def _line(entry: StageEntry) -> str:
     """What stderr says of a stage that is done."""
-    if entry["skipped"]:
-        return f"{entry['name']}: finished before, skipped ({entry['digest'][:8]})"
-    numbers = {k: v for k, v in entry["metrics"].items() if isinstance(v, int | float)}
+    digest = (entry.digest or "")[:8]
+    if entry.skipped:
+        return f"{entry.name}: finished before, skipped ({digest})"
+    numbers = {k: v for k, v in (entry.metrics or {}).items() if isinstance(v, int | float)}
     shown = " ".join(f"{k}={v:.4g}" for k, v in list(numbers.items())[:6])
-    return f"{entry['name']}: done in {entry['seconds']:.0f} s ({entry['digest'][:8]}) {shown}"
+    return f"{entry.name}: done in {entry.seconds or 0:.0f} s ({digest}) {shown}"
 
 
-def done_entry(plan: StagePlan[Checkpoint], digest: str, numbers: dict[str, Any]) -> dict[str, Any]:
+def done_entry(plan: StagePlan[Checkpoint], digest: str, numbers: dict[str, Any]) -> StageEntry:
     """The entry of a stage that has been trained.
 
     Args:
@@ -164,18 +162,18 @@ def done_entry(plan: StagePlan[Checkpoint], digest: str, numbers: dict[str, Any]
         numbers: what was measured of it.
     """
     mode, parents = plan.require(), (("init", plan.init), ("reward", plan.reward))
-    return {
-        "name": plan.spec.name,
-        "status": "done",
-        "dir": plan.spec.name,
-        "digest": digest,
-        "parents": [{"role": role, "digest": one.digest} for role, one in parents if one],
-        "adapter": options_of(plan.spec.adapter)["method"],
-        "on_parent": mode.mode.name if mode.mode else None,
-        "load": mode.load.value,
-        "skipped": False,
+    return StageEntry(
+        name=plan.spec.name,
+        status="done",
+        dir=plan.spec.name,
+        digest=digest,
+        parents=[{"role": role, "digest": one.digest} for role, one in parents if one],
+        adapter=adapter_name(plan.spec.adapter),
+        on_parent=mode.mode.name if mode.mode else None,
+        load=mode.load.value,
+        skipped=False,
         **numbers,
-    }
+    )
 
 
 def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
@@ -204,19 +202,16 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     )
 
 
-def new_record(config: RunConfig, folder: Path, device: str) -> dict[str, Any]:
-    """The content of run.json as a run begins; entries of stages that were finished before are taken over."""
-    from align.runs.environment import facts, versions
-
-    return {
-        "format_version": 1,
-        "name": config.name,
-        "status": "running",
-        "pipeline": config.pipeline,
-        "seed": config.seed,
-        "command": config.command,
-        "config_digest": config.digest,
-        "versions": versions(),
-        "machine": facts(device),
-        "stages": earlier_entries(folder),
-    }
+def _new_record(config: RunConfig, folder: Path, device: str) -> RunRecord:
+    """run.json as a run begins; entries of stages that were finished before are taken over."""
+    return RunRecord(
+        folder=folder,
+        name=config.name,
+        pipeline=config.pipeline,
+        seed=config.seed,
+        command=config.command,
+        config_digest=config.digest,
+        versions=versions(),
+        machine=facts(device),
+        stages=RunRecord.left_in(folder).finished(),
+    )
