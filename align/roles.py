@@ -167,7 +167,7 @@ class Bases:
         return role if trainable else role.freeze()
 
     def fresh(self, parent: Checkpoint | None, adapter: Adapter, parent_mode: ParentMode, name: str) -> Role:
-        """A trainable role on a parent as its footing says; its head, if any, is the stage's business."""
+        """A trainable role on a parent in the mode that its plan says; its head, if any, is the stage's business."""
         if parent is not None and parent_mode.mode is OnParent["continue"]:
             tree = self._tree(parent, parent_mode.load, adapter.traits.owns_weights)
             return Role(name, adapter.load(tree, parent.folder, trainable=True), adapter)
@@ -175,7 +175,7 @@ class Bases:
         return Role(name, adapter.attach(tree, trainable=True), adapter)
 
     def start_of(self, parent: Checkpoint | None, parent_mode: ParentMode, name: str) -> Role:
-        """The frozen function that a fresh role starts from, on the same footing: bit-equal at any precision."""
+        """The frozen function that a fresh role starts from, in the same mode: bit-equal at any precision."""
         if parent is not None and parent_mode.mode is OnParent["continue"]:
             role = self.realise(parent, name, parent_mode.load)
             role.head = None

@@ -19,6 +19,7 @@ from align.checkpoints.peft_adapter import fitted, foreign_record, is_foreign, r
 from align.models.chat_template import TEMPLATE, dressed
 from align.models.fingerprint import base_fingerprint, read_model_config
 from align.models.location import model_folder
+from align.run_record import RunRecord, is_run
 from data_prep.core.errors import UserError, nearest
 from data_prep.core.files import sync, write_json
 from data_prep.core.hashing import file_sha256, sha256_json
@@ -143,7 +144,7 @@ class Checkpoint:
 
     def _moved(self, digest: str) -> Path | None:
         """Where this run keeps the checkpoint of a digest, its archive of replaced stages included."""
-        run = next((p for p in self.folder.resolve().parents if (p / "run.json").is_file()), None)
+        run = next(filter(is_run, self.folder.resolve().parents), None)
         places = [*sorted(run.glob(f"*/{RECORD}")), *sorted(run.glob(f".archive/*/{RECORD}"))] if run else []
         return next((path.parent for path in places if file_sha256(path) == digest), None)
 
@@ -167,12 +168,12 @@ class Checkpoint:
     def _check_record(self) -> None:
         """The run folder, if there is one, knows this record's digest: an edited record is seen there."""
         run = self.folder.resolve().parent
-        if not (run / "run.json").is_file():
+        if not is_run(run):
             return
-        for entry in read_run(run)["stages"]:
-            if entry.get("dir") == self.folder.name and entry.get("digest") not in (None, self.digest):
+        for entry in RunRecord.open(run).stages:
+            if entry.digest and entry.dir == self.folder.name and entry.digest != self.digest:
                 raise UserError(
-                    f"content changed since {self.stage} {entry['digest'][:8]} was saved",
+                    f"content changed since {self.stage} {entry.digest[:8]} was saved",
                     code="changed_file",
                     file=str(self.folder / RECORD),
                     hint="restore the file or train the stage again",
@@ -298,15 +299,6 @@ def _require_keys(path: Path, record: Any) -> None:
                 file=str(path),
                 field=key,
             )
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """The content of a run folder's run.json."""
-    try:
-        record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"run.json cannot be read ({error})", file=str(folder)) from None
-    return dict(record)
 
 
 def nearby_runs(folder: Path) -> str | None:

@@ -1,22 +1,23 @@
 """What a stage stands on, decided before any weight loads: which checkpoints, in which mode, at which precision.
 
-Every rule takes a `Standing`: a finished checkpoint, or a stage of the same pipeline that has not run yet. So
-`align run` and `align check` obey one set of rules.
+Every rule takes a `ParentInfo`: a finished checkpoint, or a stage of the same pipeline that has not run yet. So
+`align run` and `align check` obey one set of rules, and a run is planned once, before its first stage.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 from align.adapters.base import Adapter
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.peft_adapter import UNKNOWN
 from align.checkpoints.resolve import resolve_checkpoint
 from align.config.registries import adapters
-from align.config.schema import Load, OnParent, OnPrecisionChange, StageSpec
+from align.config.schema import Load, OnParent, OnPrecisionChange, RunConfig, StageSpec
 from data_prep.core.errors import UserError
 from data_prep.core.options import build
 
@@ -60,6 +61,10 @@ class Planned:
     load: str
 
 
+Input = Planned | Checkpoint
+"""What a stage may name as what it stands on: a stage before it, or a finished checkpoint."""
+
+
 def options_of(adapter: Adapter) -> dict[str, Any]:
     """An adapter's options as plain JSON values."""
     return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(adapter).items()}
@@ -76,14 +81,14 @@ def adapter_of(standing: ParentInfo) -> Adapter:
 
 
 def find_input(
-    wanted: str | None, role: str, before: Mapping[str, ParentT], pipeline: Sequence[str], out: str
-) -> ParentT | Checkpoint | None:
+    wanted: str | None, role: str, before: Mapping[str, Planned], pipeline: Sequence[str], out: str
+) -> Input | None:
     """What a stage names as its `init` or `reward`; with no name, the latest of that role before it in the pipeline.
 
     Args:
         wanted: a stage, RUN/STAGE, a path, `base`, or None.
         role: policy or reward.
-        before: what the stages before this one make, by stage name, in order.
+        before: what the stages before this one are going to make, by stage name, in order.
         pipeline: names of all stages.
         out: the folder of runs.
 
@@ -101,7 +106,7 @@ def find_input(
             code="illegal_chain",
             hint="name a stage before it, or a finished checkpoint as RUN/STAGE",
         )
-    found: ParentT | Checkpoint = before[wanted] if wanted in before else resolve_checkpoint(wanted, out, True)
+    found: Input = before[wanted] if wanted in before else resolve_checkpoint(wanted, out, True)
     if found.role != role:
         raise UserError(
             f"'{wanted}' is a {found.role} checkpoint where a {role} is needed",
@@ -164,6 +169,54 @@ class ParentMode:
     """Rules that were set aside because the user asked for it."""
 
 
+@dataclass(frozen=True)
+class StagePlan(Generic[ParentT]):
+    """What one stage stands on, and everything that is wrong with it."""
+
+    spec: StageSpec
+    init: ParentT | None
+    reward: ParentT | None
+    parent_mode: ParentMode | None
+    """None where there is none that is legal."""
+    problems: list[UserError] = field(default_factory=list)
+
+    def require(self) -> ParentMode:
+        """The mode and precision of a stage that nothing is wrong with.
+
+        Raises:
+            UserError: the first problem.
+        """
+        for problem in self.problems:
+            raise problem
+        assert self.parent_mode is not None
+        return self.parent_mode
+
+    def begin(self, config: RunConfig, made: Mapping[str, Checkpoint], base_folder: Path) -> StagePlan[Checkpoint]:
+        """The plan as its stage begins: on finished checkpoints, the files of which are looked at again.
+
+        Args:
+            made: the checkpoints that stages before it have made in this run.
+
+        Raises:
+            UserError: something in a checkpoint has changed.
+        """
+
+        def finished(planned: ParentInfo | None) -> Checkpoint | None:
+            if planned is None:
+                return None
+            found = Checkpoint.open(planned.folder) if isinstance(planned, Checkpoint) else made[planned.label]
+            if isinstance(planned, Checkpoint) and found.digest != planned.digest:
+                raise UserError(
+                    f"{planned.label} is another checkpoint than when this run began (got {found.digest[:8]})",
+                    code="changed_file",
+                    file=str(found.folder),
+                    hint="the same command plans with what is there now",
+                )
+            return found.require(base_folder, config.model_names)
+
+        return StagePlan(self.spec, finished(self.init), finished(self.reward), self.parent_mode)
+
+
 def choose_parent_mode(
     parent: ParentInfo | None, adapter: Adapter, mode: OnParent, load: Load | None, on_change: OnPrecisionChange
 ) -> ParentMode:
@@ -182,7 +235,7 @@ def choose_parent_mode(
 
 
 def lookout(parent: ParentInfo | None, load: Load | None, on_change: OnPrecisionChange) -> ParentMode:
-    """The footing of a stage that trains nothing: it looks at its parent as that was trained."""
+    """Mode and precision of a stage that trains nothing: it looks at its parent as that was trained."""
     wanted = load or (Load(parent.load) if parent is not None and parent.load != UNKNOWN else Load.fp32)
     return ParentMode(None, wanted, _change(parent, wanted, on_change))
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from align.checkpoints.checkpoint import RECORD, Checkpoint, read_run
+from align.checkpoints.checkpoint import RECORD, Checkpoint
 from align.checkpoints.peft_adapter import UNKNOWN
+from align.run_record import RunRecord, is_run
 
 
 def lineage(folder: Path) -> dict[str, Any]:
@@ -18,8 +18,8 @@ def lineage(folder: Path) -> dict[str, Any]:
     if (folder / RECORD).is_file():
         tops = [Checkpoint.open(folder)]
     else:
-        entries = [entry for entry in read_run(folder)["stages"] if entry.get("digest")]
-        tops = [Checkpoint.open(folder / e["dir"]) for e in entries if (folder / e["dir"] / RECORD).is_file()]
+        run = RunRecord.open(folder)
+        tops = [Checkpoint.open(run.at(entry)) for entry in run.finished(RECORD)]
     found: dict[str, Checkpoint] = {}
     for top in tops:
         for checkpoint in (top, *top.ancestors()):
@@ -78,13 +78,9 @@ def judge_of(checkpoint: Checkpoint) -> Checkpoint | None:
     for one in (checkpoint, *checkpoint.ancestors()):
         if (judge := one.parent("reward")) is not None:
             return judge
-    run = checkpoint.folder.resolve().parent
-    if not (run / "run.json").is_file():
+    folder = checkpoint.folder.resolve().parent
+    if not is_run(folder):
         return None
-    folders = [run / str(entry["dir"]) for entry in read_run(run)["stages"] if entry.get("digest")]
-    return _last_judge([folder for folder in folders if (folder / RECORD).is_file()])
-
-
-def _last_judge(folders: Sequence[Path]) -> Checkpoint | None:
-    found = [one for folder in folders if (one := Checkpoint.open(folder)).record["role"] == "reward"]
-    return found[-1] if found else None
+    run = RunRecord.open(folder)
+    made = [Checkpoint.open(run.at(entry)) for entry in run.finished(RECORD)]
+    return next((one for one in reversed(made) if one.role == "reward"), None)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from align.checkpoints.checkpoint import RECORD, Checkpoint, nearby_runs, read_run
+from align.checkpoints.checkpoint import RECORD, Checkpoint, nearby_runs
 from align.checkpoints.peft_adapter import is_foreign
+from align.run_record import RunRecord, is_run
 from data_prep.core.errors import UserError
 
 
 def resolve_target(target: str, out: str) -> Path:
     """The checkpoint or run folder that TARGET names: a path, RUN, or RUN/STAGE below `out`."""
     for candidate in (Path(target).expanduser(), Path(out) / target):
-        if (candidate / RECORD).is_file() or (candidate / "run.json").is_file():
+        if (candidate / RECORD).is_file() or is_run(candidate):
             return candidate
         stage = _stage_folder(candidate.parent, candidate.name)
         if stage is not None:
@@ -45,18 +46,16 @@ def resolve_checkpoint(target: str, out: str, foreign: bool = False) -> Checkpoi
     folder = resolve_target(target, out)
     if (folder / RECORD).is_file():
         return Checkpoint.open(folder)
-    entries = [e for e in read_run(folder)["stages"] if e.get("digest") and (folder / e["dir"] / RECORD).is_file()]
-    made = [Checkpoint.open(folder / entry["dir"]) for entry in entries]
+    run = RunRecord.open(folder)
+    made = [Checkpoint.open(run.at(entry)) for entry in run.finished(RECORD)]
     speaking = [checkpoint for checkpoint in made if checkpoint.record["role"] == "policy"] or made
     if not speaking:
         raise UserError("this run has no finished stage with weights yet", file=str(folder))
     return speaking[-1]
 
 
-def _stage_folder(run: Path, stage: str) -> Path | None:
-    if not (run / "run.json").is_file():
+def _stage_folder(folder: Path, stage: str) -> Path | None:
+    if not is_run(folder):
         return None
-    for entry in read_run(run)["stages"]:
-        if entry["name"] == stage and (run / entry["dir"]).is_dir():
-            return run / str(entry["dir"])
-    return None
+    run = RunRecord.open(folder)
+    return next((run.at(entry) for entry in run.stages if entry.name == stage and run.at(entry).is_dir()), None)

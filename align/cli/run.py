@@ -13,6 +13,7 @@ from typing import Any
 from align.config.compose import compose
 from align.config.schema import RunConfig
 from align.planning.preflight import check_sources
+from align.run_record import RunRecord
 from data_prep.core.errors import UserError
 
 
@@ -52,7 +53,8 @@ def _following(config: RunConfig, folder: Path) -> list[tuple[str, str]]:
 
     align, place = _program(), "" if config.out == "runs" else f" out={config.out}"
     following = [("the whole story", str(folder / "report.html"))]
-    left = {entry["name"]: folder / entry["dir"] for entry in read_json(folder / "run.json", []).get("stages") or []}
+    run = RunRecord.left_in(folder)
+    left = {entry.name: run.at(entry) for entry in run.stages}
     trained = [name for name, at in left.items() if (at / "checkpoint.json").is_file()]
     for at in left.values():
         if override := read_json(at / "result.json", []).get("override"):

@@ -157,19 +157,21 @@ def _chain(graph: dict[str, Any]) -> list[str]:
 
 def verify(args: argparse.Namespace) -> Answer:
     """Check a checkpoint, or every checkpoint of a run; exit code 2 when a check fails."""
-    from align.checkpoints.checkpoint import Checkpoint, read_run
+    from align.checkpoints.checkpoint import RECORD, Checkpoint
     from align.checkpoints.resolve import resolve_target
+    from align.run_record import RunRecord
 
     target, out = target_of(args, "verify")
     folder = resolve_target(target, out)
-    if (folder / "checkpoint.json").is_file():
+    if (folder / RECORD).is_file():
         checks = Checkpoint.open(folder).verify()
     else:
-        kept = [entry for entry in read_run(folder)["stages"] if (folder / entry["dir"] / "checkpoint.json").is_file()]
+        run = RunRecord.open(folder)
         checks = [
-            {**check, "name": f"{entry['name']}: {check['name']}"}
-            for entry in kept
-            for check in Checkpoint.open(folder / entry["dir"]).verify()
+            {**check, "name": f"{entry.name}: {check['name']}"}
+            for entry in run.stages
+            if (run.at(entry) / RECORD).is_file()
+            for check in Checkpoint.open(run.at(entry)).verify()
         ]
         if not checks:
             raise UserError("this run has no checkpoint yet", file=str(folder), code="no_checkpoint")

@@ -158,6 +158,11 @@ class RunConfig:
     swept: dict[str, str] = field(default_factory=dict)
     """What the recipe is made to be swept over, key -> values; one run has the recipe's own values."""
 
+    @property
+    def model_names(self) -> list[str]:
+        """What the model is called, by this run and elsewhere."""
+        return [name for name in (self.model.path, *self.model.aliases) if name]
+
 
 # How a stage stands on its parent: `continue` is a Python keyword, hence the functional form.
 OnParent = Enum("OnParent", ["auto", "continue", "stack", "merge"])

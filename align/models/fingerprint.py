@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from data_prep.core.cache_folder import cache_folder
 from data_prep.core.errors import UserError, nearest
+from data_prep.core.files import write_text
 from data_prep.core.hashing import _BLOCK, sha256_json
 
 # Keys of config.json that do not change what the weights compute.
@@ -172,11 +172,9 @@ class _Cache:
     def put(self, key: str, value: str) -> None:
         known = self._read()
         known[key] = value
-        staging = self._path.with_suffix(f".{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            staging.write_text(json.dumps(known), encoding="utf-8")
-            os.replace(staging, self._path)
+            write_text(self._path, json.dumps(known))
         except OSError:
             return  # an unwritable cache folder: hash again next time
 

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from align.config.schema import RunConfig
-from align.models.chat_template import asked_template, dressed
+from align.models.chat_template import asked_template, bare, dressed
+from align.models.fingerprint import base_fingerprint
 from align.models.from_scratch import make_blank
 from align.models.location import model_folder
 from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
+    from align.models.shared_base import BaseIdentity
     from data_prep.rendering.renderer import Renderer
 
 
@@ -35,6 +37,19 @@ def find_base(config: RunConfig, folder: Path, weights: bool = True) -> Path:
         raise UserError("no model is given", field="model.path", hint="set model=hf model.path=FOLDER")
     found = model_folder(model.path, model.revision)
     return dressed(found, asked_template(model.template, found)) if model.template else found
+
+
+def base_identity(config: RunConfig, folder: Path) -> BaseIdentity:
+    """What records call a run's base, the folder of which is `folder`."""
+    from align.models.shared_base import BaseIdentity
+
+    path = config.model.path
+    if config.model.init == "random":
+        name = f"random:{config.seed}"
+    else:
+        assert path is not None
+        name = str(bare(folder)) if Path(path).expanduser().exists() else path
+    return BaseIdentity(name, config.model.revision, base_fingerprint(folder))
 
 
 def open_renderer(folder: Path) -> Renderer:

@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.checkpoints.compatibility import Planned
+from align.checkpoints.compatibility import Input, StagePlan
 from align.config.schema import RunConfig, StageSpec
 from align.models.fingerprint import check_weight_files, context_length, read_model_config
 from align.planning.findings import Findings
-from align.planning.preflight import StagePlan, source_problems, unfit, walk
+from align.planning.preflight import plan_stages, source_problems, unfit
 from align.stages.base import TrainingStage
 from align.training.data import Reading, context_of
 from data_prep.core.errors import UserError
@@ -40,10 +40,10 @@ def check(config: RunConfig, say: Callable[[str], None] = lambda doing: None) ->
     with tempfile.TemporaryDirectory(prefix="align-check-") as scratch:
         folder = _base(config, Path(scratch), found, say)
         say("checking the chain")
-        grounds = walk(config, folder)
-        _settings(config, grounds, found)
+        plans = plan_stages(config, folder)
+        _settings(config, plans, found)
         if folder is not None:
-            _content(config, grounds, folder, found, say)
+            _content(config, plans, folder, found, say)
     return found
 
 
@@ -63,18 +63,18 @@ def _base(config: RunConfig, scratch: Path, found: Findings, say: Callable[[str]
     return folder
 
 
-def _settings(config: RunConfig, grounds: list[StagePlan[Planned]], found: Findings) -> None:
+def _settings(config: RunConfig, plans: list[StagePlan[Input]], found: Findings) -> None:
     """Problems of the chain and of every stage's settings."""
     fresh = config.model.init is not None
-    for ground in grounds:
-        spec, where = ground.spec, f"stages.{ground.spec.name}"
-        found.add(spec.name, ground.problems)
+    for plan in plans:
+        spec, where = plan.spec, f"stages.{plan.spec.name}"
+        found.add(spec.name, plan.problems)
         if not fresh:  # weights from nothing take other learning rates, and have nothing to lose
             found.add(spec.name, spec.stage.doubts(where, spec.adapter, config.model.lr_scale), "warning")
 
 
 def _content(
-    config: RunConfig, grounds: list[StagePlan[Planned]], folder: Path, found: Findings, say: Callable[[str], None]
+    config: RunConfig, plans: list[StagePlan[Input]], folder: Path, found: Findings, say: Callable[[str], None]
 ) -> None:
     """What needs the tokenizer and the architecture: rows, counts, steps."""
     from align.planning.rows import Shelf
@@ -91,11 +91,11 @@ def _content(
         "notes": notes,
     }
     shelf = Shelf(found)
-    for ground in grounds:
-        spec = ground.spec
-        trained = _read(config, ground, model_config, renderer, shelf, say) if renderer else None
+    for plan in plans:
+        spec = plan.spec
+        trained = _read(config, plan, model_config, renderer, shelf, say) if renderer else None
         say(f"counting parameters of {spec.name}")
-        found.stages.append(_plan(config, ground, model_config, trained, found))
+        found.stages.append(_summary(config, plan, model_config, trained, found))
     found.model["notes"].update(renderer.choices if renderer else {})
 
 
@@ -111,15 +111,15 @@ def _renderer(folder: Path, found: Findings) -> Renderer | None:
 
 def _read(
     config: RunConfig,
-    ground: StagePlan[Planned],
+    plan: StagePlan[Input],
     model_config: dict[str, Any],
     renderer: Renderer,
     shelf: Shelf,
     say: Callable[[str], None],
 ) -> int | None:
     """Read all data of a stage; returns its number of training rows, if it could be read."""
-    spec = ground.spec
-    context = context_of(model_config, spec.adapter, (ground.init, ground.reward))
+    spec = plan.spec
+    context = context_of(model_config, spec.adapter, (plan.init, plan.reward))
     reading = Reading(spec, renderer, model_config, context, config.seed)
     kinds = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
     counts = []
@@ -129,24 +129,24 @@ def _read(
     return counts[0] if counts else None
 
 
-def _plan(
-    config: RunConfig, ground: StagePlan[Planned], model_config: dict[str, Any], rows: int | None, found: Findings
+def _summary(
+    config: RunConfig, plan: StagePlan[Input], model_config: dict[str, Any], rows: int | None, found: Findings
 ) -> dict[str, Any]:
-    """What one stage would do: its footing, what it trains, at which rate, in how many steps."""
-    spec, standing = ground.spec, ground.parent_mode
-    plan: dict[str, Any] = {
+    """What one stage would do: what it stands on, what it trains, at which rate, in how many steps."""
+    spec, mode = plan.spec, plan.parent_mode
+    summary: dict[str, Any] = {
         "name": spec.name,
         "stage": spec.stage.name,
-        "init": ground.init.label if ground.init else "base",
-        "reward": ground.reward.label if ground.reward else None,
-        "on_parent": standing.mode.name if standing and standing.mode else None,
-        "load": standing.load.value if standing else None,
-        "forced": list(standing.forced) if standing else [],
+        "init": plan.init.label if plan.init else "base",
+        "reward": plan.reward.label if plan.reward else None,
+        "on_parent": mode.mode.name if mode and mode.mode else None,
+        "load": mode.load.value if mode else None,
+        "forced": list(mode.forced) if mode else [],
         "rows": rows,
     }
     if isinstance(spec.stage, TrainingStage):
-        plan |= _training(config, spec, model_config, rows, found)
-    return plan
+        summary |= _training(config, spec, model_config, rows, found)
+    return summary
 
 
 def _training(

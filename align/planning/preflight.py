@@ -6,16 +6,15 @@ Everything here collects problems. `align run` raises the first of them, `align 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any
 
 from align.adapters.shapes import require_decoder
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import (
-    ParentMode,
-    ParentT,
+    Input,
     Planned,
+    StagePlan,
     adapter_name,
     check_agreement,
     check_reward,
@@ -117,52 +116,63 @@ def _reads_path(spec: StageSpec) -> bool:
     return spec.data.path in paths
 
 
-@dataclass(frozen=True)
-class StagePlan(Generic[ParentT]):
-    """What one stage stands on, and everything that is wrong with it."""
-
-    spec: StageSpec
-    init: ParentT | Checkpoint | None
-    reward: ParentT | Checkpoint | None
-    parent_mode: ParentMode | None
-    """None where there is none that is legal."""
-    problems: list[UserError] = field(default_factory=list)
-
-    def require(self) -> None:
-        """Raise the first problem."""
-        for problem in self.problems:
-            raise problem
-
-
-def stand(
-    config: RunConfig, spec: StageSpec, before: Mapping[str, ParentT], base_folder: Path | None
-) -> StagePlan[ParentT]:
-    """Find what a stage stands on and check it: inputs, their files and base, footing, reward model, settings.
+def plan_stages(config: RunConfig, base_folder: Path | None) -> list[StagePlan[Input]]:
+    """What every stage will stand on, with its problems, before any of them has been trained.
 
     Args:
-        before: what the stages before it make: checkpoints, or plans of them.
         base_folder: the base that finished checkpoints must have been trained on; None: not known yet.
     """
+    before: dict[str, Planned] = {}
+    plans = []
+    for spec in config.stages:
+        plan = _plan(config, spec, before, base_folder)
+        plans.append(plan)
+        if spec.stage.makes is not None:
+            load = plan.parent_mode.load if plan.parent_mode else load_of(plan.init, spec.adapter, config.model.load)
+            method, options = adapter_name(spec.adapter), options_of(spec.adapter)
+            before[spec.name] = Planned(spec.name, spec.stage.makes, method, options, load.value)
+    return plans
+
+
+def require_plans(config: RunConfig, base_folder: Path | None) -> list[StagePlan[Input]]:
+    """The plans of all stages; what a later one would be refused for is refused before the first is trained.
+
+    Raises:
+        UserError: the first problem of the chain.
+    """
+    plans = plan_stages(config, base_folder)
+    for plan in plans:
+        plan.require()
+        if plan.spec.stage.makes is not None and base_folder is not None:
+            for problem in unfit(plan.spec, read_model_config(base_folder)):
+                raise problem
+    return plans
+
+
+def _plan(
+    config: RunConfig, spec: StageSpec, before: Mapping[str, Planned], base_folder: Path | None
+) -> StagePlan[Input]:
+    """What a stage stands on, checked: inputs, their files and base, parent mode, reward model, settings."""
     stage, problems = spec.stage, list[UserError]()
     names = [each.name for each in config.stages]
-    inputs: list[ParentT | Checkpoint | None] = []
+    inputs: list[Input | None] = []
     for wanted, role in ((stage.init, "policy"), (stage.reward if stage.needs_reward else "base", "reward")):
         found = None
         try:
             found = find_input(wanted, role, before, names, config.out)
             if isinstance(found, Checkpoint) and base_folder is not None:
-                found = found.require(base_folder, model_names(config))
+                found = found.require(base_folder, config.model_names)
         except UserError as problem:
             problems.append(problem)
         inputs.append(found)
     init, reward = inputs
-    standing = None
+    mode = None
     if not problems:
         try:
             if stage.makes is None:
-                standing = lookout(init, config.model.load, config.on_precision_change)
+                mode = lookout(init, config.model.load, config.on_precision_change)
             else:
-                standing = choose_parent_mode(
+                mode = choose_parent_mode(
                     init, spec.adapter, stage.on_parent, config.model.load, config.on_precision_change
                 )
         except UserError as problem:
@@ -172,41 +182,7 @@ def stand(
         if stage.makes is not None:
             problems += caught(lambda: check_agreement(spec.adapter, (init, reward)))
     problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
-    return StagePlan(spec, init, reward, standing, problems)
-
-
-def model_names(config: RunConfig) -> list[str]:
-    """What the model is called, by this run and elsewhere."""
-    return [name for name in (config.model.path, *config.model.aliases) if name]
-
-
-def walk(config: RunConfig, base_folder: Path | None) -> list[StagePlan[Planned]]:
-    """What every stage will stand on, before any of them has been trained."""
-    before: dict[str, Planned] = {}
-    grounds = []
-    for spec in config.stages:
-        ground = stand(config, spec, before, base_folder)
-        grounds.append(ground)
-        if spec.stage.makes is not None:
-            load = (
-                ground.parent_mode.load if ground.parent_mode else load_of(ground.init, spec.adapter, config.model.load)
-            )
-            method, options = adapter_name(spec.adapter), options_of(spec.adapter)
-            before[spec.name] = Planned(spec.name, spec.stage.makes, method, options, load.value)
-    return grounds
-
-
-def require_grounds(config: RunConfig, base_folder: Path | None) -> None:
-    """Refuse, before the first stage is trained, what a later one would be refused for.
-
-    Raises:
-        UserError: the first problem of the chain.
-    """
-    for ground in walk(config, base_folder):
-        ground.require()
-        if ground.spec.stage.makes is not None and base_folder is not None:
-            for problem in unfit(ground.spec, read_model_config(base_folder)):
-                raise problem
+    return StagePlan(spec, init, reward, mode, problems)
 
 
 def unfit(spec: StageSpec, model_config: dict[str, Any]) -> list[UserError]:

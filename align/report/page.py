@@ -8,7 +8,6 @@ torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -24,6 +23,7 @@ from align.report.notices import notices
 from align.report.run_facts import again, costs, data
 from align.report.run_files import Json, StageFiles, mapping, read_json, read_recipe, read_stages
 from data_prep.core.errors import UserError
+from data_prep.core.files import write_text
 
 MOST_BYTES = 1_000_000
 BUDGETS = (250_000, 40_000, 0)
@@ -43,9 +43,8 @@ def write_report(run_dir: Path | str) -> Path:
         page = _page(folder, run, stages, list(notes), budget)
         if len(page) < MOST_BYTES:
             break
-    staging, path = folder / f".report.html.{os.getpid()}", folder / "report.html"
-    staging.write_bytes(page)
-    os.replace(staging, path)
+    path = folder / "report.html"
+    write_text(path, page.decode())
     return path
 
 

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ import yaml
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.config.schema import RunConfig
+from align.run_record import FILE, RunRecord, StageEntry
 from data_prep.core.errors import UserError
-from data_prep.core.files import write_json
+from data_prep.core.files import write_text
 from data_prep.core.hashing import file_sha256
 
 
@@ -27,9 +28,7 @@ def make_folder(config: RunConfig) -> Path:
     folder = Path(config.out).expanduser().resolve() / config.name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        recipe = folder / f".recipe.{os.getpid()}"
-        recipe.write_text(yaml_text(config.resolved), encoding="utf-8")
-        os.replace(recipe, folder / "recipe.yaml")
+        write_text(folder / "recipe.yaml", yaml_text(config.resolved))
     except OSError as error:
         raise UserError(
             f"cannot write the run folder ({error.strerror or error})",
@@ -61,45 +60,6 @@ def locked(folder: Path, name: str = ".lock", waiting: str | None = None) -> Ite
                 print(waiting, file=sys.stderr)
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def earlier_entries(folder: Path) -> list[dict[str, Any]]:
-    """What an earlier run recorded of stages whose folders are still there."""
-    path = folder / "run.json"
-    if not path.is_file():
-        return []
-    try:
-        entries = list(json.loads(path.read_text(encoding="utf-8"))["stages"])
-    except (ValueError, KeyError, TypeError):
-        return []  # a torn record: the stages' own files say what is done
-    return [entry for entry in entries if entry.get("digest") and (folder / str(entry["dir"])).is_dir()]
-
-
-def finished(folder: Path, name: str, inputs_digest: str, entries: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The entry of a stage that is done with equal inputs, else None.
-
-    Raises:
-        UserError: the stage's files are not those it was saved with.
-    """
-    final = folder / name
-    if (final / "checkpoint.json").is_file():
-        checkpoint = Checkpoint.open(final)
-        checkpoint.check_files()
-        known, own, metrics = (
-            checkpoint.record["inputs_digest"],
-            checkpoint.digest,
-            checkpoint.record.get("metrics", {}),
-        )
-    elif (final / "result.json").is_file() and (final / "inputs.json").is_file():
-        known = json.loads((final / "inputs.json").read_text(encoding="utf-8"))["inputs_digest"]
-        own, metrics = file_sha256(final / "result.json"), {}
-    else:
-        return None
-    if known != inputs_digest:
-        return None
-    unrecorded = {"name": name, "dir": name, "digest": own, "metrics": metrics}
-    entry = next((e for e in entries if e.get("dir") == name and e.get("digest") == own), unrecorded)
-    return {**entry, "status": "done", "skipped": True}
 
 
 def yaml_text(value: Any) -> str:
@@ -157,15 +117,14 @@ class StageFolder:
         with locked(self.folder, f".lock-{self.name}", waiting=f"another job trains {self.name}; waiting for it"):
             yield
 
-    def keep(self, entry: dict[str, Any]) -> None:
+    def keep(self, entry: StageEntry) -> None:
         """List a published stage in `shared/run.json`; a run lists its own."""
         if not self.is_shared:
             return
         with locked(self.folder, waiting=""):
-            kept = [old for old in earlier_entries(self.folder) if old["dir"] != self.name]
-            entries = sorted([*kept, {**entry, "dir": self.name}], key=lambda each: str(each["dir"]))
-            record = {"format_version": 1, "name": self.folder.name, "status": "done", "stages": entries}
-            write_json(self.folder / "run.json", record)
+            kept = [old for old in RunRecord.left_in(self.folder).finished() if old.dir != self.name]
+            entries = sorted([*kept, replace(entry, dir=self.name)], key=lambda each: each.dir)
+            RunRecord(self.folder, self.folder.name, "done", stages=entries).write()
 
 
 def home_of(run: Path, stage: str, inputs_digest: str, shared: SharedStages | None) -> StageFolder:
@@ -180,7 +139,32 @@ def home_of(run: Path, stage: str, inputs_digest: str, shared: SharedStages | No
 def run_of(stage: Path) -> Path:
     """The run folder whose recipe made a stage: that around it, or for a shared stage the first job that has it."""
     stage = stage.resolve()
-    for job in sorted(stage.parent.parent.glob("jobs/*/run.json")):
-        if any((job.parent / entry["dir"]).resolve() == stage for entry in earlier_entries(job.parent)):
-            return job.parent
+    for path in sorted(stage.parent.parent.glob(f"jobs/*/{FILE}")):
+        job = RunRecord.left_in(path.parent)
+        if any(job.at(entry).resolve() == stage for entry in job.finished()):
+            return job.folder
     return stage.parent
+
+
+def finished(home: StageFolder, inputs_digest: str) -> StageEntry | None:
+    """The entry of a stage that is done with equal inputs, else None.
+
+    Raises:
+        UserError: the stage's files are not those it was saved with.
+    """
+    final, name = home.final, home.name
+    if (final / "checkpoint.json").is_file():
+        checkpoint = Checkpoint.open(final)
+        checkpoint.check_files()
+        known, own = checkpoint.record["inputs_digest"], checkpoint.digest
+        metrics = checkpoint.record.get("metrics", {})
+    elif (final / "result.json").is_file() and (final / "inputs.json").is_file():
+        known = json.loads((final / "inputs.json").read_text(encoding="utf-8"))["inputs_digest"]
+        own, metrics = file_sha256(final / "result.json"), {}
+    else:
+        return None
+    if known != inputs_digest:
+        return None
+    recorded = (e for e in RunRecord.left_in(home.folder).finished() if (e.dir, e.digest) == (name, own))
+    entry = next(recorded, StageEntry(name, dir=name, digest=own, metrics=metrics))
+    return replace(entry, status="done", skipped=True)

@@ -1,20 +1,27 @@
-"""Record."""
+"""One run folder while it is worked on: what run.json says of it, and what decides that a stage is done already."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import ParentMode, options_of
-from align.config.schema import RunConfig, StageSpec
+from align.checkpoints.checkpoint import RECORD, Checkpoint
+from align.checkpoints.compatibility import StagePlan, adapter_name, options_of
+from align.config.schema import RunConfig
 from align.models.fingerprint import base_fingerprint
-from align.runs.folder import SharedStages, earlier_entries, plain
+from align.report.page import write_report
+from align.run_record import RunRecord, StageEntry
+from align.runs.environment import facts, versions
+from align.runs.folder import SharedStages, StageFolder, plain
 from align.stages.base import TrainingStage
 from align.tracking.processes import TrackerPool
-from data_prep.core.files import write_json
+from data_prep.core.errors import TrainingStopped, UserError
 from data_prep.core.hashing import sha256_json
 from data_prep.prepare.content_digest import data_digest, source_digest
 from data_prep.records.stream import has_source
@@ -35,53 +42,147 @@ class Run:
     folder: Path
     base_folder: Path
     accelerator: Accelerator
-    record: dict[str, Any]
     shared: SharedStages | None = None
     """What this run has in common with the other jobs of its sweep."""
     made: dict[str, Checkpoint] = field(default_factory=dict)
     """Checkpoints of this run by stage name, in order."""
     announced: bool = False
     """Whether the run has begun to do something."""
+    stage: str | None = None
+    """The stage at work."""
+    record: RunRecord = field(init=False)
     tracks: TrackerPool = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tracks = TrackerPool(self.config, self.folder, self.record, self.accelerator.is_main_process)
+        self.record = _new_record(self.config, self.folder, str(self.accelerator.device))
+        self.tracks = TrackerPool(self.config, self.folder, self.record, self.is_main)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    @contextmanager
+    def recorded(self, is_new: bool) -> Iterator[None]:
+        """Leave a run.json and a report that say how the run ended; a new one refused at once leaves no trace."""
+        try:
+            yield
+        except BaseException as error:
+            if is_new and isinstance(error, UserError) and not self.announced and self.is_main:
+                shutil.rmtree(self.folder)  # refused before anything was done
+            else:
+                self._failed(error)
+            raise
+        self.record.status = "done"
+        self.write()
+        self._report()
+        self.tracks.finish("done")
+        self.write()
+
+    def _failed(self, error: BaseException) -> None:
+        """Say what happened, and of which stage; nothing here may hide the error itself."""
+        status = "stopped" if isinstance(error, TrainingStopped | KeyboardInterrupt) else "failed"
+        self.record.status, self.record.failed_stage = status, self.stage
+        self.record.error = str(error) or type(error).__name__
+        begun = next((entry for entry in self.record.stages if entry.name == self.stage), None)
+        if self.stage and (begun is None or not begun.digest):
+            self._put(_unfinished(self.stage, status, begun.dir if begun else f".staging-{self.stage}"))
+        with suppress(Exception):
+            self.write()
+            self._report()
+            self.tracks.finish(status, interrupted=isinstance(error, KeyboardInterrupt))
+            self.write()
 
     def announce(self) -> None:
         """Say once, before the first stage is trained or skipped, what this run is."""
-        if not self.announced and self.accelerator.is_main_process:
+        if not self.announced and self.is_main:
             names = " -> ".join(spec.name for spec in self.config.stages)
             print(f"run {self.folder}: {names}", file=sys.stderr)
             self.tracks.start()
         self.announced = True
 
-    def put(self, entry: dict[str, Any]) -> None:
-        """Record a stage in place of what was recorded of it before, in the pipeline's order."""
-        order = [spec.name for spec in self.config.stages]
-        kept = [e for e in self.record["stages"] if e["name"] != entry["name"]]
-        kept.append(entry)
-        kept.sort(key=lambda e: order.index(e["name"]) if e["name"] in order else -1)
-        self.record["stages"] = kept
+    def begin(self, home: StageFolder) -> None:
+        """Record that the stage is at work."""
+        assert self.stage is not None
+        self._put(_unfinished(self.stage, "running", os.path.relpath(home.staging, self.folder)))
+        self.write()
+        self._report()
+
+    def finish(self, home: StageFolder, entry: StageEntry) -> None:
+        """Record the stage's result for people, trackers and the stages after it."""
+        assert self.stage is not None
+        entry = replace(entry, name=self.stage)
+        self._put(replace(entry, dir=home.seen_from(self.folder)))
+        self.tracks.stage_done(entry.as_dict(), home.final)
+        self.write()
+        if self.stage != self.config.stages[-1].name:
+            self._report()
+        if (home.final / RECORD).is_file():
+            self.made[self.stage] = Checkpoint.open(home.final)
+        if self.is_main:
+            print(_line(entry), file=sys.stderr)
+
+    def _put(self, entry: StageEntry) -> None:
+        self.record.put(entry, [spec.name for spec in self.config.stages])
 
     def write(self) -> None:
         """Bring run.json up to date."""
-        if self.accelerator.is_main_process:
-            write_json(self.folder / "run.json", self.record)
+        if self.is_main:
+            self.record.write()
+
+    def _report(self) -> None:
+        """Bring report.html up to date; what is trained stays, whatever goes wrong here."""
+        if self.is_main:
+            try:
+                write_report(self.folder)
+            except Exception as problem:
+                print(f"report.html was not written ({type(problem).__name__}: {problem})", file=sys.stderr)
 
 
-def unfinished_entry(spec: StageSpec, status: str, staging: str) -> dict[str, Any]:
+def _unfinished(stage: str, status: str, staging: str) -> StageEntry:
     """The entry of a stage that is at work or has failed: what there is of it lies in its staging folder."""
-    return {"name": spec.name, "status": status, "dir": staging, "skipped": False, "metrics": {}}
+    return StageEntry(stage, status, staging, skipped=False, metrics={})
 
 
-def inputs_digest_of(
-    state: Run, spec: StageSpec, init: Checkpoint | None, reward: Checkpoint | None, standing: ParentMode
-) -> str:
+def _line(entry: StageEntry) -> str:
+    """What stderr says of a stage that is done."""
+    digest = (entry.digest or "")[:8]
+    if entry.skipped:
+        return f"{entry.name}: finished before, skipped ({digest})"
+    numbers = {k: v for k, v in (entry.metrics or {}).items() if isinstance(v, int | float)}
+    shown = " ".join(f"{k}={v:.4g}" for k, v in list(numbers.items())[:6])
+    return f"{entry.name}: done in {entry.seconds or 0:.0f} s ({digest}) {shown}"
+
+
+def done_entry(plan: StagePlan[Checkpoint], digest: str, numbers: dict[str, Any]) -> StageEntry:
+    """The entry of a stage that has been trained.
+
+    Args:
+        digest: of its result.
+        numbers: what was measured of it.
+    """
+    mode, parents = plan.require(), (("init", plan.init), ("reward", plan.reward))
+    return StageEntry(
+        name=plan.spec.name,
+        status="done",
+        dir=plan.spec.name,
+        digest=digest,
+        parents=[{"role": role, "digest": one.digest} for role, one in parents if one],
+        adapter=adapter_name(plan.spec.adapter),
+        on_parent=mode.mode.name if mode.mode else None,
+        load=mode.load.value,
+        skipped=False,
+        **numbers,
+    )
+
+
+def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     """Hash of everything that decides the stage's result."""
+    spec, mode = plan.spec, plan.require()
     options = {k: v for k, v in asdict(spec.stage).items() if k not in _NOT_INPUTS}
     if isinstance(spec.stage, TrainingStage):
-        options["lr"] = spec.stage.peak_lr(spec.adapter, state.config.model.lr_scale)
-    folder = state.base_folder
+        options["lr"] = spec.stage.peak_lr(spec.adapter, run.config.model.lr_scale)
+    folder = run.base_folder
     reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
     gold = spec.data.gold if "prompts" in spec.stage.needs_data and spec.data.gold.rule else None
     return sha256_json(
@@ -93,27 +194,24 @@ def inputs_digest_of(
             "data": {kind: data_digest(spec.data, kind) for kind in reads},
             "gold": [gold.rule, plain(gold.options), source_digest(spec.data, gold.source)] if gold else None,
             "base": [base_fingerprint(folder), tokenizer_digest(folder), template_digest(folder)],
-            "parents": [c.digest if c else None for c in (init, reward)],
-            "footing": [standing.mode.name if standing.mode else None, standing.load.value],
-            "processes": state.accelerator.num_processes,
-            "seed": state.config.seed,
+            "parents": [c.digest if c else None for c in (plan.init, plan.reward)],
+            "footing": [mode.mode.name if mode.mode else None, mode.load.value],
+            "processes": run.accelerator.num_processes,
+            "seed": run.config.seed,
         }
     )
 
 
-def new_record(config: RunConfig, folder: Path, device: str) -> dict[str, Any]:
-    """The content of run.json as a run begins; entries of stages that were finished before are taken over."""
-    from align.runs.environment import facts, versions
-
-    return {
-        "format_version": 1,
-        "name": config.name,
-        "status": "running",
-        "pipeline": config.pipeline,
-        "seed": config.seed,
-        "command": config.command,
-        "config_digest": config.digest,
-        "versions": versions(),
-        "machine": facts(device),
-        "stages": earlier_entries(folder),
-    }
+def _new_record(config: RunConfig, folder: Path, device: str) -> RunRecord:
+    """run.json as a run begins; entries of stages that were finished before are taken over."""
+    return RunRecord(
+        folder=folder,
+        name=config.name,
+        pipeline=config.pipeline,
+        seed=config.seed,
+        command=config.command,
+        config_digest=config.digest,
+        versions=versions(),
+        machine=facts(device),
+        stages=RunRecord.left_in(folder).finished(),
+    )

@@ -4,8 +4,9 @@
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
-from align.checkpoints.checkpoint import RECORD, Checkpoint, read_run
+from align.checkpoints.checkpoint import RECORD, Checkpoint
 from align.checkpoints.resolve import resolve_checkpoint, resolve_target
+from align.run_record import RunRecord, is_run
 from data_prep.core.errors import UserError
 from data_prep.core.options import build, option
 
@@ -40,9 +41,9 @@ def find_policy(target: str, out: str) -> tuple[Checkpoint, list[str]]:
     notes: list[str] = []
     if (folder / RECORD).is_file():
         found = Checkpoint.open(folder)
-    elif (folder / "run.json").is_file():
+    elif is_run(folder):
         found = resolve_checkpoint(str(folder), out)
-        status = str(read_run(folder).get("status"))
+        status = RunRecord.open(folder).status
         if status != "done":
             state = "is still running or was cut off" if status == "running" else status
             notes.append(f"this run {state}: talking to {found.stage}, its last finished policy")
@@ -65,4 +66,4 @@ def _silent(found: Checkpoint) -> UserError:
 def label_of(checkpoint: Checkpoint) -> str:
     """RUN/STAGE for a checkpoint in a run folder, else its folder."""
     folder = checkpoint.folder.resolve()
-    return f"{folder.parent.name}/{folder.name}" if (folder.parent / "run.json").is_file() else str(folder)
+    return f"{folder.parent.name}/{folder.name}" if is_run(folder.parent) else str(folder)

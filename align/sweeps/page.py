@@ -7,7 +7,6 @@ measurement, so their dots share a colour and the line goes through their mean. 
 
 from __future__ import annotations
 
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from align.report.run_files import finite, read_json
 from align.sweeps.comparison import REPEATS, Row, headline, interval, main_metric, rates_of, settings, tuned
 from align.sweeps.table import METRICS, cells, short, varied_keys
 from data_prep.core.errors import UserError
+from data_prep.core.files import write_text
 
 MOST_TOLD = 12
 """Jobs up to which marks have words beside them."""
@@ -59,9 +59,8 @@ def write_sweep_report(folder: Path) -> Path:
         linked={job["number"] for job in record["jobs"] if (folder / str(job["dir"]) / "report.html").is_file()},
         command=shlex.join(record["command"]),
     )
-    staging, path = folder / f".report.html.{os.getpid()}", folder / "report.html"
-    staging.write_text(page, encoding="utf-8")
-    os.replace(staging, path)
+    path = folder / "report.html"
+    write_text(path, page)
     return path
 
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from align.report.run_files import Json, finite, gold_of, read_json
-from align.runs.folder import earlier_entries, locked
+from align.run_record import RunRecord
+from align.runs.folder import locked
 from align.sweeps.comparison import tuned
 from align.sweeps.table import as_csv, as_text
 from data_prep.core.errors import UserError
-from data_prep.core.files import write_json
+from data_prep.core.files import write_json, write_text
 
 FORMAT_VERSION = 1
 DONE, FAILED, STOPPED, RUNNING, PENDING = "done", "failed", "stopped", "running", "pending"
@@ -89,8 +90,8 @@ def bring_up_to_date(folder: Path) -> tuple[int, Json]:
             row["varied"] = varied
         if os.environ.get("RANK", "0") == "0":
             write_json(folder / "sweep.json", record)
-            _write(folder / "table.txt", as_text(record, best=tuned(record["rows"])) + "\n")
-            _write(folder / "table.csv", as_csv(record))
+            write_text(folder / "table.txt", as_text(record, best=tuned(record["rows"])) + "\n")
+            write_text(folder / "table.csv", as_csv(record))
             _report(folder)
     codes = [int(job["exit_code"]) for job in record["jobs"] if job.get("exit_code")]
     return (codes[0] if codes else 0 if record["status"] in (DONE, RUNNING) else 1), record
@@ -124,22 +125,23 @@ def _jobs(folder: Path, record: Json) -> list[Json]:
 
 def _trained(folder: Path, shared: Json, jobs: Sequence[Json]) -> Json:
     """Where a stage in common was trained and how long that took, once it is there."""
-    entries = {entry["dir"]: entry for entry in earlier_entries(folder / "shared")}
+    kept_in = RunRecord.left_in(folder / "shared")
+    entries = {entry.dir: entry for entry in kept_in.finished()}
     for number in shared["used_by"]:
         for entry in _entries(folder / "jobs" / str(number)):
             kept = entries.get(Path(str(entry["dir"])).name)
-            if entry["name"] == shared["stage"] and kept and kept["digest"] == entry.get("digest"):
+            if entry["name"] == shared["stage"] and kept and kept.digest == entry.get("digest"):
                 return {
-                    "dir": f"shared/{kept['dir']}",
-                    "digest": kept["digest"],
-                    "seconds": kept.get("seconds"),
-                    "adapter": kept.get("adapter"),
+                    "dir": f"shared/{kept.dir}",
+                    "digest": kept.digest,
+                    "seconds": kept.seconds,
+                    "adapter": kept.adapter,
                 }
     return {"dir": None, "digest": None, "seconds": None, "adapter": None}
 
 
 def _entries(run: Path) -> list[Json]:
-    return [entry for entry in read_json(run / "run.json", []).get("stages") or [] if isinstance(entry, dict)]
+    return [entry.as_dict() for entry in RunRecord.left_in(run).stages]
 
 
 def varied_of(jobs: Sequence[Json]) -> list[Json]:
@@ -245,12 +247,6 @@ def _evaluated(last: Json, result: Json) -> Json:
         "eval_loss": finite(last.get("loss")),
     }
     return {key: value for key, value in numbers.items() if value is not None}
-
-
-def _write(path: Path, text: str) -> None:
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    staging.write_text(text, encoding="utf-8")
-    os.replace(staging, path)
 
 
 def _width() -> int | None:

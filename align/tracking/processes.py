@@ -23,6 +23,7 @@ from typing import Any
 
 from align.config.registries import trackers
 from align.config.schema import RunConfig
+from align.run_record import RunRecord
 from align.tracking.trackers.base import Facts
 
 WAITING = 20_000
@@ -151,12 +152,12 @@ class TrackerPool:
     Args:
         config: the run's configuration.
         folder: the run folder.
-        record: the content of run.json; its key `tracking` is kept up to date. The file itself still is what an
+        record: of the run; its `tracking` is kept up to date. The file itself still is what an
             earlier call left, and a tracker that was in use then goes on with its run.
         enabled: False for every process but the first.
     """
 
-    def __init__(self, config: RunConfig, folder: Path, record: dict[str, Any], enabled: bool = True) -> None:
+    def __init__(self, config: RunConfig, folder: Path, record: RunRecord, enabled: bool = True) -> None:
         self.record = record
         self.earlier = {str(entry["name"]): entry for entry in earlier_tracks(folder)}
         self.options = options = config.tracking
@@ -214,16 +215,14 @@ class TrackerPool:
         """Bring run.json's record of the trackers up to date; those of earlier calls stay."""
         entries = {**self.earlier, **{track.name: track.report() for track in self.tracks}}
         if entries:
-            self.record["tracking"] = list(entries.values())
+            self.record.tracking = list(entries.values())
 
 
 def earlier_tracks(folder: Path) -> list[dict[str, Any]]:
-    """`tracking[]` of a run folder's run.json; [] where there is none or it cannot be read."""
-    try:
-        entries = json.loads((folder / "run.json").read_text(encoding="utf-8")).get("tracking", [])
-        return [entry for entry in entries if {"name", "id", "stages"} <= set(entry)]
-    except (OSError, ValueError, TypeError, AttributeError):
-        return []
+    """What run.json says of earlier trackers; [] where there is none or it cannot be read."""
+    entries = RunRecord.left_in(folder).tracking
+    named = {"name", "id", "stages"}
+    return [each for each in entries if isinstance(each, dict) and named <= set(each)] if entries else []
 
 
 def _told(report: dict[str, Any]) -> str:

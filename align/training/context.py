@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import ParentMode
+from align.checkpoints.compatibility import ParentMode, StagePlan
 from align.config.schema import RunConfig, StageSpec
 from align.models.fingerprint import read_model_config
 from align.roles import Bases, Role
@@ -29,13 +29,10 @@ class StageContext:
     """Everything a stage may use. One is made per stage; nothing in it outlives the stage."""
 
     config: RunConfig
-    spec: StageSpec
+    plan: StagePlan[Checkpoint]
     accelerator: Accelerator
     bases: Bases
     renderer: Renderer
-    parent_mode: ParentMode
-    init: Checkpoint | None
-    reward: Checkpoint | None
     staging: Path
     """Folder the stage writes into; published under the stage's name when the stage is done."""
     metrics: Metrics
@@ -45,6 +42,23 @@ class StageContext:
     """What the stage wants in run.json: trainable, total, metrics."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, for run.json; not in metrics.jsonl, which equal runs write equally."""
+
+    @property
+    def spec(self) -> StageSpec:
+        return self.plan.spec
+
+    @property
+    def init(self) -> Checkpoint | None:
+        """The checkpoint that the stage stands on."""
+        return self.plan.init
+
+    @property
+    def reward(self) -> Checkpoint | None:
+        return self.plan.reward
+
+    @property
+    def parent_mode(self) -> ParentMode:
+        return self.plan.require()
 
     @property
     def seed(self) -> int:
@@ -83,6 +97,16 @@ class StageContext:
             yield
         finally:
             self.phases[name] = self.phases.get(name, 0.0) + time.monotonic() - started
+
+    def measured(self) -> dict[str, Any]:
+        """What run.json says of the finished stage's work."""
+        return {
+            "trainable": self.numbers.get("trainable", 0),
+            "total": self.numbers.get("total", 0),
+            "tokens": self.numbers.get("tokens"),
+            "metrics": self.numbers.get("metrics", {}),
+            "phases": {name: round(seconds, 3) for name, seconds in self.phases.items()},
+        }
 
     def fresh_role(self, name: str) -> Role:
         """The stage's trainable role on its parent, with deterministic initial adapter weights."""

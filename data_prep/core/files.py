@@ -11,13 +11,31 @@ from typing import Any
 from data_prep.core.errors import UserError
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON through a temporary file and a rename, so that a reader sees the old file or the new one."""
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text through a temporary file and a rename, so that a reader sees the old file or the new one.
+
+    Raises:
+        OSError: it cannot be written; nothing is left but what was there.
+    """
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        staging.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+        staging.write_text(text, encoding="utf-8")
         sync(staging)
         os.replace(staging, path)
+    except OSError:
+        staging.unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as `write_text` does.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        write_text(path, text)
     except OSError as error:
         raise UserError(f"cannot write ({error.strerror or error})", code="cannot_write", file=str(path)) from None
 

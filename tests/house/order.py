@@ -28,7 +28,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("align.adapters",),
     ("align.models",),
     ("align.report", "align.tracking"),
-    ("align.config", "align.functional"),
+    ("align.config", "align.functional", "align.run_record"),
     ("reward.head", "reward.loss", "reward.metrics", "reward.rules", "reward.shaping"),
     ("data_prep.tools",),
     ("data_prep.prepare", "data_prep.filters"),

@@ -150,11 +150,11 @@ def test_the_same_command_trains_nothing(capfd, tmp_path, monkeypatch):
 def test_ctrl_c_leaves_a_record_and_the_same_command_does_the_rest(capfd, tmp_path, monkeypatch):
     train, begun = pipeline._train, []
 
-    def interrupted(state, spec, *rest):
-        begun.append((Path(state.folder).name, spec.name))
+    def interrupted(work, plan, *rest):
+        begun.append((Path(work.folder).name, plan.spec.name))
         if len(begun) == 2:
             raise KeyboardInterrupt
-        return train(state, spec, *rest)
+        return train(work, plan, *rest)
 
     words = [*pipeline_words("sft"), "stages.sft.lr=1e-3,2e-3,3e-3", f"out={tmp_path}", "name=s"]
     words.append("hydra.sweeper.max_batch_size=1")  # Hydra's own options pass through
@@ -166,7 +166,7 @@ def test_ctrl_c_leaves_a_record_and_the_same_command_does_the_rest(capfd, tmp_pa
     assert [row["status"] for row in record["rows"]] == ["done", "stopped", "pending"]
     assert "stopped" in (tmp_path / "s" / "report.html").read_text("utf-8")
     begun.clear()
-    monkeypatch.setattr(pipeline, "_train", lambda state, *rest: begun.append(state.folder.name) or train(state, *rest))
+    monkeypatch.setattr(pipeline, "_train", lambda work, *rest: begun.append(work.folder.name) or train(work, *rest))
     assert sweep(capfd, *words)[0] == 0
     assert begun == ["1", "2"]
     assert read(tmp_path / "s" / "sweep.json")["status"] == "done"

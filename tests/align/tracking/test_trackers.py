@@ -18,6 +18,7 @@ from align.cli import dispatch as cli
 from align.config.compose import compose
 from align.config.registries import trackers
 from align.planning.preflight import check_sources
+from align.run_record import RunRecord
 from align.tracking import processes as tracks_module
 from align.tracking.metrics import Metrics
 from align.tracking.processes import TrackerPool
@@ -213,7 +214,7 @@ def recorder(monkeypatch):
 def started(folder, *words, names="[recorder]"):
     """Trackers of a made-up run in `folder`, started, and the record of the run."""
     folder.mkdir(exist_ok=True)
-    record = {}
+    record = RunRecord(folder)
     words = ("tracking.wait=240", *words)  # a limit that only catches a hang, unless a test sets its own
     found = TrackerPool(compose(["pipeline=sft", f"tracking.to={names}", "name=run", *words]), folder, record)
     found.start()
@@ -235,21 +236,21 @@ def test_events_arrive_in_order_and_a_second_call_goes_on(recorder, tmp_path):
     rows.log(1, "eval", {"loss": 2.0})
     found.stage_done(ENTRY, metrics.parent)
     found.finish("done")
-    (entry,) = record["tracking"]
+    (entry,) = record.tracking
     first = [["start", "run", entry["id"], False], ["log", "sft", 1, "train", {"loss": 3.0}]]
     first += [["log", "sft", 1, "eval", {"loss": 2.0}]]
     first += [["stage", "sft", {"sft/final/loss": 1.0, "sft/final/worst/x": 2.0}], ["finish", "done"]]
     assert calls(tmp_path) == first
     assert (entry["status"], entry["dropped"], entry["stages"]) == ("done", 0, ["d1"])
 
-    (tmp_path / "run.json").write_text(json.dumps(record))
+    (tmp_path / "run.json").write_text(json.dumps(record.as_dict()))
     found, again = started(tmp_path, names="[recorder,second]")
     found.stage_done({**ENTRY, "skipped": True}, metrics.parent)
     found.finish("done")
     later = calls(tmp_path)[len(first) :]
     assert ["start", "run", entry["id"], True] in later, "the same run goes on"
     assert [call for call in later if call[0] in ("log", "stage")] == first[1:4], "the new tracker alone gets it all"
-    assert [track["stages"] for track in again["tracking"]] == [["d1"], ["d1"]]
+    assert [track["stages"] for track in again.tracking] == [["d1"], ["d1"]]
 
 
 @pytest.mark.parametrize("fault", ["raises", "full", "exits", "dies"])
@@ -261,7 +262,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(recorder, tmp_path, c
         rows.log(step, "train", {"loss": 1.0})
     found.stage_done(ENTRY, tmp_path)
     found.finish("done")
-    entry, err = record["tracking"][0], capfd.readouterr().err
+    entry, err = record.tracking[0], capfd.readouterr().err
     assert entry["status"] == "failed"
     assert entry["error"] in {
         "raises": ["RuntimeError: broken"],
@@ -292,7 +293,7 @@ def test_a_tracker_that_hangs_is_left_behind(recorder, tmp_path, capfd, monkeypa
     assert found.tracks[0].process.poll() is None, "the tracker still hangs"
     found.finish("done")  # waits for the time that is set, or this test would end as a hang
     assert all(timeout <= 1.5 for timeout in waits)
-    entry, err = record["tracking"][0], capfd.readouterr().err
+    entry, err = record.tracking[0], capfd.readouterr().err
     assert entry["status"] == "abandoned"
     assert found.tracks[0].process.poll() == -signal.SIGKILL
     assert "recorder did not finish in time and is left behind" in err
@@ -308,11 +309,12 @@ from pathlib import Path
 from tests.align.tracking.fake_trackers import HangsAtOnce, Recorder
 from align.config.compose import compose
 from align.config.registries import trackers
+from align.run_record import RunRecord
 from align.tracking.processes import TrackerPool
 trackers.register("recorder")(Recorder)
 folder, tag, wait = sys.argv[1:]
 words = ["pipeline=sft", "tracking.to=[recorder]", f"tracking.tags=[{tag}]", f"tracking.wait={wait}", "name=run"]
-tracks = TrackerPool(compose(words), Path(folder), {})
+tracks = TrackerPool(compose(words), Path(folder), RunRecord(Path(folder)))
 tracks.start()
 tracks.row({"stage": "sft", "step": 1, "split": "train", "loss": 1.0})
 print(tracks.tracks[0].process.pid, flush=True)

@@ -1,0 +1,69 @@
+"""The pipeline: planned once before its first stage, and what has changed since then is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from align.checkpoints.checkpoint import Checkpoint
+from align.config.compose import compose
+from align.planning import preflight
+from data_prep.core.errors import UserError
+from tests.tiny_chain import base, copied, data_words, execute, finished, made, pipeline_words, read
+
+
+def test_a_run_is_planned_once(tmp_path, monkeypatch):
+    plans, plan = [], preflight._plan
+    monkeypatch.setattr(
+        preflight, "_plan", lambda config, spec, *rest: plans.append(spec.name) or plan(config, spec, *rest)
+    )
+    record = read(made("rlhf", "name=once", out=tmp_path, without="evaluate") / "run.json")
+    assert plans == ["sft", "reward_model", "ppo"]
+    assert [entry["on_parent"] for entry in record["stages"]] == [None, "continue", "continue"]
+
+
+def test_what_was_planned_is_what_the_stage_made():
+    """The plan of a stage says of its checkpoint what the finished checkpoint says of itself."""
+    run = finished()
+    config = compose([*pipeline_words("rlhf"), f"out={run.parent}"])
+    plans = {plan.spec.name: plan for plan in preflight.plan_stages(config, base())}
+    for stage, user in (("sft", "reward_model"), ("reward_model", "ppo")):
+        planned = plans[user].reward if stage == "reward_model" else plans[user].init
+        checkpoint = Checkpoint.open(run / stage)
+        for what in ("role", "method", "options", "load"):
+            assert getattr(planned, what) == getattr(checkpoint, what), (stage, what)
+        mode = plans[stage].require().mode
+        assert (mode.name if mode else None) == checkpoint.on_parent
+
+
+def test_a_checkpoint_from_outside_that_is_replaced_after_planning_is_refused(tmp_path):
+    run = copied(finished(), tmp_path)
+    config = compose([*pipeline_words("sft"), f"stages.sft.init={run / 'sft'}", f"out={tmp_path}", "name=second"])
+    (plan,) = preflight.require_plans(config, base())
+    plan.begin(config, {}, base())
+    record = read(run / "sft" / "checkpoint.json")
+    (run / "sft" / "checkpoint.json").write_text(json.dumps({**record, "seed": 7}), encoding="utf-8")
+    with pytest.raises(UserError, match="is another checkpoint than when this run began") as caught:
+        plan.begin(config, {}, base())
+    assert caught.value.code == "changed_file"
+
+
+def test_weights_that_change_after_planning_are_refused(tmp_path):
+    run = copied(finished(), tmp_path)
+    config = compose([*pipeline_words("sft"), f"stages.sft.init={run / 'sft'}", f"out={tmp_path}", "name=second"])
+    (plan,) = preflight.require_plans(config, base())
+    with (run / "sft" / "adapter_model.safetensors").open("r+b") as weights:
+        weights.seek(-1, 2)
+        weights.write(b"\x7f")
+    with pytest.raises(UserError, match="content changed since"):
+        plan.begin(config, {}, base())
+
+
+def test_a_refused_new_run_leaves_no_trace(tmp_path):
+    """Also where the run makes its own base: only then is it known that the adapter does not fit."""
+    fresh = ["model=nano_blank", "model.config.num_hidden_layers=1", "model.tokenizer.vocab_size=300"]
+    words = ["pipeline=pretrain", *fresh, *data_words(), "adapter=lora", "adapter.rank=5000", f"out={tmp_path}"]
+    with pytest.raises(UserError, match="at most the width"):
+        execute(compose([*words, "name=new"]))
+    assert not (tmp_path / "new").exists()
