@@ -166,7 +166,7 @@ def _train(
     identity = BaseIdentity(
         _base_id(config, state.base_folder), config.model.revision, base_fingerprint(state.base_folder)
     )
-    bases = Bases(state.base_folder, identity, process.device)
+    bases = Bases(state.base_folder, identity, process.device, config.model.plain)
     metrics = Metrics(staging / "metrics.jsonl", spec.name, state.tracks.row)
     init, reward = inputs
     renderer = open_renderer(state.base_folder)

@@ -23,7 +23,7 @@ from data_prep.rendering.digests import template_digest, tokenizer_digest
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_CODE_VERSION = 2  # raised when a change makes equal inputs give another result
+_CODE_VERSION = 3  # raised when a change makes equal inputs give another result
 _NOT_INPUTS = {"init", "reward", "data", "adapter", "save_minutes"}
 
 
@@ -97,6 +97,7 @@ def inputs_digest_of(
             "footing": [standing.mode.name if standing.mode else None, standing.load.value],
             "processes": state.accelerator.num_processes,
             "seed": state.config.seed,
+            **({"plain": True} if state.config.model.plain else {}),
         }
     )
 
