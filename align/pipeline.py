@@ -115,7 +115,12 @@ def _context(work: Run, plan: StagePlan[Checkpoint], digest: str, staging: Path)
         config=work.config,
         plan=plan,
         accelerator=work.accelerator,
-        bases=Bases(work.base_folder, base_identity(work.config, work.base_folder), work.accelerator.device),
+        bases=Bases(
+            work.base_folder,
+            base_identity(work.config, work.base_folder),
+            work.accelerator.device,
+            work.config.model.plain,
+        ),
         renderer=open_renderer(work.base_folder),
         staging=staging,
         metrics=Metrics(staging / "metrics.jsonl", name, work.tracks.row),

@@ -23,8 +23,9 @@ from align.checkpoints.compatibility import ParentMode, adapter_of
 from align.config.schema import Load, OnParent
 from align.functional import token_logprobs
 from align.models.fingerprint import base_fingerprint
-from align.models.forward import head_logits, packed_hidden
+from align.models.forward import frozen_head, head_logits, packed_hidden
 from align.models.low_rank import LowRankTerms, merge, stack
+from align.models.own_functions import frozen_head_logprobs
 from align.models.packing import Packed
 from align.models.shared_base import BaseIdentity, SharedBase
 from data_prep.core.errors import UserError
@@ -80,15 +81,18 @@ class Role(nn.Module):
 class Bases:
     """Every set of base weights a stage needs, each loaded once."""
 
-    def __init__(self, folder: Path, identity: BaseIdentity, device: torch.device) -> None:
+    def __init__(self, folder: Path, identity: BaseIdentity, device: torch.device, plain: bool = False) -> None:
         self.folder = folder
+        self.plain = plain
         self.identity = identity
         self.device = device
         self._open: dict[tuple[str, Load], SharedBase] = {}
 
     def root(self, load: Load) -> SharedBase:
         """The base the chain starts from."""
-        return self._get(self.identity, load, lambda: SharedBase.open(self.folder, self.identity, load, self.device))
+        return self._get(
+            self.identity, load, lambda: SharedBase.open(self.folder, self.identity, load, self.device, self.plain)
+        )
 
     def under(self, checkpoint: Checkpoint, load: Load) -> SharedBase:
         """The base that a checkpoint's own adapter stands on."""
@@ -106,7 +110,9 @@ class Bases:
         identity = BaseIdentity(
             f"{checkpoint.stage}:{checkpoint.digest[:16]}", None, base_fingerprint(checkpoint.folder)
         )
-        return self._get(identity, load, lambda: SharedBase.open(checkpoint.folder, identity, load, self.device))
+        return self._get(
+            identity, load, lambda: SharedBase.open(checkpoint.folder, identity, load, self.device, self.plain)
+        )
 
     def merged(self, parent: Checkpoint, load: Load) -> SharedBase:
         """A private copy of the parent's base with the parent folded in: a second base, with its own fingerprint."""
@@ -246,6 +252,9 @@ CHUNK_ELEMENTS = 1 << 27  # logits above this many elements are computed, and re
 
 def chosen_logprobs(role: Role, hidden_MD: Tensor, targets_M: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [M] of the targets, in chunks where the logits would be large."""
+    if (found := frozen_head(role.tree)) is not None:
+        weight_VD, bias_V, scale = found
+        return frozen_head_logprobs(hidden_MD, weight_VD, bias_V, targets_M, scale / temperature)
 
     def head(hidden: Tensor, targets: Tensor) -> Tensor:
         return token_logprobs(role.logits(hidden), targets, temperature)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import model, paired, sequences, table
+from common import in_turns, model, sequences, table
 
 from align.models.packing import ATTENTION, pack
 
@@ -59,7 +59,7 @@ def main() -> None:
         "packed, dense block mask": lambda: dense().square().mean().backward(),
         "padded batch": lambda: padded().square().mean().backward(),
     }
-    table(paired(ways, options.repeats), tokens, "tokens")
+    table(in_turns(ways, options.repeats), tokens, "tokens")
 
 
 if __name__ == "__main__":

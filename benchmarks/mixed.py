@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 import torch
-from common import model, paired, sequences, table
+from common import in_turns, model, sequences, table
 
 from align.adapters.lora import Lora
 from align.config.schema import Load
@@ -64,7 +64,7 @@ def main() -> None:
         "one batch of mixed rows": lambda: together(sampling) and None,
         "one batch for each adapter": lambda: apart(sampling) and None,
     }
-    table(paired(ways, options.repeats), options.rows * options.new, "tokens")
+    table(in_turns(ways, options.repeats), options.rows * options.new, "tokens")
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ class ModelOptions:
     config: dict[str, Any] = _map("with init=random: the fields of the model's config.json")
     tokenizer: dict[str, Any] = _map("with init=random: vocab_size and template of the tokenizer to train")
     lr_scale: float = option(1.0, "factor on learning rates that are not set; small models take larger ones")
+    plain: bool = option(False, "compute with the libraries' own modules alone, not with this project's faster ones")
     trust_remote_code: bool = option(False, "never true in this toolkit's own recipes; code from a hub stays off")
 
 

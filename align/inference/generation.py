@@ -1,25 +1,31 @@
 """Rollouts: prompts in, sampled replies with their log-probabilities out.
 
-Own decoding loop over transformers' cache: it samples from softmax(logits / temperature) and nothing else (a model's
-generation_config never leaks in), keeps the log-probability of what it sampled, and drops finished rows from the batch.
-`benchmarks/rollout.py` measures it against `generate`.
+Own decoding loop: it samples from softmax(logits / temperature) and nothing else (a model's generation_config never
+leaks in), keeps the log-probability of what it sampled, and drops finished rows from the batch. Prompts are read
+packed, without padding; `align/inference/cache.py` holds what is attended to. A row's draws are a function of the
+generator and of the row's number: neither other rows nor their lengths change them. `benchmarks/generate.py` measures
+it against `generate`.
 
-Shape suffixes: B rows, P padded prompt length, K cached length, V vocabulary.
+Shape suffixes: B rows, C columns of the cache, N packed tokens, S draws of a block, D width, V vocabulary.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from transformers import DynamicCache
 
+from align.inference.cache import BLOCK, BlockCache
+from align.models.forward import packed_hidden
+from align.models.packing import pack
 from align.models.virtual_tokens import lead_of
 from align.roles import Role
+from data_prep.core.errors import TrainingStopped
 
 _DROP_SHARE = 0.25  # finished rows are dropped once they are this share of the batch
 
@@ -76,90 +82,107 @@ class RolloutEngine:
         if not prompts:
             return
         replies = [Reply() for _ in prompts]
-        inputs, visible_BP, cache = self._opening(prompts)
-        device = self.role.tree.device
-        alive = torch.arange(len(prompts))
-        held = cache.get_seq_length()
-        positions_BP = (visible_BP.long().cumsum(1) - 1).clamp_min(0)[:, held:]
-        mask_B1PK = _prompt_mask(visible_BP)[:, :, held:]
+        device, cache = self.role.tree.device, BlockCache()
+        alive = list(range(len(prompts)))
+        logits_BV, visible_BC, position_B = self._read(prompts, cache)
+        uniforms = _Uniforms(len(prompts), generator)
         for step in range(sampling.max_new_tokens):
-            logits_BV = self._logits(inputs, positions_BP, mask_B1PK, cache)
-            token_B, logprob_B = _draw(logits_BV, sampling, generator)
+            uniform_B = None if sampling.greedy else uniforms.at(step, alive).to(device)
+            token_B, logprob_B = _draw(logits_BV, sampling.temperature, uniform_B)
             self._append(replies, alive, token_B, logprob_B)
             yield replies
             keep = self._kept(replies, alive)
-            if len(keep) == 0 or step + 1 == sampling.max_new_tokens:
+            if not keep or step + 1 == sampling.max_new_tokens:
                 break
             if len(keep) < len(alive):
-                alive, rows = alive[keep], keep.to(device)
+                rows, alive = torch.tensor(keep, device=device), [alive[place] for place in keep]
                 cache.batch_select_indices(rows)
-                token_B, visible_BP, positions_BP = token_B[rows], visible_BP[rows], positions_BP[rows]
-            visible_BP = torch.cat([visible_BP, torch.ones_like(visible_BP[:, :1])], dim=1)
-            mask_B1PK = visible_BP[:, None, None, :]
-            positions_BP = positions_BP[:, -1:] + 1
-            inputs = {"input_ids": token_B[:, None]}
+                token_B, position_B = token_B[rows], position_B[rows]
+                visible_BC = None if visible_BC is None else visible_BC[rows]
+            if visible_BC is not None:
+                visible_BC = torch.cat([visible_BC, visible_BC.new_ones(len(alive), 1)], dim=1)
+            logits_BV = self._next(token_B, position_B, visible_BC, cache, alive)
+            position_B = position_B + 1
 
-    def _opening(self, prompts: Sequence[Sequence[int]]) -> tuple[dict[str, Tensor], Tensor, DynamicCache]:
-        """What the first forward takes, which key columns each row sees, and the cache with what stands before them."""
-        lead = lead_of(self.role.tree)
-        cache = DynamicCache()
-        if lead is None:
-            ids_BP, visible_BP = self._left_padded(prompts)
-            return {"input_ids": ids_BP}, visible_BP, cache
-        for layer, own in enumerate(memory := lead.memory()):
-            key, value = (x.to(self.role.tree.dtype).expand(len(prompts), *x.shape) for x in own)
-            cache.update(key, value, layer)
-        if memory:
-            ids_BP, visible_BP = self._left_padded(prompts)
-            return {"input_ids": ids_BP}, F.pad(visible_BP, (lead.tokens, 0), value=True), cache
-        ids_BP, visible_BP = self._left_padded([[self.pad_id] * lead.tokens + list(prompt) for prompt in prompts])
-        starts_B = visible_BP.int().argmax(1)
-        return {"inputs_embeds": lead.embeds(self.role.tree, ids_BP, starts_B)}, visible_BP, cache
+    def _read(self, prompts: Sequence[Sequence[int]], cache: BlockCache) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Read the prompts in one packed pass.
 
-    def _logits(self, inputs: dict[str, Tensor], positions: Tensor, mask: Tensor, cache: DynamicCache) -> Tensor:
-        backbone = getattr(self.role.tree, self.role.tree.base_model_prefix)
-        out = backbone(**inputs, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True)
+        Returns logits [B, V] of what follows them, the columns each row sees [B, C] unless each sees all, and the
+        next positions [B].
+        """
+        tree, lengths = self.role.tree, [len(prompt) for prompt in prompts]
+        self._entering([row for row, length in enumerate(lengths) for _ in range(length)], packed=True)
+        hidden_ND = packed_hidden(tree, pack(prompts).to(tree.device), cache)
+        length_B = torch.tensor(lengths, device=tree.device)
+        lead = lead_of(tree)
+        virtual, memory = (lead.tokens, lead.memory()) if lead is not None else (0, ())
+        visible_BC = cache.lay_out(lengths, virtual, memory)
+        logits_BV = self.role.logits(hidden_ND[length_B.cumsum(0) - 1]).float()
+        return logits_BV, visible_BC if len(set(lengths)) > 1 else None, length_B + virtual
+
+    def _next(
+        self, token_B: Tensor, position_B: Tensor, visible_BC: Tensor | None, cache: BlockCache, alive: list[int]
+    ) -> Tensor:
+        """Logits [B, V] of what follows one more token of each row."""
+        tree = self.role.tree
+        self._entering(alive, packed=False)
+        out = getattr(tree, tree.base_model_prefix)(
+            input_ids=token_B[:, None],
+            position_ids=position_B[:, None],
+            attention_mask=None if visible_BC is None else visible_BC[:, None, None, :],
+            past_key_values=cache,
+            use_cache=True,
+        )
         return self.role.logits(out.last_hidden_state[:, -1]).float()
 
-    def _append(self, replies: list[Reply], alive: Tensor, token_B: Tensor, logprob_B: Tensor) -> None:
-        for row, token, logprob in zip(alive.tolist(), token_B.tolist(), logprob_B.tolist(), strict=True):
+    def _entering(self, rows: Sequence[int], packed: bool) -> None:
+        """Called before a pass with the row of every token: one token of each row, or packed prompts."""
+
+    def _append(self, replies: list[Reply], alive: list[int], token_B: Tensor, logprob_B: Tensor) -> None:
+        drawn = torch.stack([token_B.double(), logprob_B.double()], dim=1).tolist()
+        for row, (token, logprob) in zip(alive, drawn, strict=True):
             reply = replies[row]
             if not reply.finished:
-                reply.ids.append(token)
+                if math.isnan(logprob):
+                    raise TrainingStopped("the model's logits are not finite, nothing can be drawn", code="not_finite")
+                reply.ids.append(int(token))
                 reply.logprobs.append(logprob)
-                reply.finished = token == self.end_id
+                reply.finished = int(token) == self.end_id
 
-    def _kept(self, replies: list[Reply], alive: Tensor) -> Tensor:
-        """Rows to go on with: all of them until enough have finished to be worth a smaller batch."""
-        open_B = torch.tensor([not replies[row].finished for row in alive.tolist()])
-        if int(open_B.sum()) <= (1 - _DROP_SHARE) * len(alive):
-            return open_B.nonzero()[:, 0]
-        return torch.arange(len(alive))
-
-    def _left_padded(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        width = max(len(prompt) for prompt in prompts)
-        ids = torch.full((len(prompts), width), self.pad_id, dtype=torch.long)
-        visible = torch.zeros((len(prompts), width), dtype=torch.bool)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.tensor(list(prompt))
-            visible[row, width - len(prompt) :] = True
-        device = self.role.tree.device
-        return ids.to(device), visible.to(device)
+    def _kept(self, replies: list[Reply], alive: list[int]) -> list[int]:
+        """Places to go on with: all of them until enough rows have finished to be worth a smaller batch."""
+        still_open = [place for place, row in enumerate(alive) if not replies[row].finished]
+        few = len(still_open) <= (1 - _DROP_SHARE) * len(alive)
+        return still_open if few else list(range(len(alive)))
 
 
-def _prompt_mask(visible_BP: Tensor) -> Tensor:
-    """Causal mask over left-padded prompts, [B, 1, P, P]; a pad sees itself, so that no row of it is empty."""
-    width = visible_BP.shape[1]
-    causal = torch.ones(width, width, dtype=torch.bool, device=visible_BP.device).tril()
-    own = torch.eye(width, dtype=torch.bool, device=visible_BP.device)
-    return ((causal & visible_BP[:, None, :]) | own)[:, None]
+class _Uniforms:
+    """Uniform numbers in [0, 1): one stream per row, whose seed is the row's own draw from the generator."""
+
+    def __init__(self, rows: int, generator: torch.Generator | None) -> None:
+        device = "cpu" if generator is None else generator.device
+        seeds = torch.randint(2**62, (rows,), generator=generator, device=device).tolist()
+        self._streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
+        self._block_BS = torch.empty(0)
+
+    def at(self, step: int, rows: list[int]) -> Tensor:
+        """The next number of each of the rows, float64 [B]; steps are asked for in order."""
+        if step % BLOCK == 0:
+            self._block_BS = torch.from_numpy(np.stack([stream.random(BLOCK) for stream in self._streams]))
+        return self._block_BS[rows, step % BLOCK]
 
 
-def _draw(logits_BV: Tensor, sampling: Sampling, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """Next tokens [B] and their log-probabilities [B] under softmax(logits / temperature)."""
-    logprobs_BV = torch.log_softmax(logits_BV / sampling.temperature, dim=-1)
-    if sampling.greedy:
+def _draw(logits_BV: Tensor, temperature: float, uniform_B: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Next tokens [B] and their log-probabilities [B] under softmax(logits / temperature).
+
+    A token is drawn where its uniform number falls among the cumulated probabilities (float64); without numbers it is
+    the most likely one. One of probability 0 is never drawn.
+    """
+    probability_BV = torch.softmax(logits_BV / temperature, dim=-1)
+    if uniform_B is None:
         token_B = logits_BV.argmax(-1)
     else:
-        token_B = torch.multinomial(logprobs_BV.exp(), 1, generator=generator)[:, 0]
-    return token_B, logprobs_BV.gather(1, token_B[:, None])[:, 0]
+        cumulated_BV = probability_BV.cumsum(-1, dtype=torch.float64)
+        place_B1 = torch.searchsorted(cumulated_BV, uniform_B[:, None] * cumulated_BV[:, -1:], right=True)
+        token_B = place_B1[:, 0].clamp_max(logits_BV.shape[1] - 1)
+    return token_B, probability_BV.gather(1, token_B[:, None])[:, 0].log()

@@ -122,7 +122,6 @@ class Mixed:
             engine = _RoutedEngine(role, *ends) if role is self.role else RolloutEngine(role, *ends)
             if isinstance(engine, _RoutedEngine):
                 engine.mixed, engine.owners = self, [rows[i][0] for i in places]
-                self._route(engine.owners, 0)
             replies = engine.generate([rows[i][1] for i in places], sampling, generator)
             for place, reply in zip(places, replies, strict=True):
                 found[place] = reply
@@ -153,16 +152,13 @@ class Mixed:
 
 
 class _RoutedEngine(RolloutEngine):
-    """Decoding that tells the layers which rows are still there."""
+    """Decoding that tells the layers whose rows the coming pass has."""
 
     mixed: Mixed
     owners: list[str | None]
 
-    def _kept(self, replies: list[Reply], alive: Tensor) -> Tensor:
-        keep = super()._kept(replies, alive)
-        if len(keep) < len(alive):
-            self.mixed._route([self.owners[row] for row in alive[keep].tolist()], 0)
-        return keep
+    def _entering(self, rows: Sequence[int], packed: bool) -> None:
+        self.mixed._route([self.owners[row] for row in rows], dim=1 if packed else 0)
 
 
 def put_on_one_base(opened: Sequence[Opened]) -> None:

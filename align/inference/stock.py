@@ -13,6 +13,7 @@ from align.checkpoints.lineage import judge_of
 from align.config.schema import Load
 from align.inference.loaded import Opened
 from align.inference.scoring import normalised, score_replies
+from align.models.own_modules import take_out
 from data_prep.core.errors import UserError
 from data_prep.types import Message
 
@@ -41,8 +42,10 @@ def load(target: str, out: str = "runs") -> tuple[Any, Any]:
     alone = not checkpoint.record.get("derived_base") and not opened.bases.terms_under(checkpoint, opened.load)
     if traits.owns_weights or (traits.mergeable and not (alone and traits.portable)):
         model = opened.bases.folded(checkpoint, opened.load)
+        take_out(model)
     elif alone and traits.portable:
         model = opened.on_base(checkpoint.folder)
+        take_out(model)
     else:
         raise UserError(
             f"no stock model computes what {checkpoint.label} ({checkpoint.method}) does",

@@ -5,22 +5,27 @@ Shape suffixes: N packed tokens, M selected tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
 
+from align.models.own_modules import is_plain
 from align.models.packing import ATTENTION, Packed, pack
 from align.models.virtual_tokens import lead_of
 from data_prep.core.errors import UserError
 
 
-def packed_hidden(tree: PreTrainedModel, packed: Packed) -> Tensor:
-    """Last hidden states of every packed token, [N, D]."""
+def packed_hidden(tree: PreTrainedModel, packed: Packed, cache: Cache | None = None) -> Tensor:
+    """Last hidden states of every packed token, [N, D]; `cache` is given keys and values, virtual tokens' first."""
     backbone = getattr(tree, tree.base_model_prefix)
     inputs, first = {"input_ids": packed.ids_1N}, 0
     if (lead := lead_of(tree)) is not None:
         inputs, packed, first = lead.before(tree, packed)
-    out = backbone(**inputs, position_ids=packed.positions_1N, layout=packed.layout, use_cache=False)
+    keeping = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    out = backbone(**inputs, position_ids=packed.positions_1N, layout=packed.layout, **keeping)
     return out.last_hidden_state[0, first:]  # type: ignore[no-any-return]
 
 
@@ -28,13 +33,27 @@ def head_logits(tree: PreTrainedModel, hidden_MD: Tensor) -> Tensor:
     """The language-model head on hidden states, [M, D] -> [M, V], with the scale or soft cap the architecture has."""
     config = tree.config.get_text_config()
     logits_MV: Tensor = tree.get_output_embeddings()(hidden_MD)
-    if (scale := getattr(config, "logit_scale", None)) is not None:
+    if (scale := _logit_scale(config)) != 1.0:
         logits_MV = logits_MV * scale
-    if (divisor := getattr(config, "logits_scaling", None)) is not None:
-        logits_MV = logits_MV / divisor
     if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
         logits_MV = torch.tanh(logits_MV / cap) * cap
     return logits_MV
+
+
+def frozen_head(tree: PreTrainedModel) -> tuple[Tensor, Tensor | None, float] | None:
+    """Weight [V, D], bias [V] and scale of a head that is an untrained linear layer, and that an own function may
+    stand in for; None where something else is, as a soft cap."""
+    head, config = tree.get_output_embeddings(), tree.config.get_text_config()
+    if is_plain(tree) or type(head) is not torch.nn.Linear or any(p.requires_grad for p in head.parameters()):
+        return None
+    if getattr(config, "final_logit_softcapping", None) is not None or head._forward_hooks:
+        return None
+    return head.weight, head.bias, _logit_scale(config)
+
+
+def _logit_scale(config: Any) -> float:
+    scale, divisor = getattr(config, "logit_scale", None), getattr(config, "logits_scaling", None)
+    return float(1.0 if scale is None else scale) / float(1.0 if divisor is None else divisor)
 
 
 @torch.no_grad()

@@ -166,10 +166,7 @@ def attend(
     how = _Scoring(scaling, dropout, softcap, s_aux)
     share = query.shape[1] // key.shape[1]
     if layout is None:
-        key, value = _repeat_heads(key, share), _repeat_heads(value, share)
-        mask = _within_window(attention_mask, query.shape[2], key.shape[2], sliding_window)
-        out = _product(how, query, key, value, mask, causal=mask is None and query.shape[2] > 1)
-        return out.transpose(1, 2), None
+        return _unpacked(how, query, key, value, attention_mask, sliding_window), None
     q_NHD, k_NHD, v_NHD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     outputs = []
     for rows_RL in layout.rows_RL:
@@ -194,6 +191,26 @@ def attend(
     return merged.index_select(0, layout.scatter_N)[None], None
 
 
+def _unpacked(
+    how: _Scoring, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, window: int | None
+) -> Tensor:
+    """Attention of a batch whose queries are the last of its keys, [B, T, H, D].
+
+    One query per row reads each key-value head once for all query heads that share it, and of a window's keys alone.
+    """
+    rows, heads, queries, width = query.shape
+    groups, keys = key.shape[1:3]
+    if queries > 1:
+        mask = _window_mask(queries, window, query.device, keys - queries) if mask is None else mask
+        key, value = (_repeat_heads(tensor, heads // groups) for tensor in (key, value))
+        return _product(how, query, key, value, mask, causal=mask is None).transpose(1, 2)
+    if window is not None and keys > window:
+        key, value = key[:, :, -window:], value[:, :, -window:]
+        mask = None if mask is None else mask[..., -window:]
+    out = _product(how, query.reshape(rows, groups, -1, width), key, value, mask, causal=False)
+    return out.reshape(rows, 1, heads, -1)
+
+
 @dataclass(frozen=True)
 class _Scoring:
     """How scores become weights, besides the mask."""
@@ -205,7 +222,10 @@ class _Scoring:
 
 
 def _product(how: _Scoring, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """softmax(query key^T) value, [B, H, T, D]. The kernel knows neither caps nor sinks: with them, scores are made."""
+    """softmax(query key^T) value, [B, H, T, D]. The kernel knows neither caps nor sinks: with them, scores are made.
+
+    Sinks are of H heads, or of [H, T] where the queries of one token take the place of T.
+    """
     if how.softcap is None and how.sink_H is None:
         return F.scaled_dot_product_attention(query, key, value, mask, how.dropout, causal, scale=how.scale)
     scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if how.scale is None else how.scale)
@@ -216,7 +236,7 @@ def _product(how: _Scoring, query: Tensor, key: Tensor, value: Tensor, mask: Ten
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype is torch.bool else scores + mask
     if how.sink_H is not None:
-        sink = how.sink_H.to(scores.dtype).view(1, -1, 1, 1).expand(*scores.shape[:3], 1)
+        sink = how.sink_H.to(scores.dtype).view(1, scores.shape[1], -1, 1).expand(*scores.shape[:3], 1)
         scores = torch.cat([scores, sink], dim=-1)
     weights = torch.softmax(scores, dim=-1, dtype=torch.float32)[..., : key.shape[2]].to(value.dtype)
     return F.dropout(weights, how.dropout) @ value
@@ -224,14 +244,6 @@ def _product(how: _Scoring, query: Tensor, key: Tensor, value: Tensor, mask: Ten
 
 def _repeat_heads(tensor: Tensor, share: int) -> Tensor:
     return tensor if share == 1 else tensor.repeat_interleave(share, dim=1)
-
-
-def _within_window(mask: Tensor | None, queries: int, keys: int, window: int | None) -> Tensor | None:
-    """A cached batch's mask without the keys that a sliding window has left behind; the last query is the last key."""
-    if mask is None or window is None or keys <= window:
-        return mask
-    index = torch.arange(keys, device=mask.device)
-    return mask & (index[keys - queries :, None] - index[None, :] < window)
 
 
 def _window_mask(length: int, window: int | None, device: torch.device, lead: int = 0) -> Tensor | None:

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from align.config.schema import Load
 from align.models.fingerprint import read_model_config
 from align.models.forward import require_supported
+from align.models.own_modules import put_in
 from align.models.packing import ATTENTION
 from data_prep.core.errors import UserError
 
@@ -56,8 +57,13 @@ class SharedBase:
     """What several trees use besides the base: VeRA's projections, stacked parents; `folder` has the tokenizer."""
 
     @classmethod
-    def open(cls, folder: Path, identity: BaseIdentity, load: Load, device: torch.device) -> SharedBase:
-        """Load a model folder at precision `load`; only safetensors, never code from the folder."""
+    def open(
+        cls, folder: Path, identity: BaseIdentity, load: Load, device: torch.device, plain: bool = False
+    ) -> SharedBase:
+        """Load a model folder at precision `load`; only safetensors, never code from the folder.
+
+        `plain`: the model computes with the libraries' own modules alone.
+        """
         options: dict[str, Any] = {"dtype": _DTYPES[load.computes_in(device.type)]}
         if load.four_bit:
             options["quantization_config"] = _four_bit(device, load)
@@ -80,6 +86,7 @@ class SharedBase:
         base = cls.freeze(model, identity, load)
         base.shared["folder"] = folder
         require_supported(base.model, exact=load is Load.fp32)
+        put_in(base.model, plain)
         return base
 
     @classmethod

@@ -30,7 +30,7 @@ from data_prep.rendering.digests import template_digest, tokenizer_digest
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_CODE_VERSION = 2  # raised when a change makes equal inputs give another result
+_CODE_VERSION = 3  # raised when a change makes equal inputs give another result
 _NOT_INPUTS = {"init", "reward", "data", "adapter", "save_minutes"}
 
 
@@ -198,6 +198,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
             "footing": [mode.mode.name if mode.mode else None, mode.load.value],
             "processes": run.accelerator.num_processes,
             "seed": run.config.seed,
+            **({"plain": True} if run.config.model.plain else {}),
         }
     )
 

@@ -1,8 +1,8 @@
 """A run that an earlier version left: skipped by the same command, verified, talked to, exported, evaluated further.
 
 `earlier_run/` was made by version 98c8d67 with `COMMAND` on the embedded base, whose weights are the same everywhere;
-its report and the replies of its evaluation were left out. What decides its digests may not change unless results do
-(`align/runs/record.py:_CODE_VERSION`).
+its report and the replies of its evaluation were left out. What decides its digests may not change unless results do,
+and then `align/runs/record.py:_CODE_VERSION` says so: it was `CODE_VERSION` when the run was made.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from align.cli.dispatch import main
 
 FOLDER = Path(__file__).parent / "earlier_run"
 COMMAND = json.loads((FOLDER / "run.json").read_text(encoding="utf-8"))["command"][2:]
+CODE_VERSION = 2
 STAGES = ["sft", "reward_model", "ppo", "evaluate"]
 
 
@@ -33,7 +34,10 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_the_same_command_trains_nothing(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_same_command_trains_nothing(
+    run: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("align.runs.record._CODE_VERSION", CODE_VERSION)
     before = files(run)
     words = [f"out={run.parent}" if word.startswith("out=") else word for word in COMMAND]
     assert main(["run", *words]) == 0

@@ -15,6 +15,7 @@ from peft.tuners.lora import bnb
 from torch import Tensor, nn
 
 from align.adapters.layers.lora_offset import lora_layers
+from align.adapters.layers.own_linear import is_own, with_term
 
 
 class _Allocated:
@@ -23,6 +24,8 @@ class _Allocated:
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """[..., in] -> [..., out]."""
         layer: Any = self
+        if is_own(layer):
+            return with_term(layer, x, layer.lora_B["default"].weight * layer.lora_E)
         out: Tensor = layer.base_layer(x, *args, **kwargs)
         down = layer.lora_A["default"].weight
         hidden = layer.lora_dropout["default"](x.to(down.dtype))

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from peft.tuners import lora
 from peft.tuners.lora import bnb
 from safetensors.torch import save_file
 from torch import Tensor
@@ -15,6 +14,8 @@ from transformers.pytorch_utils import Conv1D
 
 from align.adapters.file_format import read_exactly, write_own_config
 from align.adapters.layers.lora_offset import PREFIX, gain_of, lora_layers, offset_of, subtract
+from align.adapters.layers.own_linear import OwnLinear, OwnLinear4bit, is_own
+from align.models.own_functions import add_low_rank
 
 
 class _Following:
@@ -25,16 +26,18 @@ class _Following:
         layer: Any = self
         out: Tensor = super().forward(x, *args, **kwargs)  # type: ignore[misc]
         down, up = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+        if is_own(layer):
+            return add_low_rank(out, x, down, up, layer.scaling["default"] * (layer.gain - 1.0))
         more = F.linear(F.linear(x.to(down.dtype), down), up) * (layer.scaling["default"] * (layer.gain - 1.0))
         out = out + more.to(out.dtype)
         return out
 
 
-class FollowingLinear(_Following, lora.Linear):
+class FollowingLinear(_Following, OwnLinear):
     """peft's LoRA layer whose weight follows."""
 
 
-class FollowingLinear4bit(_Following, bnb.Linear4bit):
+class FollowingLinear4bit(_Following, OwnLinear4bit):
     """The same on a 4-bit weight."""
 
 

@@ -11,6 +11,7 @@ import torch
 from align.config.schema import Load
 from align.inference.generation import RolloutEngine, Sampling
 from align.roles import Role
+from data_prep.core.errors import TrainingStopped
 from tests.tiny import save_tiny_llama
 from tests.tiny_chain import bases, fresh, logits, sentences
 
@@ -111,6 +112,51 @@ def test_padding_may_be_any_token():
         results.append(RolloutEngine(role, END, pad).generate(prompts, Sampling(6), generator))
     for other in results[1:]:
         assert other == results[0]
+
+
+def test_a_row_draws_the_same_whoever_stands_beside_it():
+    """Neither more rows, nor longer ones, nor rows that end and leave, nor a later limit change a row's draws."""
+    role, prompts = fresh("lora", Load.fp32), sentences(8, longest=25)
+
+    def drawn(rows, new=12, end=-1):
+        return RolloutEngine(role, end, PAD).generate(rows, Sampling(new, 1.5), torch.Generator().manual_seed(4))
+
+    apart = drawn(prompts)
+    assert [reply.ids for reply in drawn(prompts[:3])] == [reply.ids for reply in apart[:3]]
+    assert [reply.ids for reply in drawn([*prompts[:3], [7] * 40])[:3]] == [reply.ids for reply in apart[:3]]
+    assert [reply.ids for reply in drawn(prompts, new=5)] == [reply.ids[:5] for reply in apart]
+    end = apart[0].ids[2]  # now rows that draw it leave
+    for early, late in zip(drawn(prompts, end=end), apart, strict=True):
+        assert early.ids == (late.ids[: late.ids.index(end) + 1] if end in late.ids else late.ids)
+
+
+def test_the_cache_grows_by_blocks_of_any_size(monkeypatch):
+    from align.inference import cache, generation
+
+    role, prompts, found = fresh("lora", Load.fp32), sentences(5, longest=25), []
+    for size in (1, 3, 64):
+        monkeypatch.setattr(cache, "BLOCK", size)
+        found.append(generation.RolloutEngine(role, END, PAD).generate(prompts, Sampling(9, greedy=True)))
+    assert found[0] == found[1] == found[2]
+
+
+def test_what_has_no_probability_is_never_drawn():
+    from align.inference.generation import _draw
+
+    nothing = float("-inf")
+    logits_BV = torch.tensor([[nothing, 0.0, nothing, 0.0, nothing]]).repeat(3, 1)
+    uniform_B = torch.tensor([0.0, 0.5, 1.0 - 2.0**-53], dtype=torch.float64)
+    token_B, logprob_B = _draw(logits_BV, 1.0, uniform_B)
+    assert token_B.tolist() == [1, 3, 3]
+    assert logprob_B.tolist() == pytest.approx([math.log(0.5)] * 3)
+
+
+def test_logits_that_are_not_finite_are_told_in_a_line():
+    role = fresh("lora", Load.fp32)
+    with torch.no_grad():
+        next(p for p in role.parameters() if p.requires_grad).fill_(float("nan"))
+    with pytest.raises(TrainingStopped, match="logits are not finite"):
+        RolloutEngine(role, END, PAD).generate(sentences(2), Sampling(3))
 
 
 def test_a_rollout_leaves_the_mode_of_the_role():

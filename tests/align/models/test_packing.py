@@ -86,3 +86,28 @@ def test_sliding_window_limits_what_long_rows_see():
     band = (index[:, None] >= index[None]) & (index[:, None] - index[None] < 3)
     expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, band).transpose(1, 2)
     assert torch.allclose(out, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("extra", [{}, {"softcap": 2.0}, {"s_aux": [0.3, -1.0, 0.5, 2.0, 0.0, 1.0]}])
+def test_one_more_token_reads_shared_heads_as_repeated_ones(window, extra):
+    """Six query heads over two key-value heads, masked columns, a window, a cap, sinks; float64, by hand."""
+    from align.models.packing import attend
+
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(*size, generator=generator, dtype=torch.float64)
+        for size in ((3, 6, 1, 5), (3, 2, 9, 5), (3, 2, 9, 5))
+    )
+    visible = torch.arange(9)[None] >= torch.tensor([0, 4, 7])[:, None]
+    given = {name: torch.tensor(x, dtype=torch.float64) if name == "s_aux" else x for name, x in extra.items()}
+    out, _ = attend(torch.nn.Identity(), q, k, v, visible[:, None, None], 0.7, sliding_window=window, **given)
+    for row in range(3):
+        for head in range(6):
+            scores = k[row, head // 3] @ q[row, head, 0] * 0.7
+            if "softcap" in given:
+                scores = torch.tanh(scores / 2.0) * 2.0
+            seen = visible[row] & (torch.arange(9) >= (5 if window else 0))
+            weights = scores.exp() * seen
+            total = weights.sum() + (given["s_aux"][head].exp() if "s_aux" in given else 0.0)
+            assert torch.allclose(out[row, 0, head], (weights / total) @ v[row, head // 3], atol=1e-6)

@@ -1,0 +1,100 @@
+"""Keys and values of rows that are being decoded: filled from one packed pass, then grown block by block.
+
+A row's columns end where every other's end, so that a token is one more column for all of them; shorter rows begin
+with columns that nobody sees. Columns are written into buffers with room for a block of further ones: the cache is
+copied once a block, not once a token.
+
+Shape suffixes: B rows, C columns held, N packed tokens, K key-value heads, D head width, P virtual tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer
+
+from align.models.packing import Memory
+
+BLOCK = 64
+"""Columns that a buffer grows by."""
+
+
+class BlockLayer(DynamicLayer):
+    """One attention layer's keys and values, [B, K, C, D] each, as views of buffers with more columns."""
+
+    keys: Any
+    values: Any
+    buffers: tuple[Tensor, ...]
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Keep a pass's keys and values behind those held; all that is held."""
+        if not self.is_initialized:  # the packed pass, which `lay_out` will spread over rows
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        held, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        if stop > self.buffers[0].shape[2]:
+            self._move(self.keys, self.values)
+        for buffer_BKCD, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer_BKCD[:, :, held:stop] = new
+        self._show(stop)
+        return self.keys, self.values
+
+    def lay_out(self, index_BC: Tensor, before: tuple[Tensor, Tensor] | None) -> None:
+        """Turn packed keys and values into rows: column c of row b is packed token `index_BC[b, c]`.
+
+        `before` are keys and values [K, P, D] that count as the first packed tokens.
+        """
+        rows = []
+        for number, packed in enumerate((self.keys[0], self.values[0])):
+            if before is not None:
+                packed = torch.cat([before[number].to(packed.dtype), packed], dim=1)
+            chosen = packed.index_select(1, index_BC.reshape(-1))
+            rows.append(chosen.view(packed.shape[0], *index_BC.shape, packed.shape[2]).transpose(0, 1))
+        self._move(*rows)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Hold these rows alone."""
+        self._move(self.keys[indices], self.values[indices])
+
+    def _move(self, keys: Tensor, values: Tensor) -> None:
+        """Into buffers with room for at least one more column and at most a block of them."""
+        rows, heads, held, width = keys.shape
+        room = (held // BLOCK + 1) * BLOCK
+        self.buffers = (
+            keys.new_empty(rows, heads, room, width),
+            values.new_empty(*values.shape[:2], room, values.shape[3]),
+        )
+        for buffer_BKCD, own in zip(self.buffers, (keys, values), strict=True):
+            buffer_BKCD[:, :, :held] = own
+        self._show(held)
+
+    def _show(self, held: int) -> None:
+        self.keys, self.values = (buffer_BKCD[:, :, :held] for buffer_BKCD in self.buffers)
+
+
+class BlockCache(Cache):
+    """Keys and values of every layer of a model."""
+
+    layers: list[Any]
+
+    def __init__(self) -> None:
+        super().__init__(layer_class_to_replicate=BlockLayer)
+
+    def lay_out(self, lengths: Sequence[int], virtual: int, memory: Memory) -> Tensor:
+        """Spread one packed pass over rows of these lengths, each behind the `virtual` tokens that all of them share.
+
+        The virtual tokens are the first of the packed pass, or `memory` has their keys and values. Returns which
+        columns each row sees, bool [B, C].
+        """
+        device = self.layers[0].keys.device
+        length_B = torch.tensor(lengths, device=device)
+        start_B = length_B.cumsum(0) - length_B
+        own_BC = torch.arange(virtual + max(lengths), device=device) - (max(lengths) - length_B)[:, None]
+        index_BC = torch.where(own_BC < virtual, own_BC.clamp_min(0), own_BC + start_B[:, None])
+        for number, layer in enumerate(self.layers):
+            layer.lay_out(index_BC, memory[number] if memory else None)
+        return own_BC >= 0

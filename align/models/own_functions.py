@@ -1,0 +1,159 @@
+"""Functions with gradients written by hand, where automatic ones keep or make more than they need.
+
+Each computes what its plain form in the comment above it computes; `tests/align/models/test_own_functions.py` holds
+them to it in float64. `docs/performance.md` has what each of them is worth, `model.plain=true` turns all of them off.
+
+Shape suffixes: N tokens, M selected tokens, I in, O out, R rank, D width, F width of the feed-forward layer,
+V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+HEAD_ROWS = 256
+"""Tokens whose logits are held at a time on a CPU."""
+HEAD_ELEMENTS = 1 << 27
+"""Logits that are held at a time elsewhere."""
+
+
+# out + (x @ down.T @ up.T) * scale
+class _LowRank(torch.autograd.Function):
+    """Adds in place: no tensor of [N, O] is made beside the one that is given. Keeps x only where `down` is trained."""
+
+    @staticmethod
+    def forward(ctx: Any, out_NO: Tensor, x_NI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
+        kind = out_NO.dtype
+        with torch.autocast(out_NO.device.type, enabled=False):
+            x_NI = x_NI.to(kind)
+            hidden_NR = x_NI.reshape(-1, x_NI.shape[-1]) @ down_RI.to(kind).T
+            out_NO.view(-1, out_NO.shape[-1]).addmm_(hidden_NR, up_OR.to(kind).T, alpha=scale)
+        ctx.mark_dirty(out_NO)
+        ctx.save_for_backward(x_NI if ctx.needs_input_grad[2] else None, hidden_NR, down_RI, up_OR)
+        ctx.scale, ctx.x_shape = scale, x_NI.shape
+        return out_NO
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x_NI, hidden_NR, down_RI, up_OR = ctx.saved_tensors
+        kind, flat_NO = gradient.dtype, gradient.reshape(-1, gradient.shape[-1])
+        inner_NR = (flat_NO @ up_OR.to(kind)).mul_(ctx.scale)
+        for_x = for_down = for_up = None
+        if ctx.needs_input_grad[1]:
+            for_x = (inner_NR @ down_RI.to(kind)).view(ctx.x_shape)
+        if ctx.needs_input_grad[2]:
+            for_down = (inner_NR.T @ x_NI.reshape(-1, x_NI.shape[-1])).to(down_RI.dtype)
+        if ctx.needs_input_grad[3]:
+            for_up = (flat_NO.T @ hidden_NR).mul_(ctx.scale).to(up_OR.dtype)
+        return gradient, for_x, for_down, for_up, None
+
+
+def add_low_rank(out_NO: Tensor, x_NI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
+    """`out_NO`, with the term x down^T up^T scale added to it in place; products in the type of `out_NO`.
+
+    Both may have more axes before the last one. `out_NO` must be a fresh result that nothing else reads.
+    """
+    return _LowRank.apply(out_NO, x_NI, down_RI, up_OR, scale)  # type: ignore[no-any-return, no-untyped-call]
+
+
+# weight * (x.float() * rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+class _RootMeanSquare(torch.autograd.Function):
+    """Keeps the input and one number a token instead of two further copies of the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        wide_ND = x_ND if x_ND.dtype == torch.float64 else x_ND.float()
+        inverse_N1 = torch.linalg.vecdot(wide_ND, wide_ND).div_(x_ND.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        ctx.save_for_backward(x_ND, weight_D, inverse_N1)
+        normal_ND = (wide_ND * inverse_N1).to(x_ND.dtype)
+        found_ND: Tensor = normal_ND.mul_(weight_D) if weight_D.dtype == normal_ND.dtype else weight_D * normal_ND
+        return found_ND
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x_ND, weight_D, inverse_N1 = ctx.saved_tensors
+        for_x = for_weight = None
+        if ctx.needs_input_grad[1]:
+            for_weight = (gradient * (x_ND * inverse_N1)).reshape(-1, x_ND.shape[-1]).sum(0).to(weight_D.dtype)
+        if ctx.needs_input_grad[0]:
+            inner_ND = (gradient * weight_D).to(inverse_N1.dtype)
+            wide_ND = x_ND.to(inverse_N1.dtype)
+            share_N1 = torch.linalg.vecdot(inner_ND, wide_ND).unsqueeze(-1).mul_(inverse_N1.square())
+            inner_ND.addcmul_(wide_ND, share_N1, value=-1.0 / x_ND.shape[-1]).mul_(inverse_N1)
+            for_x = inner_ND.to(x_ND.dtype)
+        return for_x, for_weight, None
+
+
+def normalised(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """RMSNorm: x over its root mean square in float32, times the weight."""
+    return _RootMeanSquare.apply(x_ND, weight_D, eps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+# silu(gate) * up
+class _Gated(torch.autograd.Function):
+    """Keeps the two inputs; silu(gate) is computed again in backward."""
+
+    @staticmethod
+    def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+        ctx.save_for_backward(gate_NF, up_NF)
+        return F.silu(gate_NF).mul_(up_NF)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        gate_NF, up_NF = ctx.saved_tensors
+        for_gate = torch.ops.aten.silu_backward(gradient * up_NF, gate_NF)
+        return for_gate, F.silu(gate_NF).mul_(gradient)
+
+
+def gated(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    """SwiGLU's product silu(gate) up."""
+    return _Gated.apply(gate_NF, up_NF)  # type: ignore[no-any-return, no-untyped-call]
+
+
+# -cross_entropy(linear(hidden, weight, bias).float() * scale, targets, reduction="none")
+class _ChosenLogprobs(torch.autograd.Function):
+    """Makes the gradient of the hidden states, (W[y] - p W) scale, in the forward: logits live for a chunk alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_M: Tensor, scale: float
+    ) -> Tensor:
+        wide = torch.float64 if hidden_MD.dtype == torch.float64 else torch.float32
+        rows = HEAD_ROWS if hidden_MD.device.type == "cpu" else max(1, HEAD_ELEMENTS // weight_VD.shape[0])
+        slope_MD = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
+        logprobs_M = torch.empty(hidden_MD.shape[0], dtype=wide, device=hidden_MD.device)
+        for start in range(0, hidden_MD.shape[0], rows):
+            part = slice(start, start + rows)
+            logits_CV = F.linear(hidden_MD[part], weight_VD, bias_V).to(wide)
+            if scale != 1.0:
+                logits_CV = logits_CV * scale
+            target_C1 = targets_M[part, None]
+            total_C1 = torch.logsumexp(logits_CV, -1, keepdim=True)
+            logprobs_M[part] = (logits_CV.gather(1, target_C1) - total_C1)[:, 0]
+            if slope_MD is not None:
+                logits_CV = logits_CV.sub_(total_C1).exp_().neg_()
+                logits_CV.scatter_add_(1, target_C1, torch.ones_like(total_C1))
+                slope_MD[part] = (logits_CV.to(weight_VD.dtype) @ weight_VD) * scale
+        ctx.save_for_backward(slope_MD)
+        return logprobs_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (slope_MD,) = ctx.saved_tensors
+        return (slope_MD * gradient[:, None]).to(slope_MD.dtype), None, None, None, None
+
+
+def frozen_head_logprobs(
+    hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_M: Tensor, scale: float = 1.0
+) -> Tensor:
+    """Log-probabilities [M] of targets under softmax of a frozen head's logits times `scale`, in float32."""
+    return _ChosenLogprobs.apply(hidden_MD, weight_VD, bias_V, targets_M, scale)  # type: ignore[no-any-return, no-untyped-call]

@@ -1,0 +1,108 @@
+"""Functions with gradients written by hand: values, gradients and what is kept, beside the plain forms, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck
+
+from align.models import own_functions as own
+
+
+def drawn(*sizes: tuple[int, ...], grad: bool = True) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    found = [torch.randn(*size, generator=generator, dtype=torch.float64) for size in sizes]
+    return [tensor.requires_grad_(grad) for tensor in found]
+
+
+def plain_low_rank(out, x, down, up):
+    return out + (x @ down.T @ up.T) * 0.7
+
+
+def own_low_rank(out, x, down, up):
+    return own.add_low_rank(out * 1.0, x, down, up, 0.7)  # a fresh result, as of a linear layer
+
+
+def plain_norm(x, weight):
+    return weight * (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5))
+
+
+def plain_head(hidden, weight, bias, targets, scale):
+    return -F.cross_entropy(F.linear(hidden, weight, bias) * scale, targets, reduction="none")
+
+
+CASES = {
+    "low rank": (own_low_rank, plain_low_rank, ((2, 3, 5), (2, 3, 4), (2, 4), (5, 2))),
+    "norm": (lambda x, w: own.normalised(x, w, 1e-5), plain_norm, ((2, 3, 6), (6,))),
+    "gated": (own.gated, lambda gate, up: F.silu(gate) * up, ((3, 5), (3, 5))),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_values_and_gradients_are_those_of_the_plain_form(name):
+    ours, plain, sizes = CASES[name]
+    given = drawn(*sizes)
+    one, two = ours(*given), plain(*given)
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+    weight = torch.linspace(-1, 1, one.numel(), dtype=torch.float64).view_as(one)
+    for a, b in zip(*(torch.autograd.grad((x * weight).sum(), given) for x in (one, two)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    assert gradcheck(ours, given)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_input_may_be_frozen(name):
+    ours, plain, sizes = CASES[name]
+    for only in range(len(sizes)):
+        given = drawn(*sizes, grad=False)
+        given[only].requires_grad_()
+        one, two = (torch.autograd.grad(way(*given).square().sum(), given[only])[0] for way in (ours, plain))
+        torch.testing.assert_close(one, two, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [2, 256])
+@pytest.mark.parametrize("scale", [1.0, 1.6])
+def test_the_head_makes_its_gradient_in_the_forward(rows, scale, monkeypatch):
+    monkeypatch.setattr(own, "HEAD_ROWS", rows)
+    hidden, weight, bias = drawn((5, 4), (7, 4), (7,))
+    targets = torch.tensor([0, 6, 3, 3, 1])
+    weight.requires_grad_(False)
+    bias.requires_grad_(False)
+    one = own.frozen_head_logprobs(hidden, weight, bias, targets, scale)
+    two = plain_head(hidden, weight, bias, targets, scale)
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
+    kept = one.grad_fn.saved_tensors
+    assert [tensor.shape for tensor in kept] == [hidden.shape]
+    assert gradcheck(lambda h: own.frozen_head_logprobs(h, weight, bias, targets, scale), [hidden])
+    with torch.no_grad():
+        torch.testing.assert_close(own.frozen_head_logprobs(hidden, weight, bias, targets, scale), two.detach())
+
+
+def test_what_is_kept_for_backward():
+    """LoRA keeps its input only where A is trained; norm and SwiGLU keep their inputs and one number a token."""
+    out, x, down, up = drawn((6, 5), (6, 4), (2, 4), (5, 2))
+    trained = own.add_low_rank(out * 1.0, x, down, up, 0.5).grad_fn.saved_tensors
+    frozen = own.add_low_rank(out * 1.0, x, down.detach(), up, 0.5).grad_fn.saved_tensors
+    assert trained[0] is not None and frozen[0] is None
+    x, weight = drawn((6, 5), (5,))
+    assert sum(t.numel() for t in own.normalised(x, weight, 1e-6).grad_fn.saved_tensors) == 30 + 5 + 6
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_types_are_those_of_the_plain_forms(autocast):
+    """A bfloat16 base, or autocast over a float32 one, with a float32 adapter."""
+    kind = torch.float32 if autocast else torch.bfloat16
+    x = torch.randn(6, 4, generator=torch.Generator().manual_seed(1)).to(kind).requires_grad_()
+    weight = torch.ones(5, 4, dtype=kind)
+    down, up = (tensor.float().detach().requires_grad_() for tensor in drawn((2, 4), (5, 2)))
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        base = F.linear(x, weight)
+        plain = base + (F.linear(F.linear(x.to(torch.float32), down), up) * 0.5).to(base.dtype)
+        ours = own.add_low_rank(F.linear(x, weight), x, down, up, 0.5)
+        assert own.normalised(x, weight[0], 1e-6).dtype == x.dtype
+    assert ours.dtype == base.dtype == torch.bfloat16
+    torch.testing.assert_close(ours, plain, rtol=2e-2, atol=2e-2)
+    for a, b in zip(*(torch.autograd.grad(y.float().sum(), (x, down, up)) for y in (ours, plain)), strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)
