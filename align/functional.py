@@ -83,16 +83,22 @@ def generalized_advantages(
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float, dual_clip: float = 0.0
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip: float,
+    dual_clip: float = 0.0,
+    clip_high: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Clipped surrogate of PPO (arXiv 1707.06347, eq. 7), per token, to be minimised.
 
     Returns (loss, ratio, clipped) of the inputs' shape; the log ratio is clamped to +-20 against overflow.
+    `clip_high` above 0 is the clip of ratios above 1 (arXiv 2503.14476, eq. 10); 0: they are clipped as those below.
     `dual_clip` > 1 bounds the loss of negative advantages (arXiv 1912.09729, eq. 5); 0 turns it off.
     """
     ratio = torch.exp((logprobs - old_logprobs).clamp(-20.0, 20.0))
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + (clip_high or clip))
     loss = torch.maximum(unclipped, clipped)
     if dual_clip > 1.0:
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)

@@ -33,8 +33,9 @@ from align.functional import (
 from align.inference.generation import Reply
 from align.inference.scoring import ResponseBatch, pack_responses
 from align.rl.actor_critic import ExperienceRow
-from align.roles import CHUNK_ELEMENTS, Role
+from align.roles import CHUNK_ELEMENTS, Role, chosen_logprobs
 from align.training.batching import in_order
+from align.training.optimizer import autocast
 from data_prep.core.errors import TrainingStopped
 from reward.shaping import shape_rewards
 
@@ -64,10 +65,16 @@ class PPORoles:
     policy: Role
     reference: Role
     reward: Role
-    value: Role
+    value: Role | None
+    """None where advantages need no critic."""
 
     def all(self) -> list[Role]:
-        return [self.policy, self.reference, self.reward, self.value]
+        """Those that there are."""
+        return [role for role in (self.policy, self.reference, self.reward, self.value) if role is not None]
+
+    def trained(self) -> dict[str, Role]:
+        """Those that are trained, by name."""
+        return {role.name: role for role in (self.policy, self.value) if role is not None}
 
 
 @dataclass(frozen=True)
@@ -125,7 +132,8 @@ def judge(roles: PPORoles, rollout: Rollout, temperature: float, options: Traini
     passes = in_order(
         [len(prompt) + len(reply) for prompt, reply in pairs], options.micro_batch_size, options.micro_tokens
     )
-    parts = [_pass(roles, [pairs[i] for i in places], temperature) for places in passes]
+    with autocast(options, roles.policy.tree.device):
+        parts = [_pass(roles, [pairs[i] for i in places], temperature) for places in passes]
     logprobs_BT, reference_BT, values_BT, entropy_BT = (
         _unpack(torch.cat([part[i] for part in parts]), mask_BT) for i in range(4)
     )
@@ -196,8 +204,12 @@ def _pass(roles: PPORoles, pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     """Policy and reference log-probabilities, values, entropies [M], and scores [B], on the CPU."""
     batch = pack_responses(pairs).to(roles.policy.tree.device)
     logprobs_M, entropy_M = _judged(roles.policy, batch, temperature)
-    reference_M, _ = _judged(roles.reference, batch, temperature)
-    values_M = roles.value.scores(batch.packed, batch.source_M)
+    hidden_MD = roles.reference.hidden(batch.packed)[batch.source_M]
+    reference_M = chosen_logprobs(roles.reference, hidden_MD, batch.targets_M, temperature)
+    if roles.value is None:
+        values_M = torch.zeros_like(reference_M)
+    else:
+        values_M = roles.value.scores(batch.packed, batch.source_M)
     score_B = roles.reward.scores(batch.packed, batch.last_B)
     return [tensor.cpu() for tensor in (logprobs_M, reference_M, values_M, entropy_M, score_B)]
 

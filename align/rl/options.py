@@ -30,11 +30,12 @@ class PPOOptions(TrainingOptions):
     temperature: float = option(1.0, "sampling temperature, also of the log-probabilities that are trained", above=0)
     kl_coef: float = option(0.05, "weight of the per-token KL penalty (k1) in the reward")
     kl_target: float = option(0.0, "KL per reply that an adaptive kl_coef steers to (0: fixed coefficient)")
-    kl_horizon: int = option(10000, "replies over which the adaptive coefficient moves", low=1)
+    kl_horizon: float = option(10.0, "updates in which the adaptive kl_coef can grow or shrink by a factor e", low=1)
     kl_limit: float = option(15.0, "stop the stage once the mean KL per reply, in nats, passes this", above=0)
     gamma: float = option(1.0, "discount", high=1)
     lam: float = option(0.95, "lambda of generalised advantage estimation", high=1)
     clip: float = option(0.2, "ratio clip of the policy loss", above=0)
+    clip_high: float = option(0.0, "clip of ratios above 1, where it is to be wider (0: clip; usual 0.28)")
     dual_clip: float = option(0.0, "bound of the loss for negative advantages (0: off; usual 3)")
     value_clip: float = option(0.2, "clip of the value's change (0: off)")
     value_coef: float = option(1.0, "weight of the value loss")
@@ -44,6 +45,11 @@ class PPOOptions(TrainingOptions):
     critic_warmup: int = option(5, "first updates that train the value role alone")
     max_approx_kl: float = option(0.1, "end an update's passes once KL(old, new) per token passes this", above=0)
     max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this", above=0)
+
+    @property
+    def steps_per_update(self) -> int:
+        """Optimiser steps of an update whose passes do not end early."""
+        return self.ppo_epochs * self.minibatches
 
 
 def refusals(options: PPOOptions, where: str) -> Iterator[UserError]:
@@ -92,10 +98,18 @@ def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:
         yield doubt("kl_coef", "lets the policy leave its parent until kl_limit stops the stage", "usual: 0.01 to 0.2")
     if not 0.02 <= options.clip <= 0.5:
         yield doubt("clip", "is an unusual ratio clip", "usual: 0.1 to 0.3")
+    if 0 < options.clip_high < options.clip:
+        yield doubt("clip_high", f"is narrower than clip ({options.clip:g})", "usual: 0.28, or 0 for clip")
     if 0 < options.dual_clip <= 1:
         yield doubt("dual_clip", "bounds the loss below an unchanged ratio of 1", "usual: 3, or 0 for off")
     if options.gamma < 0.9:
         yield doubt("gamma", "hides the reward, given at a reply's end, from its first tokens", "usual: 1")
+    if options.kl_target > 0 and options.kl_horizon > options.updates:
+        yield doubt(
+            "kl_horizon",
+            f"is counted in updates, of which there are {options.updates}: the coefficient would hardly move",
+            "usual: 5 to 20",
+        )
     if not 0.3 <= options.temperature <= 2:
         yield doubt("temperature", "samples replies far from what the model says", "usual: 0.7 to 1")
     size, rest = divmod(options.batch_size, options.minibatches)

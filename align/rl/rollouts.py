@@ -49,7 +49,9 @@ class Rollouts:
         prompts = [self._prompts[i] for i in index]
         generator = torch.Generator(device=process.device)
         generator.manual_seed(seed_at(seed, update, process.process_index))
-        return Rollout(prompts, self._engine.generate([row.ids for row in prompts], self._sampling, generator))
+        with self._context.autocast():
+            replies = self._engine.generate([row.ids for row in prompts], self._sampling, generator)
+        return Rollout(prompts, replies)
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
@@ -85,9 +87,10 @@ def measured_norm(
     engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
     generator = torch.Generator(device=context.accelerator.device)
     generator.manual_seed(context.seed)
-    replies = engine.generate(
-        [row.ids for row in prompts], Sampling(options.max_new_tokens, options.temperature), generator
-    )
-    pairs = [(row.ids, reply.ids) for row, reply in zip(prompts, replies, strict=True)]
-    scores = torch.tensor(score_replies(roles.reward, pairs, options.micro_batch_size or 64), dtype=torch.float64)
+    sampling = Sampling(options.max_new_tokens, options.temperature)
+    with context.autocast():
+        replies = engine.generate([row.ids for row in prompts], sampling, generator)
+        pairs = [(row.ids, reply.ids) for row, reply in zip(prompts, replies, strict=True)]
+        found = score_replies(roles.reward, pairs, options.micro_batch_size or 64)
+    scores = torch.tensor(found, dtype=torch.float64)
     return {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
