@@ -62,12 +62,13 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 def generalized_advantages(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns by GAE (arXiv 1506.02438, eq. 16) over responses that start at column 0.
 
     `values_BT[:, t]` is the value before token t is chosen; the value after a response's last token is 0.
-    `mask_BT` is true on a prefix of every row. Returns (advantages, returns), both 0 outside the mask.
+    `mask_BT` is true on a prefix of every row. `lam` may be one for each row [B]. Returns (advantages, returns), both 0
+    outside the mask.
     """
     zeros = torch.zeros_like(values_BT)
     rewards_BT = torch.where(mask_BT, rewards_BT, zeros)

@@ -16,7 +16,8 @@ import numpy as np
 
 from align.rl import invariants
 from align.rl.actor_critic import ActorCritic, ExperienceRow
-from align.rl.experience import PPORoles, RewardRule, estimate, experience, judge, reward, statistics
+from align.rl.advantages import estimate
+from align.rl.experience import PPORoles, RewardRule, experience, judge, reward, statistics
 from align.rl.options import PPOOptions
 from align.rl.rollouts import Rollouts
 from align.tracking.progress import Progress
@@ -74,7 +75,7 @@ def improve(
             if kl > options.kl_limit:
                 stats |= {"stopped_on_kl": 1.0}
                 break
-            if options.kl_target > 0 and update >= options.critic_warmup:
+            if options.kl_target > 0 and update >= options.warmup_updates:
                 rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, kl, options))
             context.saver.offer(updater, update + 1, {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0})
     updater.go_to(updater.steps)
@@ -99,7 +100,7 @@ def passes(
         for part in np.array_split(drawn.permutation(len(rows)), min(options.minibatches, len(rows))):
             micro = [[rows[i] for i in part[one]] for one in cut(lengths[part], options)]
             first = "ratio_dev" not in step0  # computes the policy in any case, to be checked
-            objective.warming = update < options.critic_warmup and not first
+            objective.warming = update < options.warmup_updates and not first
             numbers = updater.step([objective.collate(one) for one in micro])
             if first:
                 invariants.record_first_minibatch(numbers, context, step0)

@@ -1,4 +1,4 @@
-"""The rollout of a PPO update: which prompts, and one sampled reply to each.
+"""The rollout of a PPO update: which prompts, and the sampled replies to each.
 
 y ~ pi_old( . | x) at the sampling temperature: "Proximal Policy Optimization Algorithms", arXiv 1707.06347, algorithm
 1, line 3. Symbols are those of `align/rl/__init__.py`.
@@ -28,7 +28,7 @@ _SAMPLES = 16  # replies of an update that are kept to be read
 
 
 class Rollouts:
-    """Draws each update's prompts (a function of seed and update alone) and samples one reply for each."""
+    """Draws each update's prompts (a function of seed and update alone) and samples a group of replies to each."""
 
     def __init__(
         self, context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
@@ -40,13 +40,13 @@ class Rollouts:
         self._sampling = Sampling(options.max_new_tokens, options.temperature)
 
     def sample(self, update: int) -> Rollout:
-        """This process's share of an update's prompts, and the policy's reply to each."""
+        """This process's share of an update's prompts, each as often as it has replies, and the policy's replies."""
         process, seed = self._context.accelerator, self._context.seed
-        per_epoch = self._options.steps_in_epoch(len(self._prompts))
-        epoch, place = divmod(update, per_epoch)
-        index = batches(len(self._prompts), self._options.batch_size, seed, epoch)[place]
-        index = index[: self._options.batch_size][process.process_index :: process.num_processes]
-        prompts = [self._prompts[i] for i in index]
+        each, group = self._options.prompts_per_update, self._options.replies_per_prompt
+        epoch, place = divmod(update, max(1, len(self._prompts) // each))
+        index = batches(len(self._prompts), each, seed, epoch)[place]
+        index = index[:each][process.process_index :: process.num_processes]
+        prompts = [self._prompts[i] for i in index for _ in range(group)]
         generator = torch.Generator(device=process.device)
         generator.manual_seed(seed_at(seed, update, process.process_index))
         with self._context.autocast():

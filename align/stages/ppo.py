@@ -83,11 +83,11 @@ class PPO(PPOOptions, TrainingStage):
 
     def check_rows(self, where: str, count: int) -> None:
         """Every update takes a whole batch of prompts."""
-        if count < self.batch_size:
+        if count < self.prompts_per_update:
             raise UserError(
-                f"{count} training prompts are fewer than one batch of {self.batch_size}",
+                f"{count} training prompts are fewer than one batch of {self.prompts_per_update}",
                 code="too_few_rows",
-                hint=f"set {where}.batch_size={max(1, count)} or give more prompts",
+                hint=f"set {where}.batch_size={max(1, count) * self.replies_per_prompt} or give more prompts",
             )
 
     def steps_over(self, rows: int) -> int:
@@ -98,7 +98,7 @@ class PPO(PPOOptions, TrainingStage):
         """Updates, the prompts of each, and the optimiser steps they make."""
         return {
             "updates": self.updates,
-            "rows_per_update": self.batch_size,
+            "rows_per_update": self.prompts_per_update,
             "steps": self.steps_over(rows),
             "rows_per_step": self.batch_size // self.minibatches,
         }
@@ -116,9 +116,11 @@ class PPO(PPOOptions, TrainingStage):
         policy = context.fresh_role("policy")
         reference = context.start_role("reference")
         reward = context.bases.realise(context.reward, "reward", load)
-        value = context.bases.realise(context.reward, "value", load, trainable=True)
-        assert value.head is not None
-        value.head.zero()
+        value = None
+        if self.advantage.has_critic:
+            value = context.bases.realise(context.reward, "value", load, trainable=True)
+            assert value.head is not None
+            value.head.zero()
         roles = PPORoles(policy, reference, reward, value)
         for role in roles.all():
             role.silence_dropout()
@@ -146,6 +148,9 @@ class PPO(PPOOptions, TrainingStage):
             gamma=self.gamma,
             lam=self.lam,
             temperature=self.temperature,
+            estimator=self.advantage,
+            group_size=self.replies_per_prompt,
+            lam_length=self.lam_length,
         )
 
     def _updater(self, context: StageContext, roles: PPORoles) -> Updater:
@@ -157,7 +162,7 @@ class PPO(PPOOptions, TrainingStage):
         loss = PPOLoss(**{f.name: getattr(self, f.name) for f in fields(PPOLoss)})
         objective = ActorCritic(roles.policy, roles.value, loss)
         regularise(objective, roles.policy, self, lambda: roles.reference)
-        wait = self.critic_warmup * self.steps_per_update
+        wait = self.warmup_updates * self.steps_per_update
         groups, hooks = groups_of(roles.policy, context.lr, self, wait), hooks_of(roles.policy, wait)
         if roles.value is not None:
             assert roles.value.adapter is not None

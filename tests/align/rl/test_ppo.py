@@ -15,7 +15,8 @@ from align.inference.scoring import pack_responses, score_replies
 from align.models.packing import pack
 from align.rl import invariants as ppo_checks
 from align.rl.actor_critic import ActorCritic, ExperienceRow, PPOLoss
-from align.rl.experience import PPORoles, RewardRule, Rollout, estimate, experience, judge, reward, statistics
+from align.rl.advantages import estimate
+from align.rl.experience import PPORoles, RewardRule, Rollout, experience, judge, reward, statistics
 from align.roles import Role
 from align.training.options import TrainingOptions
 from data_prep.types import PromptTokens
