@@ -62,12 +62,13 @@ def kl_k3(logprobs: Tensor, reference: Tensor) -> Tensor:
 
 
 def generalized_advantages(
-    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float
+    rewards_BT: Tensor, values_BT: Tensor, mask_BT: Tensor, gamma: float, lam: float | Tensor
 ) -> tuple[Tensor, Tensor]:
     """Advantages and returns by GAE (arXiv 1506.02438, eq. 16) over responses that start at column 0.
 
     `values_BT[:, t]` is the value before token t is chosen; the value after a response's last token is 0.
-    `mask_BT` is true on a prefix of every row. Returns (advantages, returns), both 0 outside the mask.
+    `mask_BT` is true on a prefix of every row. `lam` may be one for each row [B]. Returns (advantages, returns), both 0
+    outside the mask.
     """
     zeros = torch.zeros_like(values_BT)
     rewards_BT = torch.where(mask_BT, rewards_BT, zeros)
@@ -83,16 +84,22 @@ def generalized_advantages(
 
 
 def policy_loss(
-    logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip: float, dual_clip: float = 0.0
+    logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    clip: float,
+    dual_clip: float = 0.0,
+    clip_high: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Clipped surrogate of PPO (arXiv 1707.06347, eq. 7), per token, to be minimised.
 
     Returns (loss, ratio, clipped) of the inputs' shape; the log ratio is clamped to +-20 against overflow.
+    `clip_high` above 0 is the clip of ratios above 1 (arXiv 2503.14476, eq. 10); 0: they are clipped as those below.
     `dual_clip` > 1 bounds the loss of negative advantages (arXiv 1912.09729, eq. 5); 0 turns it off.
     """
     ratio = torch.exp((logprobs - old_logprobs).clamp(-20.0, 20.0))
     unclipped = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + clip)
+    clipped = -advantages * ratio.clamp(1.0 - clip, 1.0 + (clip_high or clip))
     loss = torch.maximum(unclipped, clipped)
     if dual_clip > 1.0:
         loss = torch.where(advantages < 0, torch.minimum(loss, -advantages * dual_clip), loss)

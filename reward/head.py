@@ -27,6 +27,11 @@ class ScalarHead(nn.Module):
         nn.init.normal_(self.score.weight, mean=0.0, std=(width + 1) ** -0.5)
         nn.init.zeros_(self.score.bias)
 
+    def zero(self) -> None:
+        """Start anew: every score is 0."""
+        nn.init.zeros_(self.score.weight)
+        nn.init.zeros_(self.score.bias)
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Score hidden states [..., D] of any float dtype; returns [...] in fp32."""
         with torch.autocast(device_type=hidden.device.type, enabled=False):

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 
 from align.config.schema import Load
-from align.rl.actor_critic import ActorCritic, ExperienceRow
+from align.rl.actor_critic import ActorCritic, ExperienceRow, PPOLoss
 from align.roles import Role
 from align.stages.base import TrainingStage
 from align.training.objectives import LanguageModeling, Objective, Pairwise
@@ -77,9 +77,7 @@ def actor_critic() -> tuple[Objective, list]:
     policy = fresh("lora", Load.fp32, found)
     value = fresh("vera", Load.fp32, found, seed=2)
     value.head = ScalarHead(32)
-    objective = ActorCritic(policy, value, clip=0.2, value_clip=0.2, value_coef=0.7)
-    objective.temperature = 0.8
-    return objective, experience_rows()
+    return ActorCritic(policy, value, PPOLoss(value_coef=0.7, temperature=0.8)), experience_rows()
 
 
 OBJECTIVES = [supervised, pairwise, actor_critic]

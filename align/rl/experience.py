@@ -1,19 +1,18 @@
-"""From sampled replies to experience: log-probabilities, reward, KL penalty, advantages, and what to log about them.
+"""From sampled replies to experience: log-probabilities, reward, KL penalty, and what to log about them.
 
 Order of the reward, fixed: score at the reply's last token -> normalise -> clip -> missing-EOS penalty -> minus the KL
 penalty of every token -> GAE -> whitening over the global batch (arXiv 2403.17031; `docs/ppo.md` lists all 32 details).
 
     r_t = -beta (log pi_old(y_t | s_t) - log q(y_t | s_t)) + [t last] shaped R(x, y)    arXiv 1909.08593, eq. 2
-    A_t = sum over l of (gamma lambda)^l (r_t+l + gamma v_t+l+1 - v_t+l)                arXiv 1506.02438, eq. 16
-    G_t = A_t + v_t
 
-The same elsewhere: `get_rewards_ppo` and `estimate_advantages` of torchtune's `rlhf/rewards.py`. Symbols are those of
-`align/rl/__init__.py`; shape suffixes: B replies, T tokens of the longest reply, M reply tokens of all rows.
+`align/rl/advantages.py` goes on from there. The same elsewhere: `get_rewards_ppo` of torchtune's `rlhf/rewards.py`.
+Symbols are those of `align/rl/__init__.py`; shape suffixes: B replies, T tokens of the longest reply, M reply tokens of
+all rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,18 +22,18 @@ from torch import Tensor
 from align.functional import (
     entropy,
     explained_variance,
-    generalized_advantages,
     kl_k1,
     kl_k3,
     masked_mean,
     token_logprobs,
-    whiten,
 )
 from align.inference.generation import Reply
 from align.inference.scoring import ResponseBatch, pack_responses
 from align.rl.actor_critic import ExperienceRow
-from align.roles import CHUNK_ELEMENTS, Role
+from align.rl.options import Estimator
+from align.roles import CHUNK_ELEMENTS, Role, chosen_logprobs
 from align.training.batching import in_order
+from align.training.optimizer import autocast
 from data_prep.core.errors import TrainingStopped
 from reward.shaping import shape_rewards
 
@@ -55,6 +54,10 @@ class RewardRule:
     gamma: float
     lam: float
     temperature: float
+    estimator: Estimator = Estimator.gae
+    group_size: int = 1
+    """Replies to each prompt, which stand next to each other."""
+    lam_length: float = 0.0
 
 
 @dataclass
@@ -64,10 +67,16 @@ class PPORoles:
     policy: Role
     reference: Role
     reward: Role
-    value: Role
+    value: Role | None
+    """None where advantages need no critic."""
 
     def all(self) -> list[Role]:
-        return [self.policy, self.reference, self.reward, self.value]
+        """Those that there are."""
+        return [role for role in (self.policy, self.reference, self.reward, self.value) if role is not None]
+
+    def trained(self) -> dict[str, Role]:
+        """Those that are trained, by name."""
+        return {role.name: role for role in (self.policy, self.value) if role is not None}
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,11 @@ class Rewards:
 
 @dataclass(frozen=True)
 class Advantages:
-    """What GAE makes of the rewards."""
+    """What an estimator makes of the rewards; 0 outside the mask."""
 
-    whitened_BT: Tensor
+    advantages_BT: Tensor
     returns_BT: Tensor
+    """What the critic is trained towards; 0 without one."""
 
 
 @torch.no_grad()
@@ -125,7 +135,8 @@ def judge(roles: PPORoles, rollout: Rollout, temperature: float, options: Traini
     passes = in_order(
         [len(prompt) + len(reply) for prompt, reply in pairs], options.micro_batch_size, options.micro_tokens
     )
-    parts = [_pass(roles, [pairs[i] for i in places], temperature) for places in passes]
+    with autocast(options, roles.policy.tree.device):
+        parts = [_pass(roles, [pairs[i] for i in places], temperature) for places in passes]
     logprobs_BT, reference_BT, values_BT, entropy_BT = (
         _unpack(torch.cat([part[i] for part in parts]), mask_BT) for i in range(4)
     )
@@ -146,17 +157,9 @@ def reward(judged: Judged, rollout: Rollout, rule: RewardRule) -> Rewards:
     return Rewards(rewards_BT, shaped_B, kl_BT)
 
 
-def estimate(rewards: Rewards, judged: Judged, rule: RewardRule, reduce: Callable[[Tensor], Tensor]) -> Advantages:
-    """Advantages by GAE, whitened over the global batch, and returns; `reduce` sums a tensor over processes."""
-    advantages_BT, returns_BT = generalized_advantages(
-        rewards.rewards_BT, judged.values_BT, judged.mask_BT, rule.gamma, rule.lam
-    )
-    return Advantages(whiten(advantages_BT, judged.mask_BT, reduce), returns_BT)
-
-
 def experience(rollout: Rollout, judged: Judged, advantages: Advantages) -> list[ExperienceRow]:
     """One row per reply, with the numbers of its own tokens."""
-    every = (judged.logprobs_BT, judged.values_BT, advantages.whitened_BT, advantages.returns_BT)
+    every = (judged.logprobs_BT, judged.values_BT, advantages.advantages_BT, advantages.returns_BT)
     rows = []
     for i, (prompt, reply) in enumerate(rollout.pairs):
         own = [x_BT[i, : len(reply)].tolist() for x_BT in every]
@@ -172,17 +175,21 @@ def statistics(
     kl = _per_reply(rewards.kl_BT, mask_BT)
     length_B = mask_BT.sum(1).float()
     sampled_BT = _unpack(torch.tensor([x for reply in replies for x in reply.logprobs]), mask_BT)
+    critic = {
+        "value/explained_var": float(explained_variance(judged.values_BT, advantages.returns_BT, mask_BT)),
+        "value/mean": float(masked_mean(judged.values_BT, mask_BT)),
+    }
     return {
         "objective/kl_k1": kl,
         "objective/kl_k3": _per_reply(kl_k3(judged.logprobs_BT, judged.reference_BT), mask_BT),
         "objective/entropy": float(masked_mean(judged.entropy_BT, mask_BT)),
         "objective/score": float(judged.score_B.mean()),
         "objective/score_shaped": float(rewards.shaped_B.mean()),
+        "objective/score_spread": float(rewards.shaped_B.std(unbiased=False)),
         "objective/reward": float(rewards.shaped_B.mean()) - rule.kl_coef * kl,
         "objective/kl_penalty": rule.kl_coef * kl,
         "objective/kl_coef": rule.kl_coef,
-        "value/explained_var": float(explained_variance(judged.values_BT, advantages.returns_BT, mask_BT)),
-        "value/mean": float(masked_mean(judged.values_BT, mask_BT)),
+        **(critic if rule.estimator.has_critic else {}),
         "response/len_mean": float(length_B.mean()),
         "response/len_p95": float(torch.quantile(length_B, 0.95)),
         "response/eos_rate": float(torch.tensor([reply.finished for reply in replies]).float().mean()),
@@ -196,8 +203,12 @@ def _pass(roles: PPORoles, pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
     """Policy and reference log-probabilities, values, entropies [M], and scores [B], on the CPU."""
     batch = pack_responses(pairs).to(roles.policy.tree.device)
     logprobs_M, entropy_M = _judged(roles.policy, batch, temperature)
-    reference_M, _ = _judged(roles.reference, batch, temperature)
-    values_M = roles.value.scores(batch.packed, batch.source_M)
+    hidden_MD = roles.reference.hidden(batch.packed)[batch.source_M]
+    reference_M = chosen_logprobs(roles.reference, hidden_MD, batch.targets_M, temperature)
+    if roles.value is None:
+        values_M = torch.zeros_like(reference_M)
+    else:
+        values_M = roles.value.scores(batch.packed, batch.source_M)
     score_B = roles.reward.scores(batch.packed, batch.last_B)
     return [tensor.cpu() for tensor in (logprobs_M, reference_M, values_M, entropy_M, score_B)]
 

@@ -8,10 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 
 from align.training.options import Schedule, TrainingOptions
 from data_prep.core.errors import UserError
 from data_prep.core.options import option
+
+
+class Estimator(Enum):
+    """How advantages are estimated (`align/rl/advantages.py`)."""
+
+    gae = "gae"
+    rloo = "rloo"
+    grpo = "grpo"
+    reinforce_pp = "reinforce_pp"
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether it reads values, so that a value role is trained beside the policy."""
+        return self is Estimator.gae
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares the replies to one prompt, so that there must be several."""
+        return self in (Estimator.rloo, Estimator.grpo)
+
+
+GROUP = 4
+"""Replies to a prompt where they are compared and no other number is set."""
 
 
 @dataclass
@@ -20,7 +44,9 @@ class PPOOptions(TrainingOptions):
 
     schedule: Schedule = option(Schedule.linear, "learning rate after warm-up: constant|linear|cosine (to zero)")
     warmup: float = option(0.0, "share of the steps with rising learning rate", high=1)
-    batch_size: int = option(128, "prompts per update, over all processes", low=1)
+    batch_size: int = option(128, "replies per update, over all processes", low=1)
+    advantage: Estimator = option(Estimator.gae, "gae|rloo|grpo|reinforce_pp: with a critic, or without one")
+    group_size: int | None = option(None, "replies to each prompt (default: 4 with rloo and grpo, else 1)", low=1)
     updates: int = option(30, "rollout-and-update rounds", low=1)
     ppo_epochs: int = option(2, "passes over each round's replies", low=1)
     minibatches: int = option(4, "optimiser steps per pass", low=1)
@@ -30,11 +56,13 @@ class PPOOptions(TrainingOptions):
     temperature: float = option(1.0, "sampling temperature, also of the log-probabilities that are trained", above=0)
     kl_coef: float = option(0.05, "weight of the per-token KL penalty (k1) in the reward")
     kl_target: float = option(0.0, "KL per reply that an adaptive kl_coef steers to (0: fixed coefficient)")
-    kl_horizon: int = option(10000, "replies over which the adaptive coefficient moves", low=1)
+    kl_horizon: float = option(10.0, "updates in which the adaptive kl_coef can grow or shrink by a factor e", low=1)
     kl_limit: float = option(15.0, "stop the stage once the mean KL per reply, in nats, passes this", above=0)
     gamma: float = option(1.0, "discount", high=1)
     lam: float = option(0.95, "lambda of generalised advantage estimation", high=1)
+    lam_length: float = option(0.0, "alpha of a lambda by length in its place, 1 - 1 / (alpha x tokens) (0: off)")
     clip: float = option(0.2, "ratio clip of the policy loss", above=0)
+    clip_high: float = option(0.0, "clip of ratios above 1, where it is to be wider (0: clip; usual 0.28)")
     dual_clip: float = option(0.0, "bound of the loss for negative advantages (0: off; usual 3)")
     value_clip: float = option(0.2, "clip of the value's change (0: off)")
     value_coef: float = option(1.0, "weight of the value loss")
@@ -44,6 +72,26 @@ class PPOOptions(TrainingOptions):
     critic_warmup: int = option(5, "first updates that train the value role alone")
     max_approx_kl: float = option(0.1, "end an update's passes once KL(old, new) per token passes this", above=0)
     max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this", above=0)
+
+    @property
+    def replies_per_prompt(self) -> int:
+        """Size of a group."""
+        return self.group_size or (GROUP if self.advantage.compares else 1)
+
+    @property
+    def prompts_per_update(self) -> int:
+        """Prompts of an update, over all processes."""
+        return self.batch_size // self.replies_per_prompt
+
+    @property
+    def warmup_updates(self) -> int:
+        """First updates in which the policy rests."""
+        return self.critic_warmup if self.advantage.has_critic else 0
+
+    @property
+    def steps_per_update(self) -> int:
+        """Optimiser steps of an update whose passes do not end early."""
+        return self.ppo_epochs * self.minibatches
 
 
 def refusals(options: PPOOptions, where: str) -> Iterator[UserError]:
@@ -55,7 +103,8 @@ def refusals(options: PPOOptions, where: str) -> Iterator[UserError]:
             code="bad_value",
             hint="leave it out; it belongs into sft",
         )
-    if options.critic_warmup >= options.updates:
+    yield from _of_groups(options, where)
+    if options.warmup_updates >= options.updates:
         yield UserError(
             f"no update would train the policy: {options.updates} updates, "
             f"{options.critic_warmup} for the critic alone",
@@ -79,6 +128,27 @@ def refusals(options: PPOOptions, where: str) -> Iterator[UserError]:
         )
 
 
+def _of_groups(options: PPOOptions, where: str) -> Iterator[UserError]:
+    """Replies that cannot be compared, and what only a critic has a use for."""
+    size, name = options.replies_per_prompt, options.advantage.value
+    if options.batch_size % size:
+        yield UserError(
+            f"{options.batch_size} replies cannot be cut into groups of {size}",
+            field=f"{where}.group_size",
+            code="bad_value",
+            hint=f"set {where}.batch_size={max(1, options.batch_size // size) * size} or a group_size that divides it",
+        )
+    if options.advantage.compares and size == 1:
+        yield UserError(
+            f"{name} compares the replies to a prompt and needs more than one",
+            field=f"{where}.group_size",
+            code="bad_value",
+            hint=f"leave it out for {GROUP}, or set {where}.advantage=reinforce_pp",
+        )
+    if options.lam_length and not options.advantage.has_critic:
+        yield UserError(f"{name} has no lambda", field=f"{where}.lam_length", code="no_effect", hint="leave it out")
+
+
 def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:
     """What works but is hardly meant. Ranges are those of the runs in arXiv 2403.17031, with room on both sides."""
 
@@ -92,10 +162,18 @@ def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:
         yield doubt("kl_coef", "lets the policy leave its parent until kl_limit stops the stage", "usual: 0.01 to 0.2")
     if not 0.02 <= options.clip <= 0.5:
         yield doubt("clip", "is an unusual ratio clip", "usual: 0.1 to 0.3")
+    if 0 < options.clip_high < options.clip:
+        yield doubt("clip_high", f"is narrower than clip ({options.clip:g})", "usual: 0.28, or 0 for clip")
     if 0 < options.dual_clip <= 1:
         yield doubt("dual_clip", "bounds the loss below an unchanged ratio of 1", "usual: 3, or 0 for off")
     if options.gamma < 0.9:
         yield doubt("gamma", "hides the reward, given at a reply's end, from its first tokens", "usual: 1")
+    if options.kl_target > 0 and options.kl_horizon > options.updates:
+        yield doubt(
+            "kl_horizon",
+            f"is counted in updates, of which there are {options.updates}: the coefficient would hardly move",
+            "usual: 5 to 20",
+        )
     if not 0.3 <= options.temperature <= 2:
         yield doubt("temperature", "samples replies far from what the model says", "usual: 0.7 to 1")
     size, rest = divmod(options.batch_size, options.minibatches)

@@ -7,6 +7,7 @@ Models from Human Preferences", arXiv 1909.08593, eq. 2. The same loop elsewhere
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,8 @@ import numpy as np
 
 from align.rl import invariants
 from align.rl.actor_critic import ActorCritic, ExperienceRow
-from align.rl.experience import PPORoles, RewardRule, estimate, experience, judge, reward, statistics
+from align.rl.advantages import estimate
+from align.rl.experience import PPORoles, RewardRule, experience, judge, reward, statistics
 from align.rl.options import PPOOptions
 from align.rl.rollouts import Rollouts
 from align.training.batching import cut
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 SHOWN = {"reward": "objective/score_shaped", "kl": "objective/kl_k1", "eos": "response/eos_rate"}
 """What the progress bar shows."""
+REACH = 100.0
+"""An adaptive KL coefficient stays within this factor of where it began."""
 
 
 def improve(
@@ -69,10 +73,12 @@ def improve(
             progress.advance(1, **{short: stats[name] for short, name in SHOWN.items()})
             kl = stats["objective/kl_k1"]
             if kl > options.kl_limit:
-                return stats | {"stopped_on_kl": 1.0}
-            if options.kl_target > 0:
+                stats |= {"stopped_on_kl": 1.0}
+                break
+            if options.kl_target > 0 and update >= options.warmup_updates:
                 rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, kl, options))
             context.saver.offer(updater, update + 1, {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0})
+    updater.go_to(updater.steps)
     return stats
 
 
@@ -85,9 +91,7 @@ def passes(
     """
     options, objective = updater.options, updater.objective
     assert isinstance(options, PPOOptions) and isinstance(objective, ActorCritic)
-    warming = update < options.critic_warmup
-    objective.policy_weight = 0.0 if warming else 1.0
-    updater.hold("policy", warming)
+    updater.go_to(update * options.steps_per_update)
     objective.train()
     lengths = lengths_of(rows)
     numbers: dict[str, float] = {}
@@ -95,24 +99,29 @@ def passes(
         drawn = np.random.default_rng([context.seed, update, number, context.accelerator.process_index])
         for part in np.array_split(drawn.permutation(len(rows)), min(options.minibatches, len(rows))):
             micro = [[rows[i] for i in part[one]] for one in cut(lengths[part], options)]
+            first = "ratio_dev" not in step0  # computes the policy in any case, to be checked
+            objective.warming = update < options.warmup_updates and not first
             numbers = updater.step([objective.collate(one) for one in micro])
-            if update == 0 and number == 0 and "ratio_dev" not in step0:
-                invariants.record_first_minibatch(numbers, objective, context, step0)
-            if numbers["policy/ratio_mean"] > options.max_ratio:
+            if first:
+                invariants.record_first_minibatch(numbers, context, step0)
+            if numbers.get("policy/ratio_mean", 1.0) > options.max_ratio:
                 raise TrainingStopped(
                     f"mean ratio {numbers['policy/ratio_mean']:.1f} at update {update + 1} passes max_ratio",
                     code="ratio",
                     hint="lower stages.ppo.lr or ppo_epochs",
                 )
-        if numbers["policy/approxkl"] > options.max_approx_kl:
+        if numbers.get("policy/approxkl", 0.0) > options.max_approx_kl:
             break
-    return {name: value for name, value in numbers.items() if name != "max_ratio_dev"}
+    return {name: value for name, value in numbers.items() if "ratio_dev" not in name}
 
 
 def adapted_kl_coef(coefficient: float, kl: float, options: PPOOptions) -> float:
     """The next KL coefficient: proportional control of the measured KL towards `kl_target`.
 
-    "Fine-Tuning Language Models from Human Preferences", arXiv 1909.08593, section 2.2; the error is clipped to +-0.2.
+    After "Fine-Tuning Language Models from Human Preferences", arXiv 1909.08593, section 2.2, but in the logarithm and
+    by updates: an error of 100 % or more over `kl_horizon` updates multiplies or divides by e. It never leaves a
+    hundredth to a hundred times `kl_coef`, so that a KL that cannot be steered does not wind it up.
     """
-    error = max(-0.2, min(0.2, kl / options.kl_target - 1.0))
-    return coefficient * (1.0 + error * options.batch_size / options.kl_horizon)
+    error = max(-1.0, min(1.0, kl / options.kl_target - 1.0))
+    moved = coefficient * math.exp(error / options.kl_horizon)
+    return max(options.kl_coef / REACH, min(options.kl_coef * REACH, moved))

@@ -1,4 +1,4 @@
-"""The rollout of a PPO update: which prompts, and one sampled reply to each.
+"""The rollout of a PPO update: which prompts, and the sampled replies to each.
 
 y ~ pi_old( . | x) at the sampling temperature: "Proximal Policy Optimization Algorithms", arXiv 1707.06347, algorithm
 1, line 3. Symbols are those of `align/rl/__init__.py`.
@@ -28,7 +28,7 @@ _SAMPLES = 16  # replies of an update that are kept to be read
 
 
 class Rollouts:
-    """Draws each update's prompts (a function of seed and update alone) and samples one reply for each."""
+    """Draws each update's prompts (a function of seed and update alone) and samples a group of replies to each."""
 
     def __init__(
         self, context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
@@ -40,16 +40,18 @@ class Rollouts:
         self._sampling = Sampling(options.max_new_tokens, options.temperature)
 
     def sample(self, update: int) -> Rollout:
-        """This process's share of an update's prompts, and the policy's reply to each."""
+        """This process's share of an update's prompts, each as often as it has replies, and the policy's replies."""
         process, seed = self._context.accelerator, self._context.seed
-        per_epoch = self._options.steps_in_epoch(len(self._prompts))
-        epoch, place = divmod(update, per_epoch)
-        index = batches(len(self._prompts), self._options.batch_size, seed, epoch)[place]
-        index = index[: self._options.batch_size][process.process_index :: process.num_processes]
-        prompts = [self._prompts[i] for i in index]
+        each, group = self._options.prompts_per_update, self._options.replies_per_prompt
+        epoch, place = divmod(update, max(1, len(self._prompts) // each))
+        index = batches(len(self._prompts), each, seed, epoch)[place]
+        index = index[:each][process.process_index :: process.num_processes]
+        prompts = [self._prompts[i] for i in index for _ in range(group)]
         generator = torch.Generator(device=process.device)
         generator.manual_seed(seed_at(seed, update, process.process_index))
-        return Rollout(prompts, self._engine.generate([row.ids for row in prompts], self._sampling, generator))
+        with self._context.autocast():
+            replies = self._engine.generate([row.ids for row in prompts], self._sampling, generator)
+        return Rollout(prompts, replies)
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
@@ -85,9 +87,10 @@ def measured_norm(
     engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
     generator = torch.Generator(device=context.accelerator.device)
     generator.manual_seed(context.seed)
-    replies = engine.generate(
-        [row.ids for row in prompts], Sampling(options.max_new_tokens, options.temperature), generator
-    )
-    pairs = [(row.ids, reply.ids) for row, reply in zip(prompts, replies, strict=True)]
-    scores = torch.tensor(score_replies(roles.reward, pairs, options.micro_batch_size or 64), dtype=torch.float64)
+    sampling = Sampling(options.max_new_tokens, options.temperature)
+    with context.autocast():
+        replies = engine.generate([row.ids for row in prompts], sampling, generator)
+        pairs = [(row.ids, reply.ids) for row, reply in zip(prompts, replies, strict=True)]
+        found = score_replies(roles.reward, pairs, options.micro_batch_size or 64)
+    scores = torch.tensor(found, dtype=torch.float64)
     return {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}

@@ -9,6 +9,7 @@ No paper; costs one rollout and two scoring passes per stage.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -224,9 +225,15 @@ def _summary(found: Answers) -> dict[str, Any]:
     }
     if found.gold:
         means = {key: sum(verdict[key] for verdict in found.gold) / count for key in found.gold[0]}
-        se = (means["score"] * (1 - means["score"]) / count) ** 0.5
+        se = _standard_error([verdict["score"] for verdict in found.gold])
         summary["gold"] = {**means, "n": count, "se": se}
     return summary
+
+
+def _standard_error(scores: Sequence[float]) -> float:
+    """Of the mean of scores on any scale; of shares of 0 and 1 it is sqrt(p (1 - p) / n)."""
+    mean = sum(scores) / len(scores)
+    return math.sqrt(sum((score - mean) ** 2 for score in scores)) / len(scores)
 
 
 def _verdicts(found: Answers) -> list[float] | None:

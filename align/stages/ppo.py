@@ -10,7 +10,7 @@ training two roles.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.rl.options import PPOOptions
@@ -51,7 +51,7 @@ class PPO(PPOOptions, TrainingStage):
         roles = self._assemble(context)
         record_counts(context, roles.policy)
         before = ppo_checks.adapter_digests(roles)
-        rule = self._rule(roles, self._norm(context, prepared, roles))
+        rule = self._rule(self._norm(context, prepared, roles))
         updater = self._updater(context, roles)
         step0: dict[str, Any] = {"reward_parity": ppo_checks.reward_parity(roles, context)}
         last = improve(context, prepared.train, roles, rule, updater, step0)
@@ -83,28 +83,32 @@ class PPO(PPOOptions, TrainingStage):
 
     def check_rows(self, where: str, count: int) -> None:
         """Every update takes a whole batch of prompts."""
-        if count < self.batch_size:
+        if count < self.prompts_per_update:
             raise UserError(
-                f"{count} training prompts are fewer than one batch of {self.batch_size}",
+                f"{count} training prompts are fewer than one batch of {self.prompts_per_update}",
                 code="too_few_rows",
-                hint=f"set {where}.batch_size={max(1, count)} or give more prompts",
+                hint=f"set {where}.batch_size={max(1, count) * self.replies_per_prompt} or give more prompts",
             )
 
     def steps_over(self, rows: int) -> int:
         """Optimiser steps: every update's passes over its minibatches."""
-        return self.updates * self.ppo_epochs * self.minibatches
+        return self.updates * self.steps_per_update
 
     def plan_over(self, rows: int) -> dict[str, float]:
         """Updates, the prompts of each, and the optimiser steps they make."""
         return {
             "updates": self.updates,
-            "rows_per_update": self.batch_size,
+            "rows_per_update": self.prompts_per_update,
             "steps": self.steps_over(rows),
             "rows_per_step": self.batch_size // self.minibatches,
         }
 
     def _assemble(self, context: StageContext) -> PPORoles:
-        """Policy and reference from the parent, reward from the reward model, value as a trainable copy of it."""
+        """Policy and reference from the parent, reward from the reward model, value as a trainable copy of it.
+
+        The value head starts at zero: the reward head was trained at the ends of replies alone, and what it says of
+        the tokens before them is worse than a constant.
+        """
         from align.rl.experience import PPORoles
 
         assert context.reward is not None
@@ -112,7 +116,11 @@ class PPO(PPOOptions, TrainingStage):
         policy = context.fresh_role("policy")
         reference = context.start_role("reference")
         reward = context.bases.realise(context.reward, "reward", load)
-        value = context.bases.realise(context.reward, "value", load, trainable=True)
+        value = None
+        if self.advantage.has_critic:
+            value = context.bases.realise(context.reward, "value", load, trainable=True)
+            assert value.head is not None
+            value.head.zero()
         roles = PPORoles(policy, reference, reward, value)
         for role in roles.all():
             role.silence_dropout()
@@ -127,16 +135,10 @@ class PPO(PPOOptions, TrainingStage):
 
         return measured_norm(context, prepared.train[: self.batch_size], roles, self)
 
-    def _rule(self, roles: PPORoles, norm: dict[str, float]) -> RewardRule:
-        """How scores become rewards; the value head starts in the same units."""
-        import torch
-
+    def _rule(self, norm: dict[str, float]) -> RewardRule:
+        """How scores become rewards."""
         from align.rl.experience import RewardRule
 
-        assert roles.value.head is not None
-        with torch.no_grad():
-            roles.value.head.score.weight /= norm["std"]
-            roles.value.head.score.bias.sub_(norm["mean"]).div_(norm["std"])
         return RewardRule(
             kl_coef=self.kl_coef,
             mean=norm["mean"],
@@ -146,26 +148,29 @@ class PPO(PPOOptions, TrainingStage):
             gamma=self.gamma,
             lam=self.lam,
             temperature=self.temperature,
+            estimator=self.advantage,
+            group_size=self.replies_per_prompt,
+            lam_length=self.lam_length,
         )
 
     def _updater(self, context: StageContext, roles: PPORoles) -> Updater:
-        from align.rl.actor_critic import ActorCritic
+        from align.rl.actor_critic import ActorCritic, PPOLoss
         from align.stages.supervised import groups_of, hooks_of, ready_to_train
         from align.training.optimizer import Updater
         from align.training.regularisers import regularise
 
-        objective = ActorCritic(roles.policy, roles.value, self.clip, self.value_clip, self.value_coef)
-        objective.temperature, objective.dual_clip = self.temperature, self.dual_clip
-        assert roles.value.adapter is not None
-        value_lr = self.peak_lr(roles.value.adapter, context.config.model.lr_scale) * self.value_lr_ratio
+        loss = PPOLoss(**{f.name: getattr(self, f.name) for f in fields(PPOLoss)})
+        objective = ActorCritic(roles.policy, roles.value, loss)
         regularise(objective, roles.policy, self, lambda: roles.reference)
-        groups = groups_of(roles.policy, context.lr, self) + groups_of(roles.value, value_lr, self)
-        for role in (roles.policy, roles.value):
+        wait = self.warmup_updates * self.steps_per_update
+        groups, hooks = groups_of(roles.policy, context.lr, self, wait), hooks_of(roles.policy, wait)
+        if roles.value is not None:
+            assert roles.value.adapter is not None
+            value_lr = self.peak_lr(roles.value.adapter, context.config.model.lr_scale) * self.value_lr_ratio
+            groups, hooks = groups + groups_of(roles.value, value_lr, self), hooks + hooks_of(roles.value)
+        for role in roles.trained().values():
             ready_to_train(role, self)
-        steps = self.steps_over(0)
-        return Updater(
-            objective, groups, self, steps, context.accelerator, hooks_of(roles.policy) + hooks_of(roles.value)
-        )
+        return Updater(objective, groups, self, self.steps_over(0), context.accelerator, hooks)
 
     def _save(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> Checkpoint:
         from align.training.saving import Result, save_result
@@ -173,8 +178,9 @@ class PPO(PPOOptions, TrainingStage):
         assert context.reward is not None
         probe = [row.ids[:64] for row in (prepared.eval or prepared.train)[:2]]
         below = [("init", context.init)] if context.init is not None else []
-        critic = Result(roles.value, "value", [("init", context.reward)], probe, {}, "continue")
-        save_result(context, critic, context.staging / "value")
+        if roles.value is not None:
+            critic = Result(roles.value, "value", [("init", context.reward)], probe, {}, "continue")
+            save_result(context, critic, context.staging / "value")
         policy = Result(
             role=roles.policy,
             kind="policy",

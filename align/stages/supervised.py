@@ -58,32 +58,38 @@ def ready_to_train(role: Role, options: TrainingStage) -> None:
         role.tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def groups_of(role: Role, lr: float, options: TrainingStage) -> list[dict[str, Any]]:
-    """Optimiser groups of a role: its adapter's own, and its head at the same learning rate, each with its decay."""
+def groups_of(role: Role, lr: float, options: TrainingStage, wait: int = 0) -> list[dict[str, Any]]:
+    """Optimiser groups of a role: its adapter's own, and its head at the same learning rate, each with its decay.
+
+    The role rests for the first `wait` steps.
+    """
     from align.training.regularisers import decayed
 
     assert role.adapter is not None
     groups = role.adapter.parameter_groups(role.carrier, lr)
     if role.head is not None:
         groups.append({"params": [p for p in role.head.parameters() if p.requires_grad], "lr": lr})
-    return [{**group, "role": role.name} for group in decayed(role, groups, options)]
+    return [{**group, "role": role.name, "wait": wait} for group in decayed(role, groups, options)]
 
 
 @dataclass
 class AdapterHook:
-    """A role's adapter as the loop calls it."""
+    """A role's adapter as the loop calls it: it counts the steps that its role has taken."""
 
     role: Role
+    wait: int = 0
+    """First steps in which the role rests."""
 
     def begin(self, optimizer: torch.optim.Optimizer, steps: int) -> None:
         """Before the first step of a stage."""
         assert self.role.adapter is not None
-        self.role.adapter.begin(self.role.carrier, optimizer, steps)
+        self.role.adapter.begin(self.role.carrier, optimizer, steps - self.wait)
 
     def after_step(self, optimizer: torch.optim.Optimizer, step: int) -> None:
-        """After every step."""
+        """After every step of the stage that is one of the role's."""
         assert self.role.adapter is not None
-        self.role.adapter.after_step(self.role.carrier, optimizer, step)
+        if step > self.wait:
+            self.role.adapter.after_step(self.role.carrier, optimizer, step - self.wait)
 
     def state(self) -> dict[str, torch.Tensor]:
         """Tensors beside the trained ones that steps change."""
@@ -91,9 +97,9 @@ class AdapterHook:
         return self.role.adapter.state(self.role.carrier)
 
 
-def hooks_of(role: Role) -> list[AdapterHook]:
-    """What the loop calls for a role."""
-    return [AdapterHook(role)]
+def hooks_of(role: Role, wait: int = 0) -> list[AdapterHook]:
+    """What the loop calls for a role, which rests for the first `wait` steps."""
+    return [AdapterHook(role, wait)]
 
 
 def record_counts(context: StageContext, role: Role) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from align.models.fingerprint import read_model_config
 from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
 from align.training.data import Reading, context_of
+from align.training.optimizer import autocast
 from align.training.resume import StateSaver
 from data_prep.prepare.prepare import Prepared, Renderer
 
@@ -88,6 +89,10 @@ class StageContext:
     @property
     def is_main(self) -> bool:
         return bool(self.accelerator.is_main_process)
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Context of every forward pass of the stage, at its precision."""
+        return autocast(self.spec.stage, self.accelerator.device)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -61,8 +61,18 @@ def make_optimizer(groups: list[dict[str, Any]], options: TrainingOptions) -> to
     return optimizer
 
 
+def autocast(options: TrainingOptions, device: torch.device) -> AbstractContextManager[Any]:
+    """Context of every forward pass of a stage: matrix products at the precision that its options say."""
+    if options.autocast is Autocast.bf16:
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
 class Updater:
-    """Takes optimiser steps: accumulation, distributed sums, clipping, schedule, adapter hooks, stop on NaN."""
+    """Takes optimiser steps: accumulation, distributed sums, clipping, schedule, adapter hooks, stop on NaN.
+
+    A group with a key `wait` rests for so many steps: its parameters, moments and weight decay stay as they are.
+    """
 
     def __init__(
         self,
@@ -82,21 +92,18 @@ class Updater:
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._warmup = round(options.warmup * steps)
         self._hooks = hooks
-        self._held: set[str] = set()
         self._module = accelerator.prepare_model(objective) if accelerator.num_processes > 1 else objective
         self._clip_groups = objective.clip_groups()
         for hook in hooks:
             hook.begin(self.optimizer, steps)
 
-    def hold(self, role: str, held: bool) -> None:
-        """Keep a role's parameters exactly as they are (learning rate 0, so no weight decay either), or let them go."""
-        (self._held.add if held else self._held.discard)(role)
-
-    def autocast(self) -> Any:
-        """Context of the forward pass at the stage's precision."""
-        if self.options.autocast is Autocast.bf16:
-            return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
-        return nullcontext()
+    def go_to(self, step: int) -> None:
+        """Leave out the steps before `step`; schedule and adapters go on as after so many steps without gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+        while self.step_number < step:
+            self.step_number += 1
+            for hook in self._hooks:
+                hook.after_step(self.optimizer, self.step_number)
 
     def step(self, window: Sequence[Batch]) -> dict[str, float]:
         """One optimiser step over a window of micro-batches; returns its loss, gradient norms and numbers.
@@ -112,7 +119,7 @@ class Updater:
             last = number == len(window) - 1
             sync = nullcontext() if last else self.accelerator.no_sync(self._module)
             with sync:
-                with self.autocast():
+                with autocast(self.options, device):
                     loss, numbers = self._module(batch.to(device))
                 (loss * (self.accelerator.num_processes / weight)).backward()
             accumulate(totals, {"loss": loss.detach(), **numbers})
@@ -120,11 +127,14 @@ class Updater:
         result = self._averaged(totals, float(weight))
         result |= {f"grad_norm_{i}" if i else "grad_norm": norm for i, norm in enumerate(norms)}
         self._stop_on_nan(result, norms, window)
-        factor = self.rate_factor()
-        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
-            group["lr"] = 0.0 if group.get("role") in self._held else peak * factor
         if self.step_number == 0:
             self._require_gradients()
+        factor = self.rate_factor()
+        for group, peak in zip(self.optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * factor
+            if self.step_number < group.get("wait", 0):
+                for parameter in group["params"]:
+                    parameter.grad = None
         self.optimizer.step()
         self.step_number += 1
         for hook in self._hooks:
@@ -167,7 +177,7 @@ class Updater:
         totals: dict[str, Tensor] = {}
         self.objective.eval()
         for batch in micro_batches:
-            with self.autocast():
+            with autocast(self.options, device):
                 loss, numbers = self.objective(batch.to(device))
             numbers = {"loss": loss, **numbers}
             accumulate(totals, numbers if counts else {name: value * 0.0 for name, value in numbers.items()})

@@ -64,15 +64,15 @@ class Regulariser:
     def _end(self, objective: nn.Module, given: tuple[Any, ...], out: Any) -> Any:
         """The summed loss of a micro-batch with penalties; its numbers, where `loss` is the loss without them."""
         self._open.close()
-        if not objective.training or out is None:  # None: the forward has failed
+        hidden, self._hidden = self._hidden, []
+        if not hidden or out is None:  # evaluation, a role that rests in this forward, or a forward that has failed
             return out
         (batch,), (loss, numbers) = given, out
         penalties = {}
         if self.options.hidden_drift:
-            penalties["penalty/hidden_drift"] = self.options.hidden_drift * self._hidden_drift(self._hidden[0], batch)
+            penalties["penalty/hidden_drift"] = self.options.hidden_drift * self._hidden_drift(hidden[0], batch)
         if self.options.embedding_drift:
             penalties["penalty/embedding_drift"] = self.options.embedding_drift * self._embedding_drift() * batch.weight
-        self._hidden = []
         told = {name: value.detach() for name, value in penalties.items()}
         return loss + sum(penalties.values()), {"loss": loss.detach(), **numbers, **told}
 

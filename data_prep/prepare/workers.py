@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
@@ -12,6 +13,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain, islice
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, TypeVar
 
 from data_prep.core.errors import UserError
@@ -98,6 +100,30 @@ def _emptied(waiting: deque[T]) -> Iterator[T]:
         yield waiting.popleft()
 
 
+class _ApartProcess(SpawnProcess):
+    """A process that does not import the script that started it.
+
+    It needs nothing of that script, and one without `if __name__ == "__main__":` would run a second time in it: the
+    worker would end before it had read what it is sent, and its parent would wait for ever.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:
+        main = vars(sys.modules["__main__"])
+        kept: dict[str, Any] = {name: main[name] for name in ("__file__", "__spec__") if name in main}
+        main.update(dict.fromkeys(kept))
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            main.update(kept)
+
+
+class _Apart(SpawnContext):
+    """Starts such processes."""
+
+    Process = _ApartProcess
+
+
 class _Workers:
     """Processes that render chunks; started when they are first needed, ended with the block.
 
@@ -119,12 +145,8 @@ class _Workers:
 
     def start(self) -> None:
         """Start the processes; they get ready while this one goes on."""
-        from multiprocessing import get_context
-
         if self._pool is None and self._number:
-            self._pool = ProcessPoolExecutor(
-                self._number, get_context("spawn"), initializer=_begin, initargs=(self._render,)
-            )
+            self._pool = ProcessPoolExecutor(self._number, _Apart(), initializer=_begin, initargs=(self._render,))
             for _ in range(self._number):
                 self._pool.submit(os.getpid)
 
@@ -148,8 +170,7 @@ class _Workers:
                 yield waiting.popleft().result()
         except BrokenProcessPool as problem:
             raise UserError(
-                "a worker process that renders rows died (out of memory, or a script without "
-                "`if __name__ == '__main__':`)",
+                "a worker process that renders rows died (out of memory?)",
                 code="worker_died",
                 hint="set data.workers=0 to render in the main process",
             ) from problem

@@ -16,7 +16,7 @@ import torch
 
 from align.config.registries import adapters
 from align.config.schema import Load
-from align.rl.actor_critic import ActorCritic
+from align.rl.actor_critic import ActorCritic, PPOLoss
 from align.stages.supervised import AdapterHook, groups_of
 from align.training.objectives import LanguageModeling, Objective, Pairwise
 from align.training.optimizer import Updater
@@ -56,7 +56,7 @@ def objective_of(stage: str, method: str, load: Load) -> tuple[Objective, list]:
         return Pairwise(role, centering=0.0), pair_rows()
     value = fresh(method, load, found, seed=2)
     value.head = ScalarHead(value.tree.config.hidden_size)
-    return ActorCritic(role, value, clip=0.2, value_clip=0.0, value_coef=0.5), experience_rows()
+    return ActorCritic(role, value, PPOLoss(value_clip=0.0, value_coef=0.5)), experience_rows()
 
 
 def stages_covered() -> list:

@@ -14,8 +14,9 @@ from align.inference.generation import Reply, RolloutEngine, Sampling
 from align.inference.scoring import pack_responses, score_replies
 from align.models.packing import pack
 from align.rl import invariants as ppo_checks
-from align.rl.actor_critic import ActorCritic, ExperienceRow
-from align.rl.experience import PPORoles, RewardRule, Rollout, estimate, experience, judge, reward, statistics
+from align.rl.actor_critic import ActorCritic, ExperienceRow, PPOLoss
+from align.rl.advantages import estimate
+from align.rl.experience import PPORoles, RewardRule, Rollout, experience, judge, reward, statistics
 from align.roles import Role
 from align.training.options import TrainingOptions
 from data_prep.types import PromptTokens
@@ -92,8 +93,7 @@ def test_ratio_is_one_and_kl_zero_before_the_first_update(dropout, temperature):
     rows, stats = gather(roles, prompts, replies, rule)
     assert stats["objective/kl_k1"] == 0 and stats["rollout/kl_max"] == 0
     assert stats["rollout/logprob_gap"] < 1e-5
-    objective = ActorCritic(roles.policy, roles.value, 0.2, 0.2, 1.0)
-    objective.temperature = temperature
+    objective = ActorCritic(roles.policy, roles.value, PPOLoss(temperature=temperature))
     objective.train()
     for size in (1, 2, 6):
         for start in range(0, 6, size):
@@ -246,7 +246,7 @@ def test_frozen_roles_do_not_change_and_a_change_is_found():
 
     roles = troupe()
     before = ppo_checks.adapter_digests(roles)
-    objective = ActorCritic(roles.policy, roles.value, 0.2, 0.2, 1.0)
+    objective = ActorCritic(roles.policy, roles.value, PPOLoss())
     rows, _ = gather(roles, *sampled(roles.policy))
     optimizer = torch.optim.Adam([p for p in objective.parameters() if p.requires_grad], lr=0.1)
     for _ in range(3):
@@ -345,27 +345,3 @@ def test_critic_warm_up_leaves_the_policy_alone(tmp_path, monkeypatch):
 
     assert not moved(0, 0) and moved(0, 1)
     assert moved(1, 0) and moved(1, 1)
-
-
-def test_the_value_starts_in_the_units_of_the_reward(tmp_path, monkeypatch):
-    """Its head is the reward head, normalised: value = (score - mean) / std on the same hidden states."""
-    from align.stages.ppo import PPO
-
-    chain = finished()
-    words = [f"stages.ppo.init={chain / 'sft'}", f"stages.ppo.reward={chain / 'reward_model'}"]
-    seen = {}
-    original = PPO._updater
-
-    def watch(self, context, roles):
-        ids = sentences(3)
-        packed = pack(ids)
-        last = torch.tensor([len(x) for x in ids]).cumsum(0) - 1
-        with torch.no_grad():
-            seen["value"], seen["reward"] = (role.scores(packed, last) for role in (roles.value, roles.reward))
-        seen["norm"] = context.reward.record["reward_norm"]
-        return original(self, context, roles)
-
-    monkeypatch.setattr(PPO, "_updater", watch)
-    made("ppo", *words, "stages.ppo.updates=1", "stages.ppo.critic_warmup=0", "name=v", out=tmp_path)
-    norm = seen["norm"]
-    torch.testing.assert_close(seen["value"], (seen["reward"] - norm["mean"]) / norm["std"], rtol=1e-5, atol=1e-5)

@@ -1,0 +1,161 @@
+"""What steers PPO beside its loss: the critic's start and warm-up, the KL coefficient, the schedule, one precision."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from align.adapters.layers.adalora import Allocation
+from align.config.schema import Load
+from align.rl import experience, invariants
+from align.rl.actor_critic import ActorCritic, PPOLoss
+from align.rl.options import PPOOptions
+from align.rl.ppo import adapted_kl_coef
+from align.tracking.metrics import read_metrics
+from align.training.optimizer import Updater
+from reward.head import ScalarHead
+from tests.tiny_chain import bases, finished, fresh, made, read
+from tests.tiny_training import experience_rows
+
+
+def ppo(out: Path, *words: str) -> Path:
+    """A short PPO run on the finished chain."""
+    chain = finished()
+    own = [f"stages.ppo.{word}" if not word.startswith(("adapter", "name")) else word for word in words]
+    return made("ppo", f"stages.ppo.init={chain / 'sft'}", f"stages.ppo.reward={chain / 'reward_model'}", *own, out=out)
+
+
+def train_rows(run: Path) -> list[dict[str, Any]]:
+    return [row for row in read_metrics(run / "ppo" / "metrics.jsonl") if row["split"] == "train"]
+
+
+# ---------------------------------------- the KL coefficient
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [(2.0, 1.0), (3.0, math.exp(0.05)), (1.0, math.exp(-0.05)), (400.0, math.exp(0.1)), (-50.0, math.exp(-0.1))],
+)
+def test_the_coefficient_moves_by_at_most_e_in_a_horizon(kl, factor):
+    options = PPOOptions(kl_coef=0.1, kl_target=2.0, kl_horizon=10)
+    assert adapted_kl_coef(0.1, kl, options) == pytest.approx(0.1 * factor)
+
+
+@pytest.mark.parametrize("horizon", [1, 10, 10000])
+@pytest.mark.parametrize("kl", [-1e9, 0.0, 1e9])
+def test_no_horizon_and_no_kl_makes_the_coefficient_explode_or_negative(horizon, kl):
+    options, coefficient = PPOOptions(kl_coef=0.05, kl_target=1.0, kl_horizon=horizon), 0.05
+    for _ in range(200):
+        coefficient = adapted_kl_coef(coefficient, kl, options)
+        assert 0.0005 <= coefficient <= 5.0
+
+
+def test_the_coefficient_rests_while_the_critic_warms_up(tmp_path):
+    """Also the schedule: passes that end early leave out their steps, and the rate falls as updates pass."""
+    words = ["updates=4", "critic_warmup=2", "kl_target=0.5", "kl_horizon=1", "lr=1e-3", "ppo_epochs=3"]
+    rows = train_rows(ppo(tmp_path, *words, "max_approx_kl=1e-12", "name=k"))
+    coefficients = [row["objective/kl_coef"] for row in rows]
+    assert coefficients[:3] == [0.05] * 3 and coefficients[3] < 0.05
+    steps, each = 4 * 3 * 2, 3 * 2  # updates x passes x minibatches
+    last = [1 * each + each - 1, 2 * each + 1, 3 * each + 1]  # the warm-up's passes do not end early
+    assert [row["lr"] for row in rows[1:]] == pytest.approx([1e-3 * (1 - step / steps) for step in last])
+
+
+# ---------------------------------------- the critic
+def test_the_critic_starts_from_nothing_and_the_policy_is_not_computed_meanwhile(tmp_path, monkeypatch):
+    """Its first values are 0; two of three updates are its own, in which the policy's optimiser state stays empty."""
+    computed, states = [], []
+    policy, step = ActorCritic._policy, Updater.step
+    monkeypatch.setattr(ActorCritic, "_policy", lambda self, batch: computed.append(1) or policy(self, batch))
+
+    def watch(self, window):
+        numbers = step(self, window)
+        states.append([bool(self.optimizer.state.get(p)) for p in self.objective.clip_groups()[0]])
+        return numbers
+
+    monkeypatch.setattr(Updater, "step", watch)
+    rows = train_rows(ppo(tmp_path, "updates=3", "critic_warmup=2", "ppo_epochs=1", "name=c"))
+    assert rows[0]["value/mean"] == 0 and rows[1]["value/mean"] != 0
+    assert rows[0]["value/explained_var"] == pytest.approx(0, abs=1e-6)
+    assert len(computed) == 1 + 2, "once to be checked, and in the last update"
+    assert [any(state) for state in states] == [False] * 4 + [True] * 2
+    assert "policy/loss" not in rows[1] and "policy/loss" in rows[2]
+    record = read(tmp_path / "c" / "run.json")["stages"][0]["metrics"]
+    assert record["step0"]["grad_roles"] == ["policy", "value"] and record["step0"]["ratio_dev"] <= 1e-5
+
+
+def test_the_value_is_not_clipped_while_it_warms_up():
+    found = bases()
+    value = fresh("lora", Load.fp32, found, seed=2)
+    value.head = ScalarHead(32)
+    objective = ActorCritic(fresh("lora", Load.fp32, found), value, PPOLoss(value_clip=1e-3))
+    batch = objective.collate(experience_rows(4))
+    clipped = objective(batch)[1]["value/clipfrac"]
+    objective.warming = True
+    loss, numbers = objective(batch)
+    assert clipped > 0 and numbers["value/clipfrac"] == 0
+    error = value.scores(batch.packed, batch.source_M) - batch.numbers["returns"]
+    assert float(loss) == pytest.approx(float(0.5 * error.square().sum()), rel=1e-5)
+    loss.backward()
+    grads = [p.grad for p in objective.clip_groups()[0]]
+    assert all(grad is not None and not grad.any() for grad in grads), "every process adds the same gradients"
+
+
+def test_adalora_ranks_by_the_policys_own_steps(tmp_path, monkeypatch):
+    """Not before there is a gradient, and to the end of its course though passes end early."""
+    seen = []
+    original = Allocation.after_step
+
+    def watch(self, carrier, step):
+        seen.append((step, self.final))
+        original(self, carrier, step)
+
+    monkeypatch.setattr(Allocation, "after_step", watch)
+    words = ["updates=4", "critic_warmup=2", "ppo_epochs=2", "max_approx_kl=1e-12", "on_parent=merge"]
+    ppo(tmp_path, *words, "adapter=adalora", "name=a")
+    policy = [step for step, final in seen if final == 8 - round(0.3 * 8)]
+    assert policy == list(range(1, 9)), "of 16 steps the first 8 are the critic's; the second passes are left out"
+
+
+# ---------------------------------------- precision
+def test_every_forward_is_at_the_stages_precision(tmp_path, monkeypatch):
+    """Judged and trained at one precision, ratios are 1; judged in float32 they are not, and the run is stopped."""
+    from data_prep.core.errors import TrainingStopped
+
+    monkeypatch.setattr(invariants, "COARSE", 5e-5)  # the tiny model's numbers are small
+    words = ["updates=1", "critic_warmup=0", "autocast=bf16", "batch_size=32"]
+    run = ppo(tmp_path, *words, "name=p")
+    step0 = read(run / "run.json")["stages"][0]["metrics"]["step0"]
+    assert step0["ratio_dev_mean"] <= 5e-5
+    monkeypatch.setattr(experience, "autocast", lambda *_: contextlib.nullcontext())
+    with pytest.raises(TrainingStopped, match="away from 1"):
+        ppo(tmp_path, *words, "name=q")
+
+
+def test_the_references_entropy_is_not_computed(monkeypatch):
+    from tests.align.rl.test_ppo import RULE, gather, sampled, troupe
+
+    rows = []
+    original = experience.entropy
+    monkeypatch.setattr(experience, "entropy", lambda logits, t: rows.append(len(logits)) or original(logits, t))
+    roles = troupe()
+    prompts, replies = sampled(roles.policy)
+    gather(roles, prompts, replies, RULE)
+    assert sum(rows) == sum(len(reply.ids) for reply in replies)
+
+
+# ---------------------------------------- gold
+@pytest.mark.parametrize("scores", [[0.0, 1.0, 1.0, 0.0, 1.0], [-3.0, 250.0, 17.5], [2.0, 2.0]])
+def test_a_gold_rule_of_any_scale_has_an_error(scores):
+    from align.stages.evaluate import Answers, _summary
+
+    found = _summary(Answers(["x"] * len(scores), [True] * len(scores), None, [{"score": s} for s in scores], None))
+    mean = sum(scores) / len(scores)
+    assert found["gold"]["score"] == pytest.approx(mean)
+    wanted = (torch.tensor(scores).double().var(unbiased=False) / len(scores)).sqrt()
+    assert found["gold"]["se"] == pytest.approx(float(wanted))
+    if set(scores) == {0.0, 1.0}:
+        assert found["gold"]["se"] == pytest.approx((mean * (1 - mean) / len(scores)) ** 0.5)
