@@ -86,6 +86,13 @@ class SourceOptions:
     columns: dict[str, str] = _map("our columns from theirs: {ours: theirs}, or {ours: 'text with {theirs} in it'}")
     parse: dict[str, str] = _map("take texts apart into columns: {text: 'IN: {prompt} OUT: {completion}'}")
     options: dict[str, Any] = _map("options of the format (or of the generator)")
+    negatives: list[Any] = field(
+        default_factory=list,
+        metadata={
+            "help": "pairs made of pairs [off_topic, same_style_off_topic, truncated, repeated, shuffled], one of each "
+            "kind per row; {kind: number} for another number"
+        },
+    )
     on_bad_row: OnBadRow = field(
         default=OnBadRow.refuse, metadata={"help": "refuse (stop and name them) or drop (drop and count) bad rows"}
     )

@@ -24,7 +24,9 @@ from data_prep.core.options import build, convert, option_types, plain, unknown_
 from data_prep.options import DataOptions
 
 Tree = dict[str, Any]
-NOT_IN_DIGEST = ("out", "name", "tracking")
+SCALARS = ("seed", "out", "name", "on_precision_change", "reward_gate")
+"""Top-level keys that are one value."""
+NOT_IN_DIGEST = ("out", "name", "tracking", "reward_gate")
 """Top-level keys that change no result, and so neither a run's name."""
 
 
@@ -169,7 +171,7 @@ def _checked(tree: Tree, kinds: Mapping[str, Any], choices: Mapping[str, Any], c
     for key in tree:
         if key not in top:
             raise unknown_key(key, top)
-    scalars = {key: convert(top[key], tree.get(key), key) for key in ("seed", "out", "name", "on_precision_change")}
+    scalars = {key: convert(top[key], tree.get(key, getattr(RunOptions(), key)), key) for key in SCALARS}
     if scalars["seed"] < 0:
         raise UserError(f"out of range (got {scalars['seed']}; expected at least 0)", field="seed", code="bad_value")
     if not scalars["out"].strip():
@@ -199,6 +201,7 @@ def _checked(tree: Tree, kinds: Mapping[str, Any], choices: Mapping[str, Any], c
         model=model,
         tracking=tracking,
         on_precision_change=scalars["on_precision_change"],
+        reward_gate=scalars["reward_gate"],
         stages=specs,
         resolved=content,
         digest=digest,

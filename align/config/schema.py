@@ -60,6 +60,14 @@ class OnPrecisionChange(Enum):
     recalibrate = "recalibrate"
 
 
+class RewardGate(Enum):
+    """What PPO does about the verdict on its reward model (`reward/gate.py`)."""
+
+    off = "off"
+    warn = "warn"
+    strict = "strict"
+
+
 class TrackingMode(Enum):
     """Whether trackers may send anything away from this machine."""
 
@@ -126,6 +134,9 @@ class RunOptions:
     on_precision_change: OnPrecisionChange = option(
         OnPrecisionChange.refuse, "refuse|recalibrate: a parent trained at another precision than this stage's"
     )
+    reward_gate: RewardGate = option(
+        RewardGate.warn, "off|warn|strict: what ppo does where the gate of its reward model says refuse; strict stops"
+    )
 
 
 @dataclass(frozen=True)
@@ -151,6 +162,7 @@ class RunConfig:
     model: ModelOptions
     tracking: TrackingOptions
     on_precision_change: OnPrecisionChange
+    reward_gate: RewardGate
     stages: list[StageSpec]
     resolved: dict[str, Any]
     digest: str

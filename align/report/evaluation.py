@@ -5,7 +5,7 @@ Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from markupsafe import escape
@@ -14,6 +14,9 @@ from align.report.charts import reliability
 from align.report.conclusion import Gain, stages_of
 from align.report.formatting import visible
 from align.report.run_files import Json, StageFiles, finite, given, gold_of, mapping
+from data_prep.records.negatives import KINDS
+from reward.probes import PROBES
+from reward.quality import GIVEN
 
 BIN = ("from", "to", "n", "confidence", "accuracy")
 
@@ -43,7 +46,21 @@ def judge(stages: Sequence[StageFiles], measured: StageFiles) -> Json:
         return {}
     bins = found.get("calibration")
     bins = [b for b in bins if isinstance(b, dict) and all(given(b.get(key)) for key in BIN)] if bins else []
-    return {**found, "bins": bins, "drawing": reliability(bins) if bins else ""}
+    return {
+        **found,
+        "bins": bins,
+        "drawing": reliability(bins) if bins else "",
+        "kinds": _by_name(found.get("by_kind"), {**KINDS, GIVEN: "the pairs of the data"}),
+        "tried": _by_name(found.get("probes"), PROBES),
+        "verdict": str(mapping(found.get("gate")).get("verdict") or ""),
+    }
+
+
+def _by_name(numbers: object, says: Mapping[str, str]) -> list[Json]:
+    """Rows of a table of kinds of pair: {name, says, accuracy, low, high, n, margin}, the worst first."""
+    named = [(str(name), mapping(one)) for name, one in mapping(numbers).items()]
+    rows = [{**one, "name": name, "says": says.get(name, "")} for name, one in named if given(one.get("accuracy"))]
+    return sorted(rows, key=lambda row: float(row["accuracy"]))
 
 
 OPENING, LONGEST = 600, 12_000

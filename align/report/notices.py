@@ -21,6 +21,9 @@ def notices(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | Non
         found += _of_data(stage)
         found += [*_of_losses(stage), *_of_rewards(stage)] if stage.status == "done" else []
     judge = next((held for s in (measured, *stages) if (held := _judge(s))), {})
+    gate = mapping(judge.get("gate"))
+    if gate.get("verdict") in ("warn", "refuse") and isinstance(gate.get("reasons"), list):
+        found += [f"The reward model's gate says {gate['verdict']}: {reason}." for reason in gate["reasons"]]
     length, error = finite(judge.get("length_corr")), finite(judge.get("ece"))
     if length is not None and abs(length) > LENGTH:
         found.append(f"The reward model's scores go with reply length (rank correlation {signed(length)}).")

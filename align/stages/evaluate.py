@@ -167,7 +167,7 @@ class Evaluate(Stage):
                 }
         if context.reward is not None:
             metrics = context.reward.record["metrics"]
-            keys = ("accuracy", "low", "high", "ece", "length_corr", "n", "calibration")
+            keys = ("accuracy", "low", "high", "ece", "length_corr", "n", "calibration", "by_kind", "probes", "gate")
             result["reward_model"] = {key: metrics[key] for key in keys if key in metrics}
         if len(names) > 1 and answers[names[-1]].gold is not None and len(answers[names[-1]].texts) > 1:
             result["gain"] = _gain(answers[names[-1]], answers[names[-2]])

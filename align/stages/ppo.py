@@ -43,8 +43,10 @@ class PPO(PPOOptions, TrainingStage):
         """Stand four roles on one base, improve the policy, and save policy and critic."""
         from align.rl import invariants as ppo_checks
         from align.rl.ppo import improve
+        from align.rl.reward_gate import heed
         from align.stages.supervised import record_counts
 
+        heed(context)
         with context.phase("data"):
             prepared = context.rows("prompts")
         context.write_card(prepared)

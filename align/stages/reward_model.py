@@ -9,6 +9,7 @@ that a pair's prompt is computed once. Costs one forward and backward over promp
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -19,6 +20,7 @@ from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
+    from align.roles import Role
     from align.training.context import StageContext
     from align.training.objectives import Pairwise
     from data_prep.types import PairTokens
@@ -48,6 +50,7 @@ class RewardModel(TrainingStage):
         from align.training.objectives import Pairwise
         from align.training.saving import Result, save_result
         from data_prep.prepare.arrow_rows import lengths_of
+        from reward.gate import gate
         from reward.head import ScalarHead
 
         with context.phase("data"):
@@ -63,7 +66,11 @@ class RewardModel(TrainingStage):
             rows = prepared.eval or prepared.train
             limits = (self.micro_batch_size or (0 if self.micro_tokens else 64), self.micro_tokens)
             measured = measure(objective, rows, in_order(lengths_of(rows), *limits))
-        context.numbers["metrics"] = measured.pop("metrics")
+            metrics = measured["metrics"]
+            metrics["probes"] = probe(context, role, rows, limits[0] or 64)
+        metrics["gate"] = gate(metrics, measured["norm"]["std"])
+        say(context, metrics["gate"])
+        context.numbers["metrics"] = metrics
         write_samples(context, _samples(context, (prepared.eval or prepared.train)[:8], measured))
         probe_rows = (prepared.eval or prepared.train)[:4]
         context.numbers["metrics"]["probe_scores"] = measured["scores"][: len(probe_rows)]
@@ -86,7 +93,7 @@ def measure(objective: Pairwise, rows: Sequence[PairTokens], passes: Sequence[Se
     """
     import torch
 
-    from reward.metrics import accuracy_interval, calibration_bins, calibration_error, length_correlation
+    from reward.quality import quality
 
     chosen: list[float] = []
     rejected: list[float] = []
@@ -100,23 +107,31 @@ def measure(objective: Pairwise, rows: Sequence[PairTokens], passes: Sequence[Se
             rejected += both[len(places) :]
     if not all(math.isfinite(score) for score in chosen + rejected):
         raise TrainingStopped("the reward model gives scores that are not finite", code="not_finite")
-    margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
-    right = sum(1.0 if m > 0 else 0.5 if m == 0 else 0.0 for m in margins)
-    accuracy, low, high = accuracy_interval(right, len(rows))
     scores = torch.tensor(chosen + rejected, dtype=torch.float64)
-    lengths = [len(row.chosen) for row in rows] + [len(row.rejected) for row in rows]
-    bins = calibration_bins(margins)
-    metrics = {
-        "accuracy": accuracy,
-        "low": low,
-        "high": high,
-        "n": len(rows),
-        "ece": calibration_error(bins),
-        "length_corr": length_correlation(chosen + rejected, lengths),
-        "calibration": bins,
-    }
     norm = {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
-    return {"metrics": metrics, "norm": norm, "scores": chosen, "rejected": rejected}
+    return {"metrics": quality(rows, chosen, rejected), "norm": norm, "scores": chosen, "rejected": rejected}
+
+
+def probe(context: StageContext, role: Role, rows: Sequence[PairTokens], chunk: int) -> dict[str, Any]:
+    """How often a held-out reply scores above what `reward/probes.py` makes of it, by name of the probe."""
+    from align.inference.scoring import score_replies
+    from reward.probes import probes
+    from reward.quality import GIVEN, probed
+
+    own = [row for row in rows if (row.task or GIVEN) == GIVEN] or list(rows)
+    margins: dict[str, list[float]] = {}
+    for name, made in probes(own, context.renderer.end_token_id, context.renderer.control_ids).items():
+        good = score_replies(role, [(prompt, better) for prompt, better, _ in made], chunk)
+        bad = score_replies(role, [(prompt, worse) for prompt, _, worse in made], chunk)
+        margins[name] = [g - b for g, b in zip(good, bad, strict=True)]
+    return probed(margins)
+
+
+def say(context: StageContext, found: dict[str, Any]) -> None:
+    """The gate's verdict in the terminal, a line for every reason."""
+    if context.is_main:
+        lines = [f"{context.spec.name}: gate {found['verdict']}", *(f"  {reason}" for reason in found["reasons"])]
+        print("\n".join(lines), file=sys.stderr)
 
 
 def _samples(context: StageContext, rows: Sequence[PairTokens], measured: dict[str, Any]) -> list[dict[str, Any]]:

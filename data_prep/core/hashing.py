@@ -23,3 +23,9 @@ def sha256_json(value: Any) -> str:
     """Hex sha256 of a JSON-able value in one canonical form (sorted keys, no spaces, UTF-8)."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def draw(*parts: object) -> float:
+    """A number in [0, 1) from a hash of `parts`: the same on every platform and in every order of calls."""
+    digest = hashlib.sha256("|".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64

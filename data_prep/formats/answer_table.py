@@ -10,11 +10,12 @@ are flipped for training rows alone, so that evaluation measures the truth.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from data_prep.core.errors import UserError, unknown
+from data_prep.core.hashing import draw
 from data_prep.formats.base import FORMATS, Format, Found
 from data_prep.formats.column_checks import meta_of, text_field, text_of
 from data_prep.formats.corruption import damaged
@@ -24,12 +25,6 @@ from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Conversation, Mess
 TOPICS = ("topic", "scenario")
 _NOT_STYLES = {"prompt", "split", "task", "id", "source", *TOPICS}
 _OTHER_FORMATS = {"completion", "response", "answer", "output", "chosen", "rejected", "messages", "text"}
-
-
-def draw(*parts: object) -> float:
-    """A number in [0, 1) from a hash of `parts`."""
-    digest = hashlib.sha256("|".join(map(str, parts)).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 @FORMATS.register("answer_table")
@@ -98,7 +93,8 @@ class AnswerTable(Format):
         if chosen.split() == rejected.split():
             raise row.problem(other, f"the same answer as in {preferred}", code="equal_sides")
         flip = draw("noise", self.seed, asked) < self.noise
-        return self._pair(row, asked, chosen, rejected, "", flip)
+        pair = self._pair(row, asked, chosen, rejected)
+        return replace(pair, meta={**pair.meta, "flip": True}) if flip else pair
 
     def conversations(self, rows: Iterable[Row]) -> Found[Conversation]:
         """Every row as a dialogue, or its error."""
@@ -129,18 +125,20 @@ class AnswerTable(Format):
             for number in range(self._times(self.off_topic, "off_topic", asked)):
                 key = ("off_topic", self.seed, number, asked)
                 chosen, rejected = self._elsewhere(row, topics, answers, key)
-                yield self._pair(row, asked, chosen, rejected, f"#off_topic{number}")
+                yield self._pair(row, asked, chosen, rejected, "off_topic", number)
             for number in range(self._times(self.malformed, "malformed", asked)):
                 key = ("malformed", self.seed, number, asked)
                 chosen = _pick(answers, "chosen", *key)
                 rejected = damaged(chosen, asked, answers, lambda *more, key=key: draw(*key, *more))
-                yield self._pair(row, asked, chosen, rejected, f"#malformed{number}")
+                yield self._pair(row, asked, chosen, rejected, "malformed", number)
 
     # ----------------------------------------------------------------- insides
-    def _pair(self, row: Row, asked: str, chosen: str, rejected: str, suffix: str, flip: bool = False) -> Preference:
-        meta = self._meta(row)
-        if flip:
-            meta["flip"] = True
+    def _pair(
+        self, row: Row, asked: str, chosen: str, rejected: str, kind: str | None = None, number: int = 0
+    ) -> Preference:
+        """A pair of a row; extra ones are of a kind, which stands in their id and is their task."""
+        suffix = f"#{kind}{number}" if kind else ""
+        meta = self._meta(row) | ({"task": kind} if kind else {})
         return Preference((Message("user", asked),), chosen, rejected, row.id + suffix, None, meta)
 
     def _number(self, name: str, most: float | None = None) -> float:

@@ -7,19 +7,19 @@ from collections.abc import Callable, Sequence
 Draw = Callable[..., float]
 
 
-def _cut(words: list[str], asked: str, draw: Draw) -> str:
+def truncated(words: list[str], asked: str, draw: Draw) -> str:
     """Cut off in the middle."""
     return " ".join(words[: max(1, round(len(words) * (0.3 + 0.4 * draw("cut"))))])
 
 
-def _repeat(words: list[str], asked: str, draw: Draw) -> str:
+def repeated(words: list[str], asked: str, draw: Draw) -> str:
     """One word said two to four times more."""
     place = int(draw("place") * len(words))
     times = 2 + int(draw("times") * 3)
     return " ".join(words[:place] + [words[place]] * times + words[place:])
 
 
-def _shuffle(words: list[str], asked: str, draw: Draw) -> str:
+def shuffled(words: list[str], asked: str, draw: Draw) -> str:
     """All words, in another order."""
     order = sorted(range(len(words)), key=lambda number: draw("shuffle", number))
     return " ".join(words[number] for number in order)
@@ -35,7 +35,7 @@ def _echo(words: list[str], asked: str, draw: Draw) -> str:
     return asked
 
 
-DAMAGES: tuple[Callable[[list[str], str, Draw], str], ...] = (_cut, _repeat, _shuffle, _nothing, _echo)
+DAMAGES: tuple[Callable[[list[str], str, Draw], str], ...] = (truncated, repeated, shuffled, _nothing, _echo)
 
 
 def damaged(answer: str, asked: str, answers: Sequence[str], draw: Draw) -> str:

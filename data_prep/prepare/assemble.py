@@ -128,9 +128,9 @@ def _sides(reading: Reading, ranks: Numbers, wishes: Numbers, pieces: Numbers) -
     """The side of every record, chosen source by source, and the rule; no question stands on both sides anywhere."""
     sides = np.zeros(len(ranks), dtype=np.uint8)
     rules = []
-    for source, _, own in reading.spans():
+    for source, stream, own in reading.spans():
         sides[own], rule = choose_sides(ranks[own], wishes[own], pieces[own], source.given.source)
-        rules.append(rule)
+        rules.append(stream.negatives.rule if stream.negatives else rule)
     if len(rules) > 1:
         sides[(sides == TRAIN) & np.isin(ranks, ranks[sides == EVAL])] = OVERLAP
     return sides, "; ".join(dict.fromkeys(rules))

@@ -60,6 +60,8 @@ def source_digest(data: DataOptions, source: SourceOptions) -> str:
     options = plain(source)
     for name in ("path", "eval_path", "on_leak"):  # contents count, not names; leaks never train, refused or dropped
         options.pop(name)
+    if not options["negatives"]:
+        options.pop("negatives")
     content: dict[str, Any] = {"version": VERSION, "options": options}
     if source.generator:
         generator = find_generator(source.generator)

@@ -117,5 +117,6 @@ def sources_for(data: DataOptions, kind: str) -> list[Source]:
                 "give either a weight or epochs: epochs fix how often each row is drawn", field=where, code="mix"
             )
         source = SourceOptions(**{key: getattr(options, key) for key in own})
+        source.negatives = source.negatives or given.source.negatives
         found.append(Source(str(name), Given(data, source, option=f"{where}."), options.weight, options.epochs))
     return found

@@ -13,6 +13,7 @@ from data_prep.formats.base import FORMATS, Format, detect_format
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.quality.template_marks import note_marks
 from data_prep.records.filter import Filtering, make_filters
+from data_prep.records.negatives import Negatives, negatives_of
 from data_prep.records.tally import Tally
 from data_prep.sources.column_mapping import mapped
 from data_prep.sources.files import find_files, is_hub_id, read_path, resolve
@@ -192,6 +193,14 @@ def check_options(given: Given, kind: str) -> None:
         UserError: of the format only where it is set; what `auto` finds is known only when rows are read.
     """
     make_filters(given.data.filters)
+    serves_pairs = kind == PREFERENCE or (kind == PROMPT and given.option.startswith("data.preferences."))
+    if negatives_of(given.source, given.option) and not serves_pairs:
+        raise UserError(
+            f"is not read: negatives are made of pairs of replies, and these are {kind} rows",
+            field=f"{given.option}negatives",
+            code="not_read",
+            hint="set data.preferences.negatives",
+        )
     if given.source.format != "auto":
         form, _ = _format_of((), given.source, kind, given.label)
         form(_split_options(given.source, form)[1], 0)
@@ -216,8 +225,17 @@ class Stream:
     rows: Iterable[Row]
     tally: Tally
     filtering: Filtering
+    negatives: Negatives | None = None
 
     def __iter__(self) -> Iterator[Any]:
+        if self.negatives is None:
+            yield from self._given()
+            return
+        yield from self.negatives.through(self._given())
+        self.tally.seen += sum(self.negatives.made.values())
+
+    def _given(self) -> Iterator[Any]:
+        """The records of the rows themselves."""
         source = self.given.source
         records = _parsed(self.form, self.kind, self.rows, self.tally)
         if source.eval_path:
@@ -245,6 +263,7 @@ class Stream:
             "source_rows": self.tally.source_rows,
             "notes": dict(self.form.notes),
             "filters": self.filtering.card(),
+            **({"negatives": self.negatives.card()} if self.negatives else {}),
         }
 
 
@@ -264,7 +283,9 @@ def open_stream(given: Given, kind: str, seed: int) -> Stream:
         raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
     chosen, evidence = _format_of(first, source, kind, given.label)
     form = chosen(_split_options(source, chosen)[1], seed)
-    return Stream(given, kind, form, evidence, chain(first, rows), tally, filtering)
+    shares = negatives_of(source, given.option) if kind == PREFERENCE else {}
+    negatives = Negatives(shares, source, seed) if shares else None
+    return Stream(given, kind, form, evidence, chain(first, rows), tally, filtering, negatives)
 
 
 def _on_side(side: str, records: Iterable[Any]) -> Iterator[Any]:

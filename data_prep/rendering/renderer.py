@@ -101,6 +101,11 @@ class Renderer:
             self._tokenizer_digest = digest_of_tokenizer(self.tokenizer)
         return self._tokenizer_digest
 
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Ids of the tokens that are no plain text: the template's and the tokenizer's own."""
+        return frozenset(self._template.controls.values())
+
     def _say_choices(self) -> None:
         """Name what was decided about bos and the mask."""
         bos = self.tokenizer.bos_token

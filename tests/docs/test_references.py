@@ -114,9 +114,19 @@ def test_options_exist(page):
 
 
 def test_top_level_options_exist():
-    assert {"seed", "out", "name", "on_precision_change", "model", "adapter", "data", "stages", "tracking"} == {
-        item.name for item in dataclasses.fields(RunOptions)
+    named = {
+        "seed",
+        "out",
+        "name",
+        "on_precision_change",
+        "reward_gate",
+        "model",
+        "adapter",
+        "data",
+        "stages",
+        "tracking",
     }
+    assert named == {item.name for item in dataclasses.fields(RunOptions)}
 
 
 def test_ppo_page_has_32_details_with_our_defaults():
