@@ -2,7 +2,8 @@
 
 `earlier_run/` was made by version 98c8d67 with `COMMAND` on the embedded base, whose weights are the same everywhere;
 its report and the replies of its evaluation were left out. What decides its digests may not change unless results do
-(`align/runs/record.py:_CODE_VERSION`, `CODE_VERSION` when the run was made). PPO has other results and other options since, so that it is trained anew.
+(`align/runs/record.py:_CODE_VERSION`, `CODE_VERSION` when the run was made). PPO has other options since, so that it
+is trained anew.
 """
 
 from __future__ import annotations

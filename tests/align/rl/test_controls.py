@@ -69,7 +69,7 @@ def test_the_critic_starts_from_nothing_and_the_policy_is_not_computed_meanwhile
     """Its first values are 0; two of three updates are its own, in which the policy's optimiser state stays empty."""
     computed, states = [], []
     policy, step = ActorCritic._policy, Updater.step
-    monkeypatch.setattr(ActorCritic, "_policy", lambda self, batch: computed.append(1) or policy(self, batch))
+    monkeypatch.setattr(ActorCritic, "_policy", lambda self, *given: computed.append(1) or policy(self, *given))
 
     def watch(self, window):
         numbers = step(self, window)
