@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]:
     """Run every stage of `config` that is not finished yet; returns the content of run.json.
 
+        record = align.run(align.compose(["pipeline=sft", "adapter=vera", "stages.sft.max_steps=2", "name=first"]))
+        assert record["status"] == "done"
+        model, tokenizer = align.load("first")
+
     Args:
         shared: for a job of a sweep, which waits where another process is at work instead of refusing.
 

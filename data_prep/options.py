@@ -46,15 +46,6 @@ class Keep(Enum):
     start = "start"
 
 
-ON_LONG_HELP = "rows over max_length: drop (counted), error, or truncate (cuts the prompt, never the answer)"
-ON_LONG_ANSWER_HELP = (
-    "rows that are too long for their answer: error|drop|truncate (its end token stays)|open (cut without an end); "
-    "default: as on_long, drop where that is truncate"
-)
-KEEP_HELP = "end|start: which part of a cut prompt stays"
-MAX_LOST_HELP = "stop when more than this share of the rows is dropped as too long"
-
-
 class TrainOn(Enum):
     """Which of the assistant's turns the loss covers."""
 
@@ -152,11 +143,17 @@ class DataOptions:
 class LengthOptions:
     """How long a rendered row may be, what becomes of longer ones, and how many rows may be lost."""
 
-    max_length: int = field(default=1024, metadata={"help": "most tokens in a row"})
-    on_long: OnLong = field(default=OnLong.drop, metadata={"help": ON_LONG_HELP})
-    max_lost: float = field(default=0.05, metadata={"help": MAX_LOST_HELP})
-    on_long_answer: Optional[OnLongAnswer] = field(default=None, metadata={"help": ON_LONG_ANSWER_HELP})
-    keep_prompt: Keep = field(default=Keep.end, metadata={"help": KEEP_HELP})
+    max_length: int = option(1024, "longest row in tokens", low=2)
+    on_long: OnLong = option(
+        OnLong.drop, "rows over max_length: drop (counted), error, or truncate (cuts the prompt, never the answer)"
+    )
+    on_long_answer: Optional[OnLongAnswer] = option(
+        None,
+        "rows that are too long for their answer: error|drop|truncate (its end token stays)|open (cut without an end); "
+        "default: as on_long, drop where that is truncate",
+    )
+    keep_prompt: Keep = option(Keep.end, "end|start: which part of a cut prompt stays")
+    max_lost: float = option(0.05, "stop when more than this share of the rows is dropped as too long", high=1)
 
     @property
     def answer_rule(self) -> OnLongAnswer:

@@ -13,6 +13,7 @@ from enum import Enum
 
 from align.adapters.base import adapter
 from align.adapters.lora import Lora
+from align.config.schema import spelled
 from data_prep.core.options import option
 
 
@@ -42,5 +43,5 @@ class QLora(Lora):
     compute: Compute = option(Compute.auto, "auto|fp32|bf16: what products are taken in (auto: bf16 on GPUs)")
 
     def quantization(self) -> str | None:
-        parts = [self.four_bit.value, "" if self.double_quantization else "single", self.compute.value]
-        return "_".join(part for part in parts if part not in ("", "auto"))
+        compute = None if self.compute is Compute.auto else self.compute.value
+        return spelled(self.four_bit.value, self.double_quantization, compute)

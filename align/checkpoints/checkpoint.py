@@ -48,6 +48,8 @@ class Checkpoint:
     folder: Path
     record: dict[str, Any] = field(repr=False)
     digest: str
+    below: dict[str, Checkpoint] = field(default_factory=dict, repr=False, compare=False)
+    """Checkpoints of its chain by digest, as they were when first looked at from here: each is opened once."""
 
     @classmethod
     def open(cls, folder: Path | str) -> Checkpoint:
@@ -116,31 +118,38 @@ class Checkpoint:
 
     def parent(self, role: str = "init") -> Checkpoint | None:
         """The checkpoint this one stands on (`init`), or the one it was trained against under `role`."""
-        for entry in self.parents():
-            if entry.role == role:
-                folder = self._parent_folder(entry)
-                here = (folder / RECORD).is_file()
-                if not is_foreign(folder) and (not here or file_sha256(folder / RECORD) != entry.digest):
-                    folder = self._moved(entry.digest) or folder
-                if not (folder / RECORD).is_file() and not is_foreign(folder):
-                    raise UserError(
-                        f"parent of {self.label} is missing: {entry.role} {entry.digest[:8]} at {entry.path}",
-                        code="missing_parent",
-                        file=str(self.folder / RECORD),
-                    )
-                found = Checkpoint.open(folder)
-                if found.digest != entry.digest:
-                    raise UserError(
-                        f"parent of {self.label} is another checkpoint than it was trained from "
-                        f"(got {found.digest[:8]}; expected {entry.digest[:8]})",
-                        code="wrong_parent",
-                        file=str(folder),
-                    )
-                return found
-        return None
+        entry = next((each for each in self.parents() if each.role == role), None)
+        if entry is None:
+            return None
+        if entry.digest not in self.below:
+            self.below[entry.digest] = replace(self._open_parent(entry), below=self.below)
+        return self.below[entry.digest]
 
-    def _parent_folder(self, entry: Parent) -> Path:
-        return Path(os.path.normpath(self.folder / entry.path))
+    def _open_parent(self, entry: Parent) -> Checkpoint:
+        """A parent where it was, or where its run has moved it to.
+
+        Raises:
+            UserError: it is missing, or another checkpoint lies there.
+        """
+        folder = Path(os.path.normpath(self.folder / entry.path))
+        here = (folder / RECORD).is_file()
+        if not is_foreign(folder) and (not here or file_sha256(folder / RECORD) != entry.digest):
+            folder = self._moved(entry.digest) or folder
+        if not (folder / RECORD).is_file() and not is_foreign(folder):
+            raise UserError(
+                f"parent of {self.label} is missing: {entry.role} {entry.digest[:8]} at {entry.path}",
+                code="missing_parent",
+                file=str(self.folder / RECORD),
+            )
+        found = Checkpoint.open(folder)
+        if found.digest != entry.digest:
+            raise UserError(
+                f"parent of {self.label} is another checkpoint than it was trained from "
+                f"(got {found.digest[:8]}; expected {entry.digest[:8]})",
+                code="wrong_parent",
+                file=str(folder),
+            )
+        return found
 
     def _moved(self, digest: str) -> Path | None:
         """Where this run keeps the checkpoint of a digest, its archive of replaced stages included."""
@@ -244,8 +253,12 @@ class Checkpoint:
         return dressed(folder, template.read_text(encoding="utf-8")) if template.is_file() else folder
 
     def verify(self) -> list[dict[str, Any]]:
-        """All checks by name, each with ok and a detail: what was found right, or what is wrong. Nothing is raised."""
+        """All checks by name, each with ok and a detail: what was found right, or what is wrong. Nothing is raised.
+
+        Every parent is opened and every file is hashed anew, whatever has been looked at before.
+        """
         checks: list[dict[str, Any]] = []
+        self.below.clear()
         chain = [self]
 
         def check(name: str, action: Callable[[], Any], detail: str = "") -> None:

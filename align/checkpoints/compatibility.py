@@ -7,8 +7,7 @@ Every rule takes a `ParentInfo`: a finished checkpoint, or a stage of the same p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,7 +18,7 @@ from align.checkpoints.resolve import resolve_checkpoint
 from align.config.registries import adapters
 from align.config.schema import Load, OnParent, OnPrecisionChange, RunConfig, StageSpec
 from data_prep.core.errors import UserError
-from data_prep.core.options import build
+from data_prep.core.options import build, plain
 
 _NOT_STRUCTURAL = {"method", "dropout"}
 
@@ -67,7 +66,8 @@ Input = Planned | Checkpoint
 
 def options_of(adapter: Adapter) -> dict[str, Any]:
     """An adapter's options as plain JSON values."""
-    return {k: v.value if isinstance(v, Enum) else v for k, v in asdict(adapter).items()}
+    options: dict[str, Any] = plain(adapter)
+    return options
 
 
 def adapter_of(standing: ParentInfo) -> Adapter:
@@ -204,10 +204,11 @@ class StagePlan(Generic[ParentT]):
         def finished(planned: ParentInfo | None) -> Checkpoint | None:
             if planned is None:
                 return None
-            found = Checkpoint.open(planned.folder) if isinstance(planned, Checkpoint) else made[planned.label]
-            if isinstance(planned, Checkpoint) and found.digest != planned.digest:
+            known = planned if isinstance(planned, Checkpoint) else made[planned.label]
+            found = Checkpoint.open(known.folder)
+            if found.digest != known.digest:
                 raise UserError(
-                    f"{planned.label} is another checkpoint than when this run began (got {found.digest[:8]})",
+                    f"{known.label} was replaced since this run saw it (got {found.digest[:8]})",
                     code="changed_file",
                     file=str(found.folder),
                     hint="the same command plans with what is there now",

@@ -33,6 +33,9 @@ NOT_IN_DIGEST = ("out", "name", "tracking", "reward_gate")
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
     """The run that the recipes and `overrides` describe.
 
+        config = align.compose(["pipeline=rlhf", "adapter=vera", "stages.ppo.adapter=lora"])
+        assert [spec.name for spec in config.stages] == ["sft", "reward_model", "ppo", "evaluate"]
+
     Args:
         overrides: Hydra overrides in the forms of `align/config/overrides.py`.
         config_dir: a folder of the user's own groups (`data/mine.yaml`, `experiment/mine.yaml`).

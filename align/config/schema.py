@@ -13,44 +13,59 @@ from data_prep.core.options import option
 from data_prep.options import DataOptions
 
 
+def spelled(weights: str, double_quant: bool = True, compute: Optional[str] = None) -> str:
+    """How recipes and records spell a precision."""
+    return "_".join([weights, *([] if double_quant else ["single"]), *([compute] if compute else [])])
+
+
 class Load(Enum):
-    """Precision at which a base's weights are kept in memory; in 4 bits also whether the scales of its blocks are
-    quantised too (else `single`), and what products are taken in."""
+    """Precision at which a base's weights are kept in memory: their number type, and in 4 bits two things more.
+
+    Recipes and records spell it from its parts, as nf4_single_bf16.
+    """
 
     fp32 = "fp32"
     bf16 = "bf16"
     nf4 = "nf4"
-    nf4_fp32 = "nf4_fp32"
-    nf4_bf16 = "nf4_bf16"
-    nf4_single = "nf4_single"
-    nf4_single_fp32 = "nf4_single_fp32"
-    nf4_single_bf16 = "nf4_single_bf16"
+    nf4_fp32 = "nf4", True, "fp32"
+    nf4_bf16 = "nf4", True, "bf16"
+    nf4_single = "nf4", False
+    nf4_single_fp32 = "nf4", False, "fp32"
+    nf4_single_bf16 = "nf4", False, "bf16"
     fp4 = "fp4"
-    fp4_fp32 = "fp4_fp32"
-    fp4_bf16 = "fp4_bf16"
-    fp4_single = "fp4_single"
-    fp4_single_fp32 = "fp4_single_fp32"
-    fp4_single_bf16 = "fp4_single_bf16"
+    fp4_fp32 = "fp4", True, "fp32"
+    fp4_bf16 = "fp4", True, "bf16"
+    fp4_single = "fp4", False
+    fp4_single_fp32 = "fp4", False, "fp32"
+    fp4_single_bf16 = "fp4", False, "bf16"
+
+    weights: str
+    """fp32, bf16, nf4 or fp4."""
+    double_quant: bool
+    """In 4 bits: whether the scales of its blocks are quantised too."""
+    compute: Optional[str]
+    """In 4 bits: what products are taken in; None: what suits the device."""
+
+    def __new__(cls, weights: str, double_quant: bool = True, compute: Optional[str] = None) -> "Load":
+        """A member, the value of which is its spelling."""
+        member = object.__new__(cls)
+        member._value_ = spelled(weights, double_quant, compute)
+        member.weights, member.double_quant, member.compute = weights, double_quant, compute
+        return member
 
     @property
     def four_bit(self) -> bool:
         """Whether weights are kept in 4 bits."""
-        return self not in (Load.fp32, Load.bf16)
-
-    @property
-    def double(self) -> bool:
-        """In 4 bits: whether the blocks' scales are quantised too (not `single`)."""
-        return "single" not in self.value
+        return self.weights in ("nf4", "fp4")
 
     def computes_in(self, device: str) -> str:
         """fp32 or bf16: what matrix products are taken in on a device type, autocast aside.
 
         4-bit weights without a named one: bf16 on GPUs, fp32 on CPUs.
         """
-        last = self.value.rpartition("_")[2]
-        if last in ("fp32", "bf16"):
-            return last
-        return "bf16" if device == "cuda" else "fp32"
+        if not self.four_bit:
+            return self.weights
+        return self.compute or ("bf16" if device == "cuda" else "fp32")
 
 
 class OnPrecisionChange(Enum):

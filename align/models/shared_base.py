@@ -156,8 +156,8 @@ def _four_bit(device: torch.device, load: Load = Load.nf4) -> Any:
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type=load.value[:3],
-        bnb_4bit_use_double_quant=load.double,
+        bnb_4bit_quant_type=load.weights,
+        bnb_4bit_use_double_quant=load.double_quant,
         bnb_4bit_compute_dtype=_DTYPES[load.computes_in(device.type)],
     )
 

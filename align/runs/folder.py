@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +64,6 @@ def locked(folder: Path, name: str = ".lock", waiting: str | None = None) -> Ite
 def yaml_text(value: Any) -> str:
     """A value as YAML, keys in their order."""
     return str(yaml.safe_dump(value, sort_keys=False, allow_unicode=True))
-
-
-def plain(value: Any) -> Any:
-    """Options as JSON values; enums by name."""
-    if isinstance(value, dict):
-        return {k: plain(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
-    return value.name if isinstance(value, Enum) else value
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,12 @@ from align.models.fingerprint import base_fingerprint
 from align.report.page import write_report
 from align.run_record import RunRecord, StageEntry
 from align.runs.environment import facts, versions
-from align.runs.folder import SharedStages, StageFolder, plain
+from align.runs.folder import SharedStages, StageFolder
 from align.stages.base import TrainingStage
 from align.tracking.processes import TrackerPool
 from data_prep.core.errors import TrainingStopped, UserError
 from data_prep.core.hashing import sha256_json
+from data_prep.core.options import plain
 from data_prep.prepare.content_digest import data_digest, source_digest
 from data_prep.records.stream import has_source
 from data_prep.rendering.digests import template_digest, tokenizer_digest
@@ -179,7 +180,7 @@ def done_entry(plan: StagePlan[Checkpoint], digest: str, numbers: dict[str, Any]
 def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     """Hash of everything that decides the stage's result."""
     spec, mode = plan.spec, plan.require()
-    options = {k: v for k, v in asdict(spec.stage).items() if k not in _NOT_INPUTS}
+    options = {k: v for k, v in plain(spec.stage).items() if k not in _NOT_INPUTS}
     if isinstance(spec.stage, TrainingStage):
         options["lr"] = spec.stage.peak_lr(spec.adapter, run.config.model.lr_scale)
     folder = run.base_folder
@@ -189,7 +190,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
         {
             "code": _CODE_VERSION,
             "stage": spec.name,
-            "options": plain(options),
+            "options": options,
             "adapter": options_of(spec.adapter),
             "data": {kind: data_digest(spec.data, kind) for kind in reads},
             "gold": [gold.rule, plain(gold.options), source_digest(spec.data, gold.source)] if gold else None,

@@ -15,6 +15,7 @@ from align.config.schema import OnParent
 from align.training.options import TrainingOptions
 from data_prep.core.errors import UserError
 from data_prep.core.options import option
+from data_prep.options import LengthOptions
 
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
@@ -98,7 +99,7 @@ class Stage:
 
 
 @dataclass
-class TrainingStage(TrainingOptions, Stage):
+class TrainingStage(LengthOptions, TrainingOptions, Stage):
     """Options of every stage that runs the optimisation loop of `align/training/loop.py`."""
 
     trains: ClassVar[bool] = True

@@ -18,7 +18,7 @@ from align.checkpoints.lineage import chain_of
 from align.stages.base import Stage, stage
 from data_prep.core.errors import UserError
 from data_prep.core.options import option
-from data_prep.options import KEEP_HELP, MAX_LOST_HELP, ON_LONG_ANSWER_HELP, ON_LONG_HELP, Keep, OnLong, OnLongAnswer
+from data_prep.options import LengthOptions
 
 if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
@@ -40,25 +40,25 @@ class Answers:
     loss: float | None
 
 
+@dataclass
+class AnswerOptions:
+    """How the prompts are answered."""
+
+    prompts: int = option(500, "most held-out prompts to answer", low=1)
+    max_new_tokens: int = option(32, "longest reply in tokens", low=1)
+    batch_size: int = option(128, "prompts answered at a time", low=1)
+    temperature: float = option(0.0, "sampling temperature (0: greedy)")
+
+
 @stage("evaluate")
 @dataclass
-class Evaluate(Stage):
+class Evaluate(LengthOptions, AnswerOptions, Stage):
     """Answer the same held-out prompts with every stage of the chain, and judge the answers."""
 
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
     may_read: ClassVar[tuple[str, ...]] = ("conversations",)
     needs_reward: ClassVar[bool] = True
     reward_optional: ClassVar[bool] = True
-
-    prompts: int = option(500, "most held-out prompts to answer", low=1)
-    max_new_tokens: int = option(32, "longest reply in tokens", low=1)
-    batch_size: int = option(128, "prompts answered at a time", low=1)
-    temperature: float = option(0.0, "sampling temperature (0: greedy)")
-    max_length: int = option(1024, "longest row in tokens", low=2)
-    on_long: OnLong = option(OnLong.drop, ON_LONG_HELP)
-    on_long_answer: OnLongAnswer | None = option(None, ON_LONG_ANSWER_HELP)
-    keep_prompt: Keep = option(Keep.end, KEEP_HELP)
-    max_lost: float = option(0.05, MAX_LOST_HELP, high=1)
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
         """A gold rule that cannot be built."""

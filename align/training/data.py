@@ -55,8 +55,13 @@ class Reading:
                 field=f"stages.{self.spec.name}.max_new_tokens",
                 hint=f"lower stages.{self.spec.name}.max_new_tokens",
             )
-        rules = (stage.on_long, stage.max_lost, stage.on_long_answer, stage.keep_prompt)
-        return LengthOptions(longest - reply, *rules)
+        return LengthOptions(
+            max_length=longest - reply,
+            on_long=stage.on_long,
+            on_long_answer=stage.on_long_answer,
+            keep_prompt=stage.keep_prompt,
+            max_lost=stage.max_lost,
+        )
 
     def rows(self, kind: str) -> Prepared[Any]:
         """The rows of one kind of data (conversations, preferences, prompts, text) as the stage reads them.

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from data_prep.core.options import option
-from data_prep.options import KEEP_HELP, MAX_LOST_HELP, ON_LONG_ANSWER_HELP, ON_LONG_HELP, Keep, OnLong, OnLongAnswer
 
 
 class Schedule(Enum):
@@ -67,11 +66,6 @@ class TrainingOptions:
     save_minutes: float = option(
         10.0, "minutes between states from which a stopped stage goes on; the newest is kept (0: it begins anew)"
     )
-    max_length: int = option(1024, "longest row in tokens", low=2)
-    on_long: OnLong = option(OnLong.drop, ON_LONG_HELP)
-    on_long_answer: OnLongAnswer | None = option(None, ON_LONG_ANSWER_HELP)
-    keep_prompt: Keep = option(Keep.end, KEEP_HELP)
-    max_lost: float = option(0.05, MAX_LOST_HELP, high=1)
 
     def steps_over(self, rows: int) -> int:
         """Optimiser steps of a run over so many training rows."""

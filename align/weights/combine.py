@@ -161,7 +161,8 @@ def _held_out(opened: Opened, most: int) -> Sequence[Tokens]:
     if not path.is_file():
         raise UserError("no recipe.yaml beside the checkpoint, so its task's data is unknown", file=str(path))
     recipe = yaml.safe_load(path.read_text(encoding="utf-8"))
-    length = LengthOptions(min(recipe.get("max_length", opened.context), opened.context), OnLong.drop, 1.0)
+    longest = min(recipe.get("max_length", opened.context), opened.context)
+    length = LengthOptions(max_length=longest, on_long=OnLong.drop, max_lost=1.0)
     data = build(DataOptions, recipe["data"], "data")
     prepared = prepare_conversations(data, opened.renderer, length, opened.checkpoint.record.get("seed", 0))
     if not prepared.eval:

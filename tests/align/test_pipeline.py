@@ -44,7 +44,7 @@ def test_a_checkpoint_from_outside_that_is_replaced_after_planning_is_refused(tm
     plan.begin(config, {}, base())
     record = read(run / "sft" / "checkpoint.json")
     (run / "sft" / "checkpoint.json").write_text(json.dumps({**record, "seed": 7}), encoding="utf-8")
-    with pytest.raises(UserError, match="is another checkpoint than when this run began") as caught:
+    with pytest.raises(UserError, match="was replaced since this run saw it") as caught:
         plan.begin(config, {}, base())
     assert caught.value.code == "changed_file"
 

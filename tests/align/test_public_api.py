@@ -20,7 +20,7 @@ from align.weights.drift import measure, of_model, of_role
 from data_prep.types import Message
 from tests.tiny_chain import execute, finished, made, sft
 
-EXAMPLES = ["check", "export", "load", "merge", "score", "Checkpoint.open"]
+EXAMPLES = ["check", "compose", "export", "load", "merge", "run", "score", "Checkpoint.open"]
 
 
 @pytest.fixture

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 
 from align.adapters.qlora import Compute, FourBit
 from align.checkpoints.compatibility import Planned, choose_parent_mode, options_of
 from align.config.registries import adapters
-from align.config.schema import Load, OnParent, OnPrecisionChange
+from align.config.schema import Load, OnParent, OnPrecisionChange, spelled
 from align.roles import Role
 from data_prep.core.errors import UserError
 from tests.tiny_chain import bases, fresh, logits
@@ -39,6 +41,18 @@ def test_options_name_a_precision_and_the_base_has_it(name, tmp_path):
     role.adapter.save(role.carrier, tmp_path)
     again = Role("again", role.adapter.load(found.root(load).tree(), tmp_path, trainable=False), role.adapter)
     assert torch.equal(logits(again), logits(role))
+
+
+def test_every_precision_is_named_and_spelled_from_its_parts():
+    parts = {(load.weights, load.double_quant, load.compute) for load in Load}
+    four_bit = itertools.product(("nf4", "fp4"), (True, False), (None, "fp32", "bf16"))
+    assert parts == {("fp32", True, None), ("bf16", True, None), *four_bit} and len(Load) == 14
+    for load in Load:
+        assert load.name == load.value == spelled(load.weights, load.double_quant, load.compute)
+        assert load.four_bit == (load.weights not in ("fp32", "bf16"))
+    assert [Load.nf4.computes_in(device) for device in ("cuda", "cpu")] == ["bf16", "fp32"]
+    assert [load.computes_in("cuda") for load in (Load.fp32, Load.bf16, Load.fp4_fp32)] == ["fp32", "bf16", "fp32"]
+    assert Load.nf4_single_bf16.computes_in("cpu") == "bf16"
 
 
 def test_each_precision_is_another_function():
