@@ -37,6 +37,10 @@ Summed = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
 """Micro-batch -> summed loss and summed numbers."""
 
 
+Total = Callable[[Tensor], Tensor]
+"""A number of this process -> its sum over all processes."""
+
+
 class Around(Protocol):
     """What adds to an objective's loss in training (align/training/regularisers.py)."""
 
@@ -51,6 +55,12 @@ class Objective(nn.Module):
     """
 
     regulariser: Around | None = None
+
+    def survey(self, window: Sequence[Any], total: Total) -> None:
+        """See all micro-batches of a step, or of an evaluation, before the first is computed; they lie on the CPU.
+
+        For losses that need to know something of all their rows; it keeps what it finds.
+        """
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss and numbers; in training with what the regulariser adds."""
