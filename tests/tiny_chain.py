@@ -127,10 +127,15 @@ def few(**names: type) -> list[str]:
     ]
 
 
+@cache
+def parts_of(pipeline: str) -> tuple[str, ...]:
+    """The stages of a pipeline, which here are named as what they are."""
+    return tuple(spec.name for spec in compose([f"pipeline={pipeline}"]).stages)
+
+
 def pipeline_words(pipeline: str, *more: str, model: Path | None = None) -> list[str]:
     """A short run of a pipeline on the tiny base and rows."""
-    parts = ["sft", "reward_model", "ppo", "evaluate"] if pipeline == "rlhf" else [pipeline]
-    short = few(**{name: stages.get(name) for name in parts})  # type: ignore[arg-type]
+    short = few(**{name: stages.get(name) for name in parts_of(pipeline)})  # type: ignore[arg-type]
     return [f"pipeline={pipeline}", "model=hf", f"model.path={model or base()}", *data_words(), *short, *more]
 
 

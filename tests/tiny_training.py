@@ -9,13 +9,17 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
+from align.checkpoints.compatibility import ParentMode
 from align.config.schema import Load
 from align.rl.actor_critic import ActorCritic, ExperienceRow, PPOLoss
 from align.roles import Role
 from align.stages.base import TrainingStage
+from align.training.dpo import DirectPreference
+from align.training.kto import KahnemanTversky, UnpairedRow
 from align.training.objectives import LanguageModeling, Objective, Pairwise
 from align.training.optimizer import Updater
 from align.training.options import Optimizer
+from align.training.orpo import OddsRatio
 from data_prep.types import PairTokens, Tokens
 from reward.head import ScalarHead
 from tests.tiny_chain import bases, fresh, sentences
@@ -80,7 +84,36 @@ def actor_critic() -> tuple[Objective, list]:
     return ActorCritic(policy, value, PPOLoss(value_coef=0.7, temperature=0.8)), experience_rows()
 
 
-OBJECTIVES = [supervised, pairwise, actor_critic]
+def policy_and_reference(seed: int = 0) -> tuple[Role, Role]:
+    """A stirred LoRA policy and the frozen base under it, on one set of base weights."""
+    found = bases()
+    return fresh("lora", Load.fp32, found, seed=seed), found.start_of(None, ParentMode(None, Load.fp32), "reference")
+
+
+def labelled_rows(count: int = 16) -> list[UnpairedRow]:
+    """Two good replies for every bad one, each beside the reply of the row before it."""
+    rows = pair_rows(count)
+    return [
+        UnpairedRow(row.prompt, row.chosen, i % 3 > 0, f"labels:{i}", rows[i - 1].chosen) for i, row in enumerate(rows)
+    ]
+
+
+def direct_preference() -> tuple[Objective, list]:
+    objective = DirectPreference(*policy_and_reference(), label_smoothing=0.1)
+    objective.sft_weight = 0.3
+    return objective, pair_rows()
+
+
+def odds_ratio() -> tuple[Objective, list]:
+    return OddsRatio(lora(), beta=0.5), pair_rows()
+
+
+def kahneman_tversky(seed: int = 2) -> tuple[Objective, list]:
+    """With this seed the estimate of the KL is above 0."""
+    return KahnemanTversky(*policy_and_reference(seed), beta=0.5, undesirable_weight=2.0), labelled_rows()
+
+
+OBJECTIVES = [supervised, pairwise, direct_preference, odds_ratio, kahneman_tversky, actor_critic]
 
 
 def options(**values) -> TrainingStage:

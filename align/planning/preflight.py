@@ -35,6 +35,7 @@ from data_prep.sources.files import find_files, is_hub_id, resolve
 KINDS = {
     "conversations": "conversation",
     "preferences": "preference",
+    "unpaired": "unpaired",
     "prompts": "prompt",
     "text": "document",
 }

@@ -166,7 +166,7 @@ def _ends(share: float) -> UserError:
 
 def end_share(prepared: Prepared[Any]) -> float | None:
     """Share of rows whose end-of-turn token is supervised; None for rows without an assistant's turn."""
-    return prepared.ended if prepared.card["kind"] in ("conversation", "preference") else None
+    return prepared.ended if prepared.card["kind"] in ("conversation", "preference", "unpaired") else None
 
 
 def preview(row: Any, kind: str, tokenizer: Any, stage: str | None = None) -> list[dict[str, Any]]:

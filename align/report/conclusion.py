@@ -145,6 +145,9 @@ def _headline(stages: Sequence[StageFiles]) -> str:
             return str(stage.result["headline"])
         if given(stage.metrics.get("accuracy")):
             return f"The reward model orders {percent(stage.metrics['accuracy'])} of held-out pairs rightly."
+        if given(stage.metrics.get("rewards/accuracies")):
+            share = percent(stage.metrics["rewards/accuracies"])
+            return f"{stage.name} judges {share} of held-out replies rightly by its own rewards."
         held = series(stage.rows, "loss", "eval")
         if held:
             moved = f"went from {held[0][1]:.3f} to {held[-1][1]:.3f}" if len(held) > 1 else f"is {held[0][1]:.3f}"

@@ -39,6 +39,12 @@ KNOWN = {
     "loss": Shown("Loss", "nats"),
     "accuracy": Shown("Pairs ordered rightly", "share"),
     "margin": Shown("Margin", "chosen less rejected score"),
+    "rewards/chosen": Shown(
+        "Rewards of chosen replies", "implicit reward", beside="rewards/rejected", called="rejected"
+    ),
+    "rewards/margins": Shown("Margin", "chosen less rejected reward"),
+    "rewards/accuracies": Shown("Replies judged rightly", "share"),
+    "kl": Shown("KL to the reference", "nats per reply, the reference point"),
 }
 """By key of metrics.jsonl, in the order of the page. Every other key is drawn in a fold below."""
 MOST_FOLDED = 24

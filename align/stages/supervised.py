@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,6 +11,7 @@ from align.stages.base import TrainingStage
 if TYPE_CHECKING:
     import torch
 
+    from align.checkpoints.checkpoint import Checkpoint
     from align.roles import Role
     from align.training.context import StageContext
     from align.training.objectives import Objective
@@ -109,3 +111,40 @@ def record_counts(context: StageContext, role: Role) -> None:
     head = sum(p.numel() for p in role.head.parameters()) if role.head is not None else 0
     context.numbers["trainable"] = sum(p.numel() for p in role.parameters() if p.requires_grad)
     context.numbers["total"] = context.spec.adapter.count(read_model_config(context.bases.folder)).total + head
+
+
+def save_policy(
+    context: StageContext, role: Role, openings: Sequence[tuple[str, list[int]]], probes: Sequence[list[int]]
+) -> Checkpoint:
+    """Save a trained policy, with samples of how it goes on; `openings` are (row id, token ids)."""
+    from align.training.context import write_samples
+    from align.training.saving import Result, save_result
+
+    with context.phase("samples"):
+        write_samples(context, greedy_samples(context, role, openings))
+    result = Result(
+        role=role,
+        kind="policy",
+        parents=[("init", context.init)] if context.init else [],
+        probe_ids=[ids[:64] for ids in probes],
+        metrics=context.numbers.get("metrics", {}),
+        on_parent=context.parent_mode.mode.name if context.parent_mode.mode else None,
+    )
+    return save_result(context, result, context.staging)
+
+
+def greedy_samples(
+    context: StageContext, role: Role, openings: Sequence[tuple[str, list[int]]]
+) -> list[dict[str, Any]]:
+    """The openings of rows, and how the model goes on (greedily)."""
+    from align.inference.generation import RolloutEngine, Sampling
+
+    prompts = [ids for _, ids in openings]
+    engine = RolloutEngine(role, context.renderer.end_token_id, context.renderer.pad_token_id)
+    room = (context.context or 1 << 30) - max(len(prompt) for prompt in prompts)
+    replies = engine.generate(prompts, Sampling(min(64, room), greedy=True))
+    decode = context.renderer.decode
+    return [
+        {"id": name, "prompt": decode(prompt), "reply": decode(reply.ids), "ended": reply.finished}
+        for (name, prompt), reply in zip(openings, replies, strict=True)
+    ]

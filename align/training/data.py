@@ -12,7 +12,7 @@ from align.models.fingerprint import context_length
 from data_prep.core.errors import UserError
 from data_prep.options import LengthOptions
 from data_prep.prepare import prepare
-from data_prep.types import PairTokens
+from data_prep.types import LabelledTokens, PairTokens
 
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PREPARE: dict[str, Callable[..., Prepared[Any]]] = {
     "conversations": prepare.prepare_conversations,
     "preferences": prepare.prepare_preferences,
+    "unpaired": prepare.prepare_unpaired,
     "prompts": prepare.prepare_prompts,
     "text": prepare.prepare_text,
 }
@@ -64,7 +65,7 @@ class Reading:
         )
 
     def rows(self, kind: str) -> Prepared[Any]:
-        """The rows of one kind of data (conversations, preferences, prompts, text) as the stage reads them.
+        """The rows of one kind of data (conversations, preferences, unpaired, prompts, text) as the stage reads them.
 
         Raises:
             UserError: bad rows, too many over-long rows, nothing left, or token ids that the model does not have.
@@ -117,4 +118,6 @@ def ids_of(row: Any) -> list[list[int]]:
     """The sequences of token ids in a prepared row."""
     if isinstance(row, PairTokens):
         return [row.prompt, row.chosen, row.rejected]
+    if isinstance(row, LabelledTokens):
+        return [row.prompt, row.reply]
     return [row.ids]

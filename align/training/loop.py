@@ -137,8 +137,8 @@ class HeldOut:
         if len(found) == 1:
             return next(iter(found.values()))[0]
         units = sum(weight for _, weight in found.values())
-        names = next(iter(found.values()))[0]
+        names = [name for name in next(iter(found.values()))[0] if all(name in part for part, _ in found.values())]
         numbers = {name: sum(part[name] * weight for part, weight in found.values()) / units for name in names}
         return numbers | {
-            f"{name}/{task or 'other'}": part[name] for task, (part, _) in found.items() for name in names
+            f"{name}/{task or 'other'}": value for task, (part, _) in found.items() for name, value in part.items()
         }

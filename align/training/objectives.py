@@ -8,7 +8,7 @@ Shape suffixes: N packed tokens, M supervised tokens, P pairs, D width, V vocabu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,12 +34,22 @@ class Batch(Protocol):
     def to(self, device: torch.device) -> Batch: ...
 
 
+Total = Callable[[Tensor], Tensor]
+"""A number of this process -> its sum over all processes."""
+
+
 class Objective(nn.Module):
     """A module whose forward turns a micro-batch into a summed loss and summed numbers.
 
     Numbers whose name starts with `max_` are combined by maximum, all others by sum; a number `loss` is what is
     logged in place of what is minimised.
     """
+
+    def survey(self, window: Sequence[Any], total: Total) -> None:
+        """See all micro-batches of a step, or of an evaluation, before the first is computed; they lie on the CPU.
+
+        For losses that need to know something of all their rows; it keeps what it finds.
+        """
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """The summed loss and numbers of a micro-batch."""

@@ -115,6 +115,7 @@ class Updater:
         weight = self._reduce(torch.tensor(sum(batch.weight for batch in window), device=device))
         totals: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
+        self._survey(window)
         for number, batch in enumerate(window):
             last = number == len(window) - 1
             sync = nullcontext() if last else self.accelerator.no_sync(self._module)
@@ -176,6 +177,7 @@ class Updater:
         device = self.accelerator.device
         totals: dict[str, Tensor] = {}
         self.objective.eval()
+        self._survey(micro_batches if counts else ())
         for batch in micro_batches:
             with autocast(self.options, device):
                 loss, numbers = self.objective(batch.to(device))
@@ -192,6 +194,11 @@ class Updater:
                 hint="lower the learning rate, or look at the evaluation rows",
             )
         return result, float(weight)
+
+    def _survey(self, window: Sequence[Batch]) -> None:
+        """Let the objective see what is coming, at the precision of its forward passes."""
+        with self.autocast():
+            self.objective.survey(window, self._reduce)
 
     def _clip(self, parameters: list[nn.Parameter]) -> float:
         return float(torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm))

@@ -122,8 +122,8 @@ class Format:
         return each(self.preference, rows)
 
     def unpaired(self, rows: Iterable[Row]) -> Found[Labelled]:
-        """Every row as a labelled reply, or its error."""
-        return each(self.labelled, rows)
+        """Every row as a labelled reply, or its error; of a format of pairs, every pair as a good and a bad one."""
+        return each(self.labelled, rows) if UNPAIRED in self.kinds else halves(self.preferences(rows))
 
     def prompts(self, rows: Iterable[Row]) -> Found[Prompt]:
         """Every row as a prompt, or its error."""
@@ -139,8 +139,14 @@ class Format:
         return parse(rows)
 
     @classmethod
+    def yields(cls, kind: str) -> bool:
+        """Whether rows give records of a kind; pairs of replies give labelled replies too."""
+        return kind in cls.kinds or (kind == UNPAIRED and PREFERENCE in cls.kinds)
+
+    @classmethod
     def row_by_row(cls, kind: str) -> bool:
         """Whether every row gives its records of this kind by itself, whatever the other rows are."""
+        kind = kind if kind in cls.kinds or kind != UNPAIRED else PREFERENCE
         own, shared = getattr(cls, _ALL_ROWS[kind]), getattr(Format, _ALL_ROWS[kind])
         return bool(own is shared)
 
@@ -182,6 +188,16 @@ def each(parse: Callable[[Row], Several[Record]], rows: Iterable[Row]) -> Found[
                 yield found
 
 
+def halves(pairs: Found[Preference]) -> Found[Labelled]:
+    """Every pair as a good reply and a bad one, named after it; the margin between them is left behind."""
+    for one in pairs:
+        if not isinstance(one, Preference):
+            yield one
+            continue
+        for side, reply, good in (("chosen", one.chosen, True), ("rejected", one.rejected, False)):
+            yield Labelled(one.prompt, reply, good, f"{one.id}#{side}", dict(one.meta), one.tools)
+
+
 def _prompt_of(row: Row, record: Any) -> Any:
     if not isinstance(record, Conversation):
         return Prompt(record.prompt, record.id, record.meta, record.tools) if hasattr(record, "prompt") else record
@@ -221,6 +237,7 @@ def detect_format(keys: Iterable[str], kind: str, file: str | None = None) -> tu
     used = {name: form.uses(seen) for name, form in FORMATS.items()}
     fitting = [name for name, own in used.items() if own and not any(own < other for other in used.values())]
     useful = [name for name in fitting if kind in FORMATS.get(name).kinds]
+    useful = useful or [name for name in fitting if FORMATS.get(name).yields(kind)]
     shown = _listed(seen)
     if len(useful) == 1:
         rest = seen - used[useful[0]] - {"split", "task"}  # which every format reads

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +21,7 @@ from data_prep.prepare.render_chunk import ROW_STATS, Part
 from data_prep.prepare.workers import CHUNK
 from data_prep.quality.leakage import Said
 from data_prep.rendering.truncation import TooLong
-from data_prep.types import PairTokens
+from data_prep.types import LabelledTokens, PairTokens
 
 T = TypeVar("T")
 _SHOWN = 2000  # problems that are kept to be shown
@@ -174,7 +175,7 @@ class Gathered:
 
 
 class Flips:
-    """Swaps both replies of the rows with these numbers.
+    """Swaps both replies of the pairs with these numbers; a labelled reply gets the other label.
 
     Args:
         numbers: sorted numbers of rows, uint32.
@@ -184,9 +185,13 @@ class Flips:
         self.numbers = numbers
 
     def __call__(self, number: int, row: Any) -> Any:
-        """The row, swapped if it is one of them."""
+        """The row, flipped if it is one of them."""
         place = int(np.searchsorted(self.numbers, number))
-        if not (place < len(self.numbers) and self.numbers[place] == number and isinstance(row, PairTokens)):
+        if not (place < len(self.numbers) and self.numbers[place] == number):
+            return row
+        if isinstance(row, LabelledTokens):
+            return replace(row, good=not row.good)
+        if not isinstance(row, PairTokens):
             return row
         margin = None if row.margin is None else -row.margin
         return PairTokens(row.prompt, row.rejected, row.chosen, row.id, margin, row.task)

@@ -20,12 +20,12 @@ def data_digest(data: DataOptions, kind: str) -> str:
 
     Args:
         data: the data options.
-        kind: "conversations", "preferences", "prompts" or "text".
+        kind: "conversations", "preferences", "unpaired", "prompts" or "text".
 
     Raises:
         UserError: an unknown kind, nothing given, or a missing file.
     """
-    kinds = {plural: single for single, plural in NAMES.items() if single != UNPAIRED}
+    kinds = {plural: single for single, plural in NAMES.items() if single != UNPAIRED} | {UNPAIRED: UNPAIRED}
     if kind not in kinds:
         raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(kinds)})")
     return content_digest(data, kinds[kind])

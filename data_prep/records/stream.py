@@ -175,7 +175,7 @@ def source_rows(data: DataOptions, source: SourceOptions) -> list[dict[str, Any]
 def _format_of(rows: Sequence[Row], source: SourceOptions, kind: str, label: str) -> tuple[type[Format], str]:
     if source.format != "auto":
         form = FORMATS.get(source.format)
-        if kind not in form.kinds:
+        if not form.yields(kind):
             raise UserError(
                 f"the format {source.format} yields {' and '.join(form.kinds)} rows (expected {kind} rows)",
                 code="format_kind",

@@ -11,7 +11,7 @@ import torch
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import adapter_of, choose_parent_mode
-from align.config.registries import adapters
+from align.config.registries import adapters, stages
 from align.config.schema import Load, OnParent, OnPrecisionChange
 from align.roles import Bases, Role
 from align.training.saving import outputs
@@ -22,7 +22,8 @@ METHODS = adapters.names()
 PAIRS = list(product(METHODS, METHODS))
 MODES = [mode for mode in OnParent if mode is not OnParent.auto]
 CONTINUE = OnParent["continue"]
-STAGES = ("reward_model", "ppo")
+STAGES = [name for name, cls in stages.items() if cls.trains and cls.makes and name not in ("sft", "pretrain")]
+"""Those that stand on a policy; the parents here are trained by `sft` itself."""
 
 
 def turned(modes: list[OnParent]) -> list:
@@ -272,12 +273,14 @@ def test_ppo_after_a_change_of_precision_starts_equal(words, tmp_path):
 
 
 def stages_turned() -> list:
-    """Every pair in every mode into both stages; by default each method on another, the stage in turn."""
+    """Every pair in every mode into every stage; by default each method on another, the stage in turn."""
     found = []
     for number, (parent, child) in enumerate(PAIRS):
         row, column = divmod(number, len(METHODS))
         for mode, stage in product([OnParent.auto, *MODES], STAGES):
-            by_default = mode is OnParent.auto and column == (row + 1) % len(METHODS) and stage == STAGES[row % 2]
+            by_default = (
+                mode is OnParent.auto and column == (row + 1) % len(METHODS) and stage == STAGES[row % len(STAGES)]
+            )
             if by_default or mode is not OnParent.auto:
                 marks = [] if by_default else [pytest.mark.grid]
                 found.append(pytest.param(parent, child, mode, stage, marks=marks))
@@ -292,12 +295,12 @@ def judge(load: str) -> Path:
 
 @pytest.mark.parametrize(("parent", "child", "mode", "stage"), stages_turned())
 def test_stages_start_as_their_parent(parent, child, mode, stage, tmp_path):
-    """The stage's own road: it is refused, or a reward model that was hardly trained speaks as its parent, and PPO
-    measures no distance from its parent before the first update."""
+    """The stage's own road: it is refused, or what was hardly trained speaks as its parent. Stages with a reference
+    measure no distance from it before the first step."""
     below = tuned(parent)
     chosen = standing(below, child, mode)
     words = [f"adapter={child}", f"stages.{stage}.init={below.folder}", f"stages.{stage}.on_parent={mode.name}"]
-    words += ["stages.reward_model.lr=1e-30", "stages.reward_model.max_steps=1"] if stage == "reward_model" else []
+    words += [f"stages.{stage}.lr=1e-30", f"stages.{stage}.max_steps=1"] if stage != "ppo" else []
     words += [f"stages.ppo.reward={judge(chosen[1].load.value)}"] if stage == "ppo" and chosen else []
     if chosen is None:
         with pytest.raises(UserError):
@@ -305,13 +308,14 @@ def test_stages_start_as_their_parent(parent, child, mode, stage, tmp_path):
         return
     saved = checkpoint(made(stage, *words, "name=r", out=tmp_path), stage)
     assert adapter_of(saved).method == child and saved.on_parent == chosen[1].mode.name
+    step0 = read(tmp_path / "r" / "run.json")["stages"][0]["metrics"].get("step0", {})
     if stage == "ppo":
-        step0 = read(tmp_path / "r" / "run.json")["stages"][0]["metrics"]["step0"]
         assert max(step0["kl"], step0["ratio_dev"]) <= 1e-5
         return
-    role = held().realise(saved, "reward", Load(saved.load))
+    assert step0.get("max_log_ratio", 0.0) == 0.0
+    role = held().realise(saved, "again", Load(saved.load))
     torch.testing.assert_close(logits(role), spoken(below, Load(below.load)), rtol=0, atol=3e-5)
-    assert role.head is not None and saved.record["base"]["fingerprint"]
+    assert (role.head is not None) == stages.get(stage).has_head and saved.record["base"]["fingerprint"]
 
 
 def test_a_stirred_role_differs_from_its_parent():

@@ -39,6 +39,9 @@ NUMBERS = {
     "pretrain": {"loss", "tokens"},
     "lr_range": {"loss", "lr"},
     "reward_model": {"loss", "accuracy", "margin"},
+    "dpo": {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"},
+    "kto": {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "kl"},
+    "orpo": {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "nll"},
     "ppo": {
         *("objective/kl_k1", "objective/kl_k3", "objective/reward", "policy/clipfrac", "policy/approxkl"),
         *("value/explained_var", "response/eos_rate"),

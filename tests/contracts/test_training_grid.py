@@ -14,16 +14,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from align.config.registries import adapters
+from align.checkpoints.compatibility import ParentMode
+from align.config.registries import adapters, stages
 from align.config.schema import Load
 from align.rl.actor_critic import ActorCritic, PPOLoss
+from align.stages.preference import PreferenceStage
 from align.stages.supervised import AdapterHook, groups_of
+from align.training.dpo import DirectPreference
+from align.training.kto import KahnemanTversky
 from align.training.objectives import LanguageModeling, Objective, Pairwise
 from align.training.optimizer import Updater
 from align.training.options import Optimizer
+from align.training.orpo import OddsRatio
 from reward.head import ScalarHead
 from tests.tiny_chain import HOME, base, bases, covered, fresh, made, methods_and_loads, read
-from tests.tiny_training import experience_rows, options, pair_rows, process, token_rows
+from tests.tiny_training import experience_rows, labelled_rows, options, pair_rows, process, token_rows
 
 CASES = methods_and_loads()
 RELOAD = """
@@ -43,6 +48,8 @@ for folder in map(Path, sys.argv[2:]):
     print(json.dumps(outputs(role, saved.record["probe"]["input_ids"])))
 """
 STAGES = ("sft", "reward_model", "ppo", "ppo/value")
+JUDGED = [name for name, cls in stages.items() if issubclass(cls, PreferenceStage)]
+"""Stages that learn from judged replies: by default each method goes through one of them, in turn."""
 
 
 def objective_of(stage: str, method: str, load: Load) -> tuple[Objective, list]:
@@ -54,6 +61,14 @@ def objective_of(stage: str, method: str, load: Load) -> tuple[Objective, list]:
     if stage == "reward_model":
         role.head = ScalarHead(role.tree.config.hidden_size)
         return Pairwise(role, centering=0.0), pair_rows()
+    if stage in JUDGED:
+        reference = found.start_of(None, ParentMode(None, load), "reference")
+        made_by = {
+            "dpo": lambda: (DirectPreference(role, reference), pair_rows()),
+            "kto": lambda: (KahnemanTversky(role, reference), labelled_rows()),
+            "orpo": lambda: (OddsRatio(role), pair_rows()),
+        }
+        return made_by[stage]()
     value = fresh(method, load, found, seed=2)
     value.head = ScalarHead(value.tree.config.hidden_size)
     return ActorCritic(role, value, PPOLoss(value_clip=0.0, value_coef=0.5)), experience_rows()
@@ -65,6 +80,18 @@ def stages_covered() -> list:
     for turn, stage in enumerate(["sft", "reward_model", "ppo"]):
         for case in covered(CASES, turn):
             found.append(pytest.param(*case.values, stage, marks=case.marks, id=f"{case.id}-{stage}"))
+    return found + judged_covered()
+
+
+def judged_covered() -> list:
+    """(method, precision, stage) of the stages that learn from judged replies; by default one of them for a method."""
+    found = []
+    methods = adapters.names()
+    for turn, stage in enumerate(JUDGED):
+        for case in covered(CASES, turn):
+            own = methods.index(case.values[0]) % len(JUDGED) == turn
+            marks = case.marks if own else [pytest.mark.grid]
+            found.append(pytest.param(*case.values, stage, marks=marks, id=f"{case.id}-{stage}"))
     return found
 
 
@@ -110,9 +137,25 @@ def test_every_stage_trains_and_saves_it(method, load):
         assert step0["ratio_dev"] <= 1e-5 and step0["reward_parity"] <= 1e-4
 
 
+@pytest.mark.parametrize(("method", "load", "stage"), judged_covered())
+def test_judged_replies_train_it_from_where_it_stands(method, load, stage):
+    """Policy and reference are one function to the last bit before the first step, and the base is held once."""
+    implied = adapters.get(method)().quantization() is not None
+    words = [f"adapter={method}", *([] if implied else [f"model.load={load.value}"]), f"name={method}-{load.value}"]
+    below = made("sft", *words, "stages.sft.lr=1e-2", out=HOME / "below") / "sft"
+    run = made(stage, *words, f"stages.{stage}.init={below}", f"stages.{stage}.lr=1e-2", out=HOME / "judged" / stage)
+    record = read(run / stage / "checkpoint.json")
+    assert (record["method"], record["load"], record["role"]) == (method, load.value, "policy")
+    metrics = read(run / "run.json")["stages"][0]["metrics"]
+    assert metrics["step0"].get("max_log_ratio", 0.0) == 0.0 and metrics["memory"]["bases"] == 1
+    if "max_log_ratio" in metrics:
+        assert metrics["max_log_ratio"] > 0, "nothing was trained"
+
+
 def test_a_fresh_process_with_another_seed_computes_bit_equal():
     """One process for every checkpoint that the tests before this one made."""
     folders = [run / stage for run in sorted((HOME / "grid").glob("*")) for stage in STAGES]
+    folders += [record.parent for record in sorted((HOME / "judged").glob("*/*/*/checkpoint.json"))]
     if not folders:
         pytest.skip("runs after the tests that make the checkpoints")
     done = subprocess.run(

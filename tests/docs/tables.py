@@ -35,10 +35,11 @@ from tests.architectures import ARCHITECTURES, PRESETS, config_of
 from tests.docs.pages import Page, pages
 
 _PART = re.compile(r"(<!-- table: ([\w ]+) -->\n).*?(<!-- end -->)", re.DOTALL)
-_STAGES = ("pretrain", "sft", "reward_model", "ppo")
+_STAGES = ("pretrain", "sft", "reward_model", "dpo", "kto", "orpo", "ppo")
 _USES = {
     "conversation": "`sft`",
-    "preference": "`reward_model`",
+    "preference": "`reward_model`, `dpo`, `kto`, `orpo`",
+    "unpaired": "`kto`",
     "prompt": "`ppo`, `evaluate`",
     "document": "`pretrain`",
 }

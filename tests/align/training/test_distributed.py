@@ -48,6 +48,7 @@ CASES = {
         *(word.replace("stages.sft", "stages.reward_model") for word in PLAIN),
         "stages.reward_model.micro_tokens=60",
     ],
+    "kto": ["kto", *(word.replace("stages.sft", "stages.kto") for word in PLAIN), "stages.kto.micro_batch_size=3"],
 }
 
 

@@ -89,7 +89,7 @@ def test_the_loss_is_a_mean_over_tokens_not_over_rows(double_precision):
         assert float((plain[name] - gradient).abs().max()) <= 1e-10 * float(plain[name].abs().max())
 
 
-@pytest.mark.parametrize("make", OBJECTIVES[:2], ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", OBJECTIVES[:-1], ids=lambda make: make.__name__)
 def test_eval_loss_does_not_depend_on_chunks_or_order(make, double_precision):
     objective, rows = make()
     objective.double()

@@ -135,6 +135,16 @@ def test_a_reward_model_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert contents(run / "reward_model") == contents(whole / "reward_model")
 
 
+@pytest.mark.parametrize("stage", ["dpo", "kto", "orpo"])
+def test_a_stage_of_judged_replies_goes_on(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it found before the first step is the same in the end, too."""
+    words = ["name=n", f"stages.{stage}.init={finished() / 'sft'}", "adapter=lora"]
+    words += [f"stages.{stage}.{word}" for word in (OFTEN, "max_steps=5", "micro_batch_size=3", "lr=1e-2")]
+    whole, run = both(stage, stage, words, 3, tmp_path, monkeypatch)
+    assert contents(run / stage) == contents(whole / stage)
+    assert entry(run, stage) == entry(whole, stage)
+
+
 @pytest.mark.parametrize("method", ["lora", "delta_lora", "adalora", "full"])
 def test_ppo_goes_on_with_the_same_replies(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = finished()

@@ -1,0 +1,90 @@
+"""Preference pairs read as labelled replies: a good one and a bad one each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.core.errors import UserError
+from data_prep.formats.base import FORMATS, halves
+from data_prep.options import DataOptions, LengthOptions, SourceOptions
+from data_prep.prepare.prepare import data_digest, prepare_preferences, prepare_unpaired
+from data_prep.rendering.renderer import Renderer
+from data_prep.sources.rows import Skip
+from data_prep.types import PREFERENCE, UNPAIRED, LabelledTokens, Message, Preference
+from tests.tiny import tiny_tokenizer, write_jsonl
+
+TABLE = {"styles": {"calm": 0.5, "loud": 0.5}, "preferred": "calm", "other": ["loud"], "topic": "topic"}
+
+
+def pairs(count: int = 12) -> list[dict[str, Any]]:
+    return [{"prompt": f"ask {i}", "chosen": f"yes {i}", "rejected": f"no {i}", "margin": 2.0} for i in range(count)]
+
+
+def data(path: Path, rows: list[dict[str, Any]], share: float = 0.25, **options: Any) -> DataOptions:
+    write_jsonl(path, rows)
+    return DataOptions(preferences=SourceOptions(path=str(path), eval_share=share, **options))
+
+
+def replies(rows: list[LabelledTokens]) -> set[tuple[tuple[int, ...], tuple[int, ...], bool]]:
+    return {(tuple(row.prompt), tuple(row.reply), row.good) for row in rows}
+
+
+def test_every_pair_gives_both_replies_as_it_renders_them(tmp_path: Path) -> None:
+    found, renderer = data(tmp_path / "a.jsonl", pairs()), Renderer(tiny_tokenizer())
+    whole = prepare_preferences(found, renderer, LengthOptions(512), 0)
+    apart = prepare_unpaired(found, renderer, LengthOptions(512), 0)
+    for pair_rows, labelled in ((whole.train, apart.train), (whole.eval, apart.eval)):
+        assert len(labelled) == 2 * len(pair_rows) > 0
+        wanted = {(tuple(r.prompt), tuple(r.chosen), True) for r in pair_rows}
+        wanted |= {(tuple(r.prompt), tuple(r.rejected), False) for r in pair_rows}
+        assert replies(list(labelled)) == wanted
+    ids = [row.id for row in (*apart.train, *apart.eval)]
+    assert len(set(ids)) == 24 and all(name.endswith(("#chosen", "#rejected")) for name in ids)
+    assert apart.card["rows"]["in"] == apart.card["rows"]["kept"] == 24 and apart.ended == 1.0
+    assert data_digest(found, "unpaired") != data_digest(found, "preferences")
+
+
+def test_what_is_no_pair_passes_by() -> None:
+    problem, skip = UserError("bad"), Skip("grouped")
+    one = Preference((Message("user", "hi"),), "a", "b", "f:1", 3.0, {"topic": "t"})
+    found = list(halves(iter([problem, skip, one])))
+    assert found[:2] == [problem, skip]
+    assert [(r.reply, r.good, r.id, r.meta) for r in found[2:]] == [  # type: ignore[union-attr]
+        ("a", True, "f:1#chosen", {"topic": "t"}),
+        ("b", False, "f:1#rejected", {"topic": "t"}),
+    ]
+    assert found[2].meta is not found[3].meta, "each may be changed by itself"  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if PREFERENCE in form.kinds])
+def test_every_format_of_pairs_gives_labelled_replies(name: str) -> None:
+    form = FORMATS.get(name)
+    assert form.yields(UNPAIRED)
+    own = UNPAIRED in form.kinds
+    assert form.row_by_row(UNPAIRED) == (True if own else form.row_by_row(PREFERENCE))
+
+
+def test_labels_flipped_on_purpose_are_flipped_for_training_alone(tmp_path: Path) -> None:
+    rows = [{"prompt": f"ask {i}", "topic": "t", "calm": f"calm {i}", "loud": f"loud {i}"} for i in range(40)]
+    renderer = Renderer(tiny_tokenizer())
+    good = []
+    for noise in (0.0, 0.4):
+        found = data(tmp_path / f"{noise}.jsonl", rows, format="answer_table", options={**TABLE, "noise": noise})
+        prepared = prepare_unpaired(found, renderer, LengthOptions(512), 0)
+        good.append([{row.id.partition(":")[2]: row.good for row in side} for side in (prepared.train, prepared.eval)])
+    (train, held), (noisy, held_too) = good
+    changed = {name for name in train if train[name] != noisy[name]}
+    assert held == held_too and 0 < len(changed) < len(train)
+    stems = {name.removesuffix("#chosen").removesuffix("#rejected") for name in changed}
+    assert changed == {stem + side for stem in stems for side in ("#chosen", "#rejected")}, "both halves of a pair"
+
+
+def test_dialogues_alone_are_refused(tmp_path: Path) -> None:
+    talk = [
+        {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": f"yes {i}"}]} for i in (1, 2)
+    ]
+    with pytest.raises(UserError, match="expected unpaired rows"):
+        prepare_unpaired(data(tmp_path / "a.jsonl", talk), Renderer(tiny_tokenizer()), LengthOptions(512), 0)
