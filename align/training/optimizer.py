@@ -197,7 +197,7 @@ class Updater:
 
     def _survey(self, window: Sequence[Batch]) -> None:
         """Let the objective see what is coming, at the precision of its forward passes."""
-        with self.autocast():
+        with autocast(self.options, self.accelerator.device):
             self.objective.survey(window, self._reduce)
 
     def _clip(self, parameters: list[nn.Parameter]) -> float:
