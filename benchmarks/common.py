@@ -6,13 +6,18 @@ between ways that took turns in one process. `OMP_NUM_THREADS=1` keeps waiting t
 
 from __future__ import annotations
 
+import argparse
+import platform
 import random
+import re
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
@@ -22,6 +27,7 @@ from align.models.packing import ATTENTION
 SIZES = {"T": (256, 688, 8, 8192), "S": (512, 2048, 8, 32000)}
 """Width, width of the feed-forward layers, layers and vocabulary: 9 and 50 million parameters."""
 Way = Callable[[], None]
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 
 
 def model(hidden: int, layers: int, vocabulary: int, attention: str = ATTENTION, inner: int = 0) -> Any:
@@ -82,16 +88,26 @@ def in_turns(ways: dict[str, Way], rounds: int, before: Callable[[int], None] | 
             before(number)
         turn = number % len(names)
         for name in [*names[turn:], *names[:turn]]:
-            held = _memory("VmRSS")
-            _forget_peak()
-            started = time.process_time()
+            clock = Clock()
             ways[name]()
-            seconds = time.process_time() - started
             if number:
-                found[name].seconds.append(seconds)
-                if held is not None:
-                    found[name].added_bytes.append((_memory("VmHWM") or held) - held)
+                clock.into(found[name])
     return found
+
+
+class Clock:
+    """Processor seconds and memory from its making on."""
+
+    def __init__(self) -> None:
+        self.held = _memory("VmRSS")
+        _forget_peak()
+        self.started = time.process_time()
+
+    def into(self, measured: Measured) -> None:
+        """Add what has been used until now as one more round."""
+        measured.seconds.append(time.process_time() - self.started)
+        if self.held is not None:
+            measured.added_bytes.append(max(0, (_memory("VmHWM") or self.held) - self.held))
 
 
 def _memory(key: str) -> int | None:
@@ -109,11 +125,8 @@ def _forget_peak() -> None:
         return
 
 
-HEAD = ["way", "unit / cpu-s", "median cpu-s", "spread", "speed", "added memory"]
-
-
-def table(found: dict[str, Measured], unit: float, what: str) -> list[list[str]]:
-    """Print medians, spreads and added memory, and every way's speed over the last one's, paired by round."""
+def cells(found: dict[str, Measured], unit: float = 1.0) -> list[list[str]]:
+    """One row a way: speed, median and spread of its times, speed over the last way's by round, added memory."""
     reference = list(found)[-1]
     rows = []
     for name, measured in found.items():
@@ -129,8 +142,63 @@ def table(found: dict[str, Measured], unit: float, what: str) -> list[list[str]]
                 "-" if memory is None else f"{memory:.0f} MiB",
             ]
         )
-    head = [HEAD[0], f"{what} / cpu-s", *HEAD[2:]]
+    return rows
+
+
+def head_of(what: str) -> list[str]:
+    """Titles of the columns of `cells`; `what` is done per second."""
+    return ["way", f"{what} / cpu-s", "median cpu-s", "spread", "speed", "added memory"]
+
+
+def table(found: dict[str, Measured], unit: float, what: str) -> list[list[str]]:
+    """Print what `cells` has; the rows."""
+    rows, head = cells(found, unit), head_of(what)
     widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
     for row in [head, *rows]:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     return rows
+
+
+def write_part(name: str, head: list[str], rows: list[list[str]], note: str = "") -> None:
+    """Replace the part `<!-- measured: NAME -->` of docs/performance.md by a table and the command that made it."""
+    lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    words = [f"`{command}`, torch {torch.__version__}, one thread of a shared {platform.machine()} machine."]
+    part = "\n".join([*lines, "", *words, *([note] if note else [])]) + "\n"
+    page, found = re.subn(
+        rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)",
+        lambda match: match[1] + part + match[2],
+        PAGE.read_text(encoding="utf-8"),
+        flags=re.DOTALL,
+    )
+    if not found:
+        sys.exit(f"docs/performance.md has no part '<!-- measured: {name} -->'")
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def arguments(words: str | None, choices: dict[str, list[str]], numbers: dict[str, int]) -> argparse.Namespace:
+    """The command line: a choice each with its first value as default, whole numbers, and --document."""
+    parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, values in choices.items():
+        parser.add_argument(f"--{name}", choices=values, default=values[0])
+    for name, default in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--document", action="store_true", help="write the table into docs/performance.md")
+    return parser.parse_args()
+
+
+def missing(peer: str, error: Exception) -> NoReturn:
+    """End because a peer is not there, which is said and not hidden in a table without it."""
+    sys.exit(f"{peer} is missing ({error}): install it beside this project, as `pip install trl` does")
+
+
+def finish(subject: str, options: argparse.Namespace, rows: list[list[str]], what: str, note: str = "") -> None:
+    """Print a subject's table, and write it into the document where that was asked for."""
+    head = head_of(what)
+    widths = [max(len(row[place]) for row in [head, *rows]) for place in range(len(head))]
+    for row in [head, *rows]:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print(note)
+    if options.document:
+        name = " ".join([subject, options.size, *([options.setting] if "setting" in options else [])])
+        write_part(name, head, rows, note)

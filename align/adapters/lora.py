@@ -141,10 +141,7 @@ class Lora(PeftAdapter):
         return self.init is Init.pissa
 
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
-        from align.adapters.layers.own_linear import use_own
-
         carrier = super().attach(tree, trainable)
-        use_own(carrier)
         if self.init is Init.pissa:
             from align.adapters.layers.lora_offset import start_at_principal
 

@@ -41,6 +41,8 @@ class PeftAdapter(Adapter):
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
         from peft import get_peft_model
 
+        from align.adapters.layers.own_linear import use_own
+
         for problem in self.check(tree.config.to_dict()):
             raise problem
         config = self.peft_config()
@@ -49,6 +51,7 @@ class PeftAdapter(Adapter):
             carrier = get_peft_model(tree, config)
         except ValueError as error:
             raise UserError(f"cannot attach {self.__class__.__name__} to {type(tree).__name__} ({error})") from error
+        use_own(carrier)
         return self._set_trainable(carrier, trainable)
 
     def load(self, tree: PreTrainedModel, folder: Path, trainable: bool) -> PeftModel:

@@ -164,7 +164,6 @@ def attend(
     `softcap` bounds scores (Gemma 2), `s_aux` [H] is one score per head that takes attention to nothing (gpt-oss).
     """
     how = _Scoring(scaling, dropout, softcap, s_aux)
-    share = query.shape[1] // key.shape[1]
     if layout is None:
         return _unpacked(how, query, key, value, attention_mask, sliding_window), None
     q_NHD, k_NHD, v_NHD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
@@ -185,7 +184,7 @@ def attend(
             )
             lead = remembered[0].shape[1]
         mask = _window_mask(size[1], sliding_window, q.device, lead)
-        out = _product(how, q, _repeat_heads(k, share), _repeat_heads(v, share), mask, causal=mask is None)
+        out = _product(how, q, k, v, mask, causal=mask is None)
         outputs.append(out.transpose(1, 2).reshape(-1, *q_NHD.shape[1:]))
     merged = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return merged.index_select(0, layout.scatter_N)[None], None
@@ -202,7 +201,6 @@ def _unpacked(
     groups, keys = key.shape[1:3]
     if queries > 1:
         mask = _window_mask(queries, window, query.device, keys - queries) if mask is None else mask
-        key, value = (_repeat_heads(tensor, heads // groups) for tensor in (key, value))
         return _product(how, query, key, value, mask, causal=mask is None).transpose(1, 2)
     if window is not None and keys > window:
         key, value = key[:, :, -window:], value[:, :, -window:]
@@ -222,12 +220,17 @@ class _Scoring:
 
 
 def _product(how: _Scoring, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
-    """softmax(query key^T) value, [B, H, T, D]. The kernel knows neither caps nor sinks: with them, scores are made.
+    """softmax(query key^T) value, [B, H, T, D]; H query heads share K key-value heads.
 
-    Sinks are of H heads, or of [H, T] where the queries of one token take the place of T.
+    The kernel knows neither caps nor sinks: with them, scores are made. Sinks are of H heads, or of [H, T] where the
+    queries of one token take the place of T.
     """
     if how.softcap is None and how.sink_H is None:
-        return F.scaled_dot_product_attention(query, key, value, mask, how.dropout, causal, scale=how.scale)
+        return F.scaled_dot_product_attention(
+            query, key, value, mask, how.dropout, causal, scale=how.scale, enable_gqa=query.shape[1] != key.shape[1]
+        )
+    share = query.shape[1] // key.shape[1]
+    key, value = _repeat_heads(key, share), _repeat_heads(value, share)
     scores = query @ key.transpose(2, 3) * (query.shape[3] ** -0.5 if how.scale is None else how.scale)
     if how.softcap is not None:
         scores = torch.tanh(scores / how.softcap) * how.softcap

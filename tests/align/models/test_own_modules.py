@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from align.adapters.layers.lora_offset import lora_layers
 from align.adapters.layers.own_linear import is_own
-from align.config.registries import adapters
+from align.adapters.lora import Init
 from align.config.schema import Load
 from align.models.own_modules import _Gate, _Norm, take_out
 from align.roles import Bases, chosen_logprobs
@@ -53,10 +54,21 @@ def test_plain_leaves_everything_as_it_was():
     assert not any(isinstance(module, _Norm | _Gate) for module in private.modules())
 
 
+@pytest.mark.parametrize("method", ["lora", "pissa", "lora_fa", "lora_plus", "adalora", "delta_lora", "qlora"])
+def test_every_low_rank_layer_is_our_own_after_reading_too(method, tmp_path):
+    load = Load.nf4 if method == "qlora" else Load.fp32
+    options = {"init": Init.pissa} if method == "pissa" else {}
+    role = fresh("lora" if method == "pissa" else method, load, **options)
+    role.adapter.save(role.carrier, tmp_path)
+    for carrier in (role.carrier, *(role.adapter.load(bases().root(load).tree(), tmp_path, x) for x in (True, False))):
+        layers = lora_layers(carrier)
+        assert len(layers) == 14 and all(is_own(layer) for layer in layers.values())
+
+
 CASES = [
     ("lora", Load.fp32, {}),
     ("lora", Load.fp32, {"dora": True}),
-    ("lora", Load.fp32, {"init": "pissa"}),
+    ("lora", Load.fp32, {"init": Init.pissa}),
     ("lora", Load.bf16, {}),
     ("lora_fa", Load.fp32, {}),
     ("adalora", Load.fp32, {}),
@@ -70,8 +82,6 @@ CASES = [
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize(("method", "load", "options"), CASES, ids=lambda x: getattr(x, "value", str(x)))
 def test_loss_and_gradients_stay(method, load, options, checkpointing):
-    if "init" in options:
-        options = {"init": type(adapters.get("lora")().init)(options["init"])}
     rows = [Tokens(ids, [i > 1 for i in range(len(ids))], "r") for ids in sentences(6)]
     found = []
     for where in (bases(), plain_bases()):

@@ -1,0 +1,205 @@
+"""PPO against the last TRL with a PPOTrainer (1.12): LoRA on a random Llama, 16 prompts an update, replies of 64.
+
+    OMP_NUM_THREADS=1 python benchmarks/ppo.py [--size T] [--epochs 4] [--updates 3] [--rounds 2] [--document]
+
+Sides take turns in processes of their own, each over the same prompts; the first update of a process is not counted.
+TRL's critic is trained in full, as TRL is used: another number of trained tensors than ours, whose critic is a LoRA. So
+losses are not comparable; work is. TRL 1.12 is installed into --peer at the first call.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from common import SIZES, Clock, Measured, arguments, cells, finish, missing, model_of
+
+TRL, BATCH, REPLY = "1.12.0", 16, 64
+WORK = Path(os.environ.get("ALIGN_BENCHMARKS", "runs/benchmarks")).resolve()
+TEMPLATE = (
+    "{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}{{ 't3 ' + m['content'] + ' </s> ' }}"
+    "{%- else -%}{{ 't2 ' + m['content'] + ' ' }}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 't3 ' }}{%- endif -%}"
+)
+
+
+def main() -> None:
+    """Both sides in turns, or one of them where the environment names it."""
+    options = arguments(__doc__, {"size": list(SIZES)}, {"epochs": 4, "updates": 3, "rounds": 2})
+    if side := os.environ.get("ALIGN_SIDE"):
+        found = {"align": align_side, "TRL": trl_side}[side](options)
+        print("MEASURED " + json.dumps(vars(found)))
+        return
+    prepare(options.size)
+    peer = WORK / f"trl-{TRL}"
+    if not peer.exists():
+        words = ["install", "-q", "--no-deps", "--target", str(peer), f"trl=={TRL}"]
+        done = subprocess.run([sys.executable, "-m", "pip", *words], check=False, capture_output=True, text=True)
+        if done.returncode:
+            missing(f"TRL {TRL}", RuntimeError(done.stderr.strip().splitlines()[-1]))
+    total = {"align": Measured(), "TRL": Measured()}
+    for number in range(options.rounds):
+        for side in ("align", "TRL") if number % 2 else ("TRL", "align"):
+            one = alone(side, peer)
+            total[side].seconds += one.seconds
+            total[side].added_bytes += one.added_bytes
+    finish("ppo", options, cells(total, BATCH), "replies", "Peak memory is that of all updates of a process.")
+
+
+def alone(side: str, peer: Path) -> Measured:
+    """One side in a process of its own."""
+    paths = [str(peer)] if side == "TRL" else []
+    surroundings = {**os.environ, "ALIGN_SIDE": side, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, *sys.argv], env=surroundings, check=False, capture_output=True, text=True)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
+    if not lines:
+        sys.exit(f"{side} did not finish:\n{done.stderr[-2000:]}")
+    return Measured(**json.loads(lines[-1].removeprefix("MEASURED ")))
+
+
+def prepare(size: str) -> None:
+    """Model folder, data and a parent for each role, once."""
+    from trl_turns import drawn, tokenizer
+
+    folder = WORK / size
+    if (folder / "parents" / "reward_model").exists():
+        return
+    model_of(size).save_pretrained(folder / "model")
+    made = tokenizer(SIZES[size][3])
+    made.chat_template = TEMPLATE
+    made.save_pretrained(folder / "model")
+    prompts, replies = drawn(400, 60, 200, 0.7, 0, size), drawn(400, 30, 60, 0.5, 1, size)
+    texts = [(text(prompt), text(reply)) for prompt, reply in zip(prompts, replies, strict=True)]
+    write(folder / "prompts.jsonl", [{"prompt": prompt} for prompt, _ in texts])
+    write(folder / "pairs.jsonl", [{"prompt": p, "chosen": r, "rejected": r[: len(r) // 2]} for p, r in texts[:64]])
+    write(folder / "talk.jsonl", [{"messages": [turn("user", p), turn("assistant", r)]} for p, r in texts[:64]])
+    words = [f"data.conversations.path={folder}/talk.jsonl", f"data.preferences.path={folder}/pairs.jsonl"]
+    short = ["stages.reward_model.max_steps=1", "stages.reward_model.batch_size=8"]
+    run(folder, "pipeline=sft", "name=sft", *words, "stages.sft.max_steps=1", "stages.sft.batch_size=8")
+    run(folder, "pipeline=reward_model", "name=parents", *words, *short)
+
+
+def text(ids: list[int]) -> str:
+    """Token ids as words of the tokenizer."""
+    return " ".join(f"t{max(4, number)}" for number in ids)
+
+
+def turn(role: str, content: str) -> dict[str, str]:
+    """A message."""
+    return {"role": role, "content": content}
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Rows as JSON lines."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def run(folder: Path, *words: str) -> None:
+    """`align run` on the benchmark's model and data."""
+    from align.cli.dispatch import main as align
+
+    base = ["model=hf", f"model.path={folder}/model", "data=files", f"out={folder}"]
+    if code := align(["run", *base, *words]):
+        sys.exit(code)
+
+
+def align_side(options: Any) -> Measured:
+    """Processor seconds of every update but the first, from the beginning of one rollout to that of the next."""
+    from align.rl import ppo
+    from align.rl.rollouts import Rollouts
+
+    folder, found, clocks = WORK / options.size, Measured(), []
+    sample, improve = Rollouts.sample, ppo.improve
+
+    def watched(self: Any, update: int) -> Any:
+        marked(clocks, found)
+        return sample(self, update)
+
+    def ended(*given: Any) -> Any:
+        last = improve(*given)
+        marked(clocks, found)
+        return last
+
+    Rollouts.sample, ppo.improve = watched, ended  # type: ignore[method-assign]
+    given = {"updates": options.updates + 1, "ppo_epochs": options.epochs, "batch_size": BATCH, "lr": 1e-5}
+    given |= {"minibatches": 1, "micro_batch_size": 8, "max_new_tokens": REPLY, "critic_warmup": 0}
+    given |= {"max_approx_kl": 1000, "kl_limit": 1000, "init": folder / "sft/sft"}
+    given |= {"reward": folder / "parents/reward_model"}
+    words = [f"stages.ppo.{name}={value}" for name, value in given.items()]
+    name = f"name=ppo-{time.time_ns()}"
+    run(folder, "pipeline=ppo", name, f"data.prompts.path={folder}/prompts.jsonl", *words)
+    return found
+
+
+def marked(clocks: list[Clock], found: Measured) -> None:
+    """One update ends and the next begins."""
+    if len(clocks) > 1:
+        clocks[-1].into(found)
+    clocks.append(Clock())
+
+
+def trl_side(options: Any) -> Measured:
+    """The same of TRL's trainer."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    folder, found, clocks = WORK / options.size, Measured(), []
+    words = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
+    lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
+    prompts = [{"input_ids": words("t2 " + json.loads(line)["prompt"] + " t3")["input_ids"]} for line in lines]
+    config = PPOConfig(
+        output_dir=str(WORK / "trl_out"),
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=BATCH // 8,
+        num_mini_batches=1,
+        total_episodes=BATCH * (options.updates + 1),
+        num_ppo_epochs=options.epochs,
+        response_length=REPLY,
+        local_rollout_forward_batch_size=BATCH,
+        num_sample_generations=0,
+        report_to="none",
+        save_strategy="no",
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        learning_rate=1e-5,
+        stop_token="eos",
+        temperature=1.0,
+        seed=0,
+    )
+
+    class Marks(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            marked(clocks, found)
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            marked(clocks, found)
+
+    scoring = [
+        AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=1, dtype="float32")
+        for _ in range(2)
+    ]
+    PPOTrainer(
+        args=config,
+        processing_class=words,
+        model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32"),
+        ref_model=None,
+        reward_model=scoring[0],
+        value_model=scoring[1],
+        train_dataset=Dataset.from_list(prompts),
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        callbacks=[Marks()],
+    ).train()
+    return found
+
+
+if __name__ == "__main__":
+    main()
