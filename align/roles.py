@@ -23,9 +23,9 @@ from align.checkpoints.compatibility import ParentMode, adapter_of
 from align.config.schema import Load, OnParent
 from align.functional import token_logprobs
 from align.models.fingerprint import base_fingerprint
-from align.models.forward import frozen_head, head_logits, packed_hidden
+from align.models.forward import head_logits, linear_head, packed_hidden
 from align.models.low_rank import LowRankTerms, merge, stack
-from align.models.own_functions import frozen_head_logprobs
+from align.models.own_functions import head_logprobs
 from align.models.packing import Packed
 from align.models.shared_base import BaseIdentity, SharedBase
 from data_prep.core.errors import UserError
@@ -252,9 +252,9 @@ CHUNK_ELEMENTS = 1 << 27  # logits above this many elements are computed, and re
 
 def chosen_logprobs(role: Role, hidden_MD: Tensor, targets_M: Tensor, temperature: float = 1.0) -> Tensor:
     """Log-probabilities [M] of the targets, in chunks where the logits would be large."""
-    if (found := frozen_head(role.tree)) is not None:
+    if (found := linear_head(role.tree)) is not None:
         weight_VD, bias_V, scale = found
-        return frozen_head_logprobs(hidden_MD, weight_VD, bias_V, targets_M, scale / temperature)
+        return head_logprobs(hidden_MD, weight_VD, bias_V, targets_M, scale / temperature)
 
     def head(hidden: Tensor, targets: Tensor) -> Tensor:
         return token_logprobs(role.logits(hidden), targets, temperature)

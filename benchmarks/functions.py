@@ -56,7 +56,7 @@ def main() -> None:
         "RMSNorm": (lambda x: own.normalised(x, table[0], 1e-6), lambda x: norm(x, table[0]), drawn((n, width))),
         "SwiGLU": (own.gated, lambda gate, up: F.silu(gate) * up, drawn((n, inner), (n, inner))),
         "frozen head": (
-            lambda x: own.frozen_head_logprobs(x, table, None, targets),
+            lambda x: own.head_logprobs(x, table, None, targets),
             lambda x: -F.cross_entropy(F.linear(x, table), targets, reduction="none"),
             drawn((half, width)),
         ),

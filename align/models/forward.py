@@ -40,11 +40,13 @@ def head_logits(tree: PreTrainedModel, hidden_MD: Tensor) -> Tensor:
     return logits_MV
 
 
-def frozen_head(tree: PreTrainedModel) -> tuple[Tensor, Tensor | None, float] | None:
-    """Weight [V, D], bias [V] and scale of a head that is an untrained linear layer, and that an own function may
-    stand in for; None where something else is, as a soft cap."""
+def linear_head(tree: PreTrainedModel) -> tuple[Tensor, Tensor | None, float] | None:
+    """Weight [V, D], bias [V] and scale of a head that is a linear layer, and that an own function may stand in for.
+
+    None where something else is: a soft cap, a layer that an adapter has wrapped, or a model that is to be plain.
+    """
     head, config = tree.get_output_embeddings(), tree.config.get_text_config()
-    if is_plain(tree) or type(head) is not torch.nn.Linear or any(p.requires_grad for p in head.parameters()):
+    if is_plain(tree) or type(head) is not torch.nn.Linear:
         return None
     if getattr(config, "final_logit_softcapping", None) is not None or head._forward_hooks:
         return None

@@ -120,40 +120,78 @@ def gated(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
 
 # -cross_entropy(linear(hidden, weight, bias).float() * scale, targets, reduction="none")
 class _ChosenLogprobs(torch.autograd.Function):
-    """Makes the gradient of the hidden states, (W[y] - p W) scale, in the forward: logits live for a chunk alone."""
+    """Makes the gradient of the hidden states, (W[y] - p W) scale, in the forward: logits live for a chunk alone.
+
+    The gradients of a trained weight and bias are made in backward, from logits that are computed again. The forward is
+    one for trained and for frozen heads, so that what was trained and what is read back give the same bits.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_M: Tensor, scale: float
     ) -> Tensor:
         wide = torch.float64 if hidden_MD.dtype == torch.float64 else torch.float32
-        rows = HEAD_ROWS if hidden_MD.device.type == "cpu" else max(1, HEAD_ELEMENTS // weight_VD.shape[0])
         slope_MD = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
         logprobs_M = torch.empty(hidden_MD.shape[0], dtype=wide, device=hidden_MD.device)
-        for start in range(0, hidden_MD.shape[0], rows):
-            part = slice(start, start + rows)
-            logits_CV = F.linear(hidden_MD[part], weight_VD, bias_V).to(wide)
-            if scale != 1.0:
-                logits_CV = logits_CV * scale
-            target_C1 = targets_M[part, None]
-            total_C1 = torch.logsumexp(logits_CV, -1, keepdim=True)
-            logprobs_M[part] = (logits_CV.gather(1, target_C1) - total_C1)[:, 0]
+        for part in _chunks(hidden_MD, weight_VD):
+            logits_CV, total_C1 = _logits(hidden_MD[part], weight_VD, bias_V, scale, wide)
+            logprobs_M[part] = (logits_CV.gather(1, targets_M[part, None]) - total_C1)[:, 0]
             if slope_MD is not None:
-                logits_CV = logits_CV.sub_(total_C1).exp_().neg_()
-                logits_CV.scatter_add_(1, target_C1, torch.ones_like(total_C1))
-                slope_MD[part] = (logits_CV.to(weight_VD.dtype) @ weight_VD) * scale
-        ctx.save_for_backward(slope_MD)
+                away_CV = _away(logits_CV, total_C1, targets_M[part])
+                slope_MD[part] = (away_CV.to(weight_VD.dtype) @ weight_VD) * scale
+        ctx.save_for_backward(slope_MD, *((hidden_MD, weight_VD, bias_V, targets_M) if _head_learns(ctx) else ()))
+        ctx.scale = scale
         return logprobs_M
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        (slope_MD,) = ctx.saved_tensors
-        return (slope_MD * gradient[:, None]).to(slope_MD.dtype), None, None, None, None
+        slope_MD, *head = ctx.saved_tensors
+        for_hidden = None if slope_MD is None else (slope_MD * gradient[:, None]).to(slope_MD.dtype)
+        for_weight = for_bias = None
+        if head:
+            hidden_MD, weight_VD, bias_V, targets_M = head
+            for_weight = torch.zeros_like(weight_VD) if ctx.needs_input_grad[1] else None
+            for_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
+            for part in _chunks(hidden_MD, weight_VD):
+                hidden_CD = hidden_MD[part].to(weight_VD.dtype)  # under autocast it is narrower
+                logits_CV, total_C1 = _logits(hidden_CD, weight_VD, bias_V, ctx.scale, gradient.dtype)
+                away_CV = _away(logits_CV, total_C1, targets_M[part]).mul_(gradient[part, None] * ctx.scale)
+                if for_weight is not None:
+                    for_weight.addmm_(away_CV.to(weight_VD.dtype).T, hidden_CD)
+                if for_bias is not None:
+                    for_bias += away_CV.sum(0).to(for_bias.dtype)
+        return for_hidden, for_weight, for_bias, None, None
 
 
-def frozen_head_logprobs(
+def _head_learns(ctx: Any) -> bool:
+    return bool(ctx.needs_input_grad[1] or ctx.needs_input_grad[2])
+
+
+def _chunks(hidden_MD: Tensor, weight_VD: Tensor) -> list[slice]:
+    """Parts of the tokens whose logits are held at a time."""
+    rows = HEAD_ROWS if hidden_MD.device.type == "cpu" else max(1, HEAD_ELEMENTS // weight_VD.shape[0])
+    return [slice(start, start + rows) for start in range(0, hidden_MD.shape[0], rows)]
+
+
+def _logits(
+    hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float, wide: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Logits of a chunk, [C, V], and the logarithm of the sum of their exponentials, [C, 1]."""
+    logits_CV = F.linear(hidden_CD, weight_VD, bias_V).to(wide)
+    if scale != 1.0:
+        logits_CV = logits_CV * scale
+    return logits_CV, torch.logsumexp(logits_CV, -1, keepdim=True)
+
+
+def _away(logits_CV: Tensor, total_C1: Tensor, targets_C: Tensor) -> Tensor:
+    """The gradient of the targets' log-probabilities by the logits, 1[y] - p, in the place of the logits."""
+    away_CV = logits_CV.sub_(total_C1).exp_().neg_()
+    return away_CV.scatter_add_(1, targets_C[:, None], torch.ones_like(total_C1))
+
+
+def head_logprobs(
     hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_M: Tensor, scale: float = 1.0
 ) -> Tensor:
-    """Log-probabilities [M] of targets under softmax of a frozen head's logits times `scale`, in float32."""
+    """Log-probabilities [M] of targets under softmax of a linear head's logits times `scale`, in float32."""
     return _ChosenLogprobs.apply(hidden_MD, weight_VD, bias_V, targets_M, scale)  # type: ignore[no-any-return, no-untyped-call]

@@ -67,16 +67,29 @@ def test_the_head_makes_its_gradient_in_the_forward(rows, scale, monkeypatch):
     monkeypatch.setattr(own, "HEAD_ROWS", rows)
     hidden, weight, bias = drawn((5, 4), (7, 4), (7,))
     targets = torch.tensor([0, 6, 3, 3, 1])
+    whole = own.head_logprobs(hidden, weight, bias, targets, scale)
+    assert gradcheck(lambda *given: own.head_logprobs(*given, targets, scale), [hidden, weight, bias])
     weight.requires_grad_(False)
     bias.requires_grad_(False)
-    one = own.frozen_head_logprobs(hidden, weight, bias, targets, scale)
+    one = own.head_logprobs(hidden, weight, bias, targets, scale)
     two = plain_head(hidden, weight, bias, targets, scale)
     torch.testing.assert_close(one, two, rtol=1e-12, atol=1e-12)
     kept = one.grad_fn.saved_tensors
     assert [tensor.shape for tensor in kept] == [hidden.shape]
-    assert gradcheck(lambda h: own.frozen_head_logprobs(h, weight, bias, targets, scale), [hidden])
     with torch.no_grad():
-        torch.testing.assert_close(own.frozen_head_logprobs(hidden, weight, bias, targets, scale), two.detach())
+        still = own.head_logprobs(hidden, weight, bias, targets, scale)
+    assert torch.equal(one, whole) and torch.equal(still, whole), "trained, frozen and without gradients: the same bits"
+
+
+def test_a_trained_head_learns_under_autocast():
+    hidden, weight, bias = (tensor.float().detach().requires_grad_() for tensor in drawn((5, 4), (7, 4), (7,)))
+    targets = torch.tensor([0, 6, 3, 3, 1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = own.head_logprobs(hidden.to(torch.bfloat16), weight, bias, targets)
+    plain = plain_head(hidden, weight, bias, targets, 1.0)
+    for one, two in zip(*(torch.autograd.grad(x.sum(), [weight, bias]) for x in (found, plain)), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, two, rtol=5e-2, atol=5e-2)  # eight bits of the hidden states
 
 
 def test_what_is_kept_for_backward():
