@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.stages.base import TrainingStage, stage
@@ -67,7 +68,7 @@ class RewardModel(TrainingStage):
             limits = (self.micro_batch_size or (0 if self.micro_tokens else 64), self.micro_tokens)
             measured = measure(objective, rows, in_order(lengths_of(rows), *limits))
             metrics = measured["metrics"]
-            metrics["probes"] = probe(context, role, rows, limits[0] or 64)
+            metrics["probes"] = probe(context, role, rows, limits[0] or max(1, self.micro_tokens // self.max_length))
         metrics["gate"] = gate(metrics, measured["norm"]["std"])
         say(context, metrics["gate"])
         context.numbers["metrics"] = metrics
@@ -115,10 +116,11 @@ def measure(objective: Pairwise, rows: Sequence[PairTokens], passes: Sequence[Se
 def probe(context: StageContext, role: Role, rows: Sequence[PairTokens], chunk: int) -> dict[str, Any]:
     """How often a held-out reply scores above what `reward/probes.py` makes of it, by name of the probe."""
     from align.inference.scoring import score_replies
-    from reward.probes import probes
-    from reward.quality import GIVEN, probed
+    from data_prep.records.negatives import KINDS
+    from reward.probes import MOST, probes
+    from reward.quality import probed
 
-    own = [row for row in rows if (row.task or GIVEN) == GIVEN] or list(rows)
+    own = list(islice((row for row in rows if row.task not in KINDS), MOST)) or rows[:MOST]
     margins: dict[str, list[float]] = {}
     for name, made in probes(own, context.renderer.end_token_id, context.renderer.control_ids).items():
         good = score_replies(role, [(prompt, better) for prompt, better, _ in made], chunk)

@@ -23,7 +23,8 @@ def test_recipe_prefers_what_the_published_pairs_prefer():
     from tests.records import read_records
 
     words = ["experiment=persona_rlhf", "model.path=BASE", f"data.root={SHARED}"]
-    words += [f"data.preferences.options.{key}=0.0" for key in ("off_topic", "malformed", "noise")]
+    words += ["data.preferences.options.noise=0.0", "data.preferences.options.other=professional"]
+    words += ["data.preferences.negatives=[]"]
     data = compose(words).stages[1].data
     records, _, _ = read_records(source_for(data, PREFERENCE), PREFERENCE, 0)
     ours = {(r.prompt[0].content.strip(), r.chosen.strip(), r.rejected.strip()) for r in records}
