@@ -30,6 +30,7 @@ KNOWN = {
     "objective/reward": Shown(
         "Reward", "score less KL penalty", beside="objective/score_shaped", called="before the penalty"
     ),
+    "gold/score": Shown("Gold score", "held-out replies"),
     "objective/kl_k1": Shown("KL from the parent", "nats per reply"),
     "objective/entropy": Shown("Entropy", "nats per token"),
     "response/len_mean": Shown("Reply length", "tokens, mean", beside="response/len_p95", called="95th percentile"),
@@ -47,6 +48,7 @@ KNOWN = {
     "kl": Shown("KL to the reference", "nats per reply, the reference point"),
 }
 """By key of metrics.jsonl, in the order of the page. Every other key is drawn in a fold below."""
+MIN_LOOKS = 3
 MOST_FOLDED = 24
 MOST_ROWS = 60
 NOT_CURVES = {"stage", "step", "split"}
@@ -63,8 +65,7 @@ def curves(stage: StageFiles, folded: bool = True) -> Json | None:
     rest = [key for key in keys if key not in first and (key not in secondary or key == "loss")]
     unit = "update" if rewarded else "step"
     shown = list(_drawn(stage, first, unit))
-    if over_rates := _over_rates(stage):
-        shown.insert(0, over_rates)
+    shown[:0] = [drawn for drawn in (_over_rates(stage), _over_distance(stage)) if drawn]
     more = list(_drawn(stage, rest[:MOST_FOLDED], unit)) if folded else []
     if not shown and not more:
         return None
@@ -115,6 +116,30 @@ def _over_rates(stage: StageFiles) -> Json | None:
         "drawing": drawing,
         "broad": True,
         "remark": "blue: mean of neighbouring steps; orange: every step" + ("; dashed: the suggestion" if mark else ""),
+    }
+
+
+def _over_distance(stage: StageFiles) -> Json | None:
+    """Reward and measure of held-out replies over the distance from the parent: where they part, the reward is fooled.
+
+    The form of "Scaling Laws for Reward Model Overoptimization", arXiv 2210.10760: over the root of the KL.
+    """
+    held = [row for row in stage.rows if row.get("split") == "eval" and given(row.get("objective/kl_k1"))]
+    if len(held) < MIN_LOOKS:
+        return None
+    lines = []
+    for key, name in (("objective/score_shaped", "reward"), ("gold/score", "gold")):
+        dots = [Dot(max(0.0, row["objective/kl_k1"]) ** 0.5, row[key]) for row in held if given(row.get(key))]
+        lines += [Series(name, dots)] if dots else []
+    title = "Held out, over the distance from the parent"
+    return {
+        "title": title,
+        "unit": "reward before the KL penalty" + (" and gold score" if len(lines) > 1 else ""),
+        "final": held[-1].get("objective/score_shaped"),
+        "of": "last",
+        "drawing": plot(lines, Axis("root of KL"), Axis("score"), f"{title}, {stage.name}"),
+        "broad": True,
+        "remark": "every dot is a look; blue: reward" + ("; orange: gold" if len(lines) > 1 else ""),
     }
 
 

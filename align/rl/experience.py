@@ -168,17 +168,17 @@ def experience(rollout: Rollout, judged: Judged, advantages: Advantages) -> list
 
 
 def statistics(
-    rollout: Rollout, judged: Judged, rewards: Rewards, advantages: Advantages, rule: RewardRule
+    rollout: Rollout, judged: Judged, rewards: Rewards, advantages: Advantages | None, rule: RewardRule
 ) -> dict[str, float]:
-    """What is logged of an update's experience: means over this process's replies."""
+    """What is logged of replies: means over this process's share. Of the critic only where there are advantages."""
     mask_BT, replies = judged.mask_BT, rollout.replies
     kl = _per_reply(rewards.kl_BT, mask_BT)
     length_B = mask_BT.sum(1).float()
     sampled_BT = _unpack(torch.tensor([x for reply in replies for x in reply.logprobs]), mask_BT)
-    critic = {
-        "value/explained_var": float(explained_variance(judged.values_BT, advantages.returns_BT, mask_BT)),
-        "value/mean": float(masked_mean(judged.values_BT, mask_BT)),
-    }
+    critic: dict[str, float] = {}
+    if rule.estimator.has_critic and advantages is not None:
+        critic["value/explained_var"] = float(explained_variance(judged.values_BT, advantages.returns_BT, mask_BT))
+        critic["value/mean"] = float(masked_mean(judged.values_BT, mask_BT))
     return {
         "objective/kl_k1": kl,
         "objective/kl_k3": _per_reply(kl_k3(judged.logprobs_BT, judged.reference_BT), mask_BT),
@@ -189,7 +189,7 @@ def statistics(
         "objective/reward": float(rewards.shaped_B.mean()) - rule.kl_coef * kl,
         "objective/kl_penalty": rule.kl_coef * kl,
         "objective/kl_coef": rule.kl_coef,
-        **(critic if rule.estimator.has_critic else {}),
+        **critic,
         "response/len_mean": float(length_B.mean()),
         "response/len_p95": float(torch.quantile(length_B, 0.95)),
         "response/eos_rate": float(torch.tensor([reply.finished for reply in replies]).float().mean()),

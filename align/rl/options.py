@@ -34,6 +34,22 @@ class Estimator(Enum):
         return self in (Estimator.rloo, Estimator.grpo)
 
 
+class Monitor(Enum):
+    """What held-out replies are measured by."""
+
+    auto = "auto"
+    gold = "gold"
+    reward = "reward"
+    off = "off"
+
+
+class OnAlarm(Enum):
+    """What becomes of a stage whose numbers show a fault."""
+
+    warn = "warn"
+    stop = "stop"
+
+
 GROUP = 4
 """Replies to a prompt where they are compared and no other number is set."""
 
@@ -72,6 +88,13 @@ class PPOOptions(TrainingOptions):
     critic_warmup: int = option(5, "first updates that train the value role alone")
     max_approx_kl: float = option(0.1, "end an update's passes once KL(old, new) per token passes this", above=0)
     max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this", above=0)
+    monitor: Monitor = option(
+        Monitor.auto, "auto|gold|reward|off: what held-out replies are measured by; auto: gold where the data has it"
+    )
+    monitor_prompts: int = option(64, "held-out prompts that are answered at every look", low=1)
+    eval_every: int = option(0, "updates between looks at held-out prompts (0: ten times per run)")
+    patience: int = option(3, "stop after so many looks in a row with a higher reward and a lower measure (0: never)")
+    on_alarm: OnAlarm = option(OnAlarm.warn, "warn|stop: what to do once the numbers of updates show a fault")
 
     @property
     def replies_per_prompt(self) -> int:

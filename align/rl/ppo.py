@@ -18,8 +18,10 @@ from align.rl import invariants
 from align.rl.actor_critic import ActorCritic, ExperienceRow
 from align.rl.advantages import estimate
 from align.rl.experience import PPORoles, RewardRule, experience, judge, reward, statistics
+from align.rl.held_out import HeldOut
 from align.rl.options import PPOOptions
 from align.rl.rollouts import Rollouts
+from align.rl.watch import Watch
 from align.training.batching import cut
 from data_prep.core.errors import TrainingStopped
 from data_prep.core.progress import Progress
@@ -42,44 +44,60 @@ def improve(
     roles: PPORoles,
     rule: RewardRule,
     updater: Updater,
-    step0: dict[str, Any],
-) -> dict[str, float]:
-    """All updates, or those that an earlier run left to do. Returns the last one's statistics."""
+    held_out: HeldOut | None,
+) -> dict[str, Any]:
+    """All updates, or those that an earlier run left to do, then the weights of the best one that was looked at.
+
+    Returns the last update's statistics, what was found at step 0, and what was kept.
+    """
     options = updater.options
     assert isinstance(options, PPOOptions)
     rollouts = Rollouts(context, prompts, roles, options)
+    watch = Watch(context, updater, held_out)
     done = context.saver.step
     kept = context.saver.restore(updater)
     stats: dict[str, float] = kept.get("stats", {})
+    step0: dict[str, Any] = kept.get("step0") or {"reward_parity": invariants.reward_parity(roles, context)}
     rule = replace(rule, kl_coef=kept.get("kl_coef", rule.kl_coef))
-    step0 |= kept.get("step0", {})
+    if done:
+        watch.restore(kept["watch"])
+    else:
+        watch.begin(rule)
     with Progress("ppo", options.updates, enabled=context.is_main, done=done) as progress:
         for update in range(done, options.updates):
-            with context.phase("rollout"):
-                rollout = rollouts.sample(update)
-            with context.phase("score"):
-                judged = judge(roles, rollout, rule.temperature, options)
-                rewards = reward(judged, rollout, rule)
-                advantages = estimate(rewards, judged, rule, rollouts.summed)
-                rows = experience(rollout, judged, advantages)
-                stats = rollouts.averaged(statistics(rollout, judged, rewards, advantages, rule))
+            rows, stats = collect(context, rollouts, roles, rule, update)
             if update == 0:
                 invariants.require_equal_start(stats, step0, invariants.is_exact(context))
             with context.phase("train"):
                 stats |= passes(context, updater, rows, update, step0)
             if context.is_main:
                 context.metrics.log(update + 1, "train", stats)
-                rollouts.keep(rollout, update)
             progress.advance(1, **{short: stats[name] for short, name in SHOWN.items()})
-            kl = stats["objective/kl_k1"]
-            if kl > options.kl_limit:
-                stats |= {"stopped_on_kl": 1.0}
+            if watch.ends(update, stats, rule):
                 break
             if options.kl_target > 0 and update >= options.warmup_updates:
-                rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, kl, options))
-            context.saver.offer(updater, update + 1, {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0})
+                rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], options))
+            more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0, "watch": watch.state()}
+            context.saver.offer(updater, update + 1, more)
     updater.go_to(updater.steps)
-    return stats
+    return {**stats, "step0": step0, **watch.finish()}
+
+
+def collect(
+    context: StageContext, rollouts: Rollouts, roles: PPORoles, rule: RewardRule, update: int
+) -> tuple[list[ExperienceRow], dict[str, float]]:
+    """An update's replies as experience, and what is logged of them."""
+    with context.phase("rollout"):
+        rollout = rollouts.sample(update)
+    with context.phase("score"):
+        judged = judge(roles, rollout, rule.temperature, rollouts.options)
+        rewards = reward(judged, rollout, rule)
+        advantages = estimate(rewards, judged, rule, rollouts.summed)
+        rows = experience(rollout, judged, advantages)
+        stats = rollouts.averaged(statistics(rollout, judged, rewards, advantages, rule))
+    if context.is_main:
+        rollouts.keep(rollout, update)
+    return rows, stats
 
 
 def passes(

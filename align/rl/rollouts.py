@@ -35,14 +35,14 @@ class Rollouts:
     ) -> None:
         self._context = context
         self._prompts = prompts
-        self._options = options
+        self.options = options
         self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
         self._sampling = Sampling(options.max_new_tokens, options.temperature)
 
     def sample(self, update: int) -> Rollout:
         """This process's share of an update's prompts, each as often as it has replies, and the policy's replies."""
         process, seed = self._context.accelerator, self._context.seed
-        each, group = self._options.prompts_per_update, self._options.replies_per_prompt
+        each, group = self.options.prompts_per_update, self.options.replies_per_prompt
         epoch, place = divmod(update, max(1, len(self._prompts) // each))
         index = batches(len(self._prompts), each, seed, epoch)[place]
         index = index[:each][process.process_index :: process.num_processes]

@@ -23,6 +23,7 @@ from data_prep.options import LengthOptions
 if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
     from align.inference.generation import Reply
+    from align.rl.held_out import Gold
     from align.roles import Role
     from align.training.context import StageContext
     from data_prep.options import DataOptions
@@ -62,11 +63,7 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
         """A gold rule that cannot be built."""
-        if data.gold.rule is not None:
-            try:
-                gold_rule(data)
-            except UserError as problem:
-                yield problem
+        yield from gold_refusals(data)
 
     def run(self, context: StageContext) -> Checkpoint | None:
         """Write result.json and samples.jsonl; there are no weights to save."""
@@ -106,13 +103,14 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         with context.phase("answer"):
             replies = self._replies(context, role, rows)
         texts = [context.renderer.decode(reply.ids) for reply in replies]
+        gold = gold_judge(context)
         pairs = [(row.ids, reply.ids) for row, reply in zip(rows, replies, strict=True)]
         with context.phase("judge"):
             return Answers(
                 texts,
                 [reply.finished for reply in replies],
                 score_replies(judge, pairs, self.batch_size) if judge is not None else None,
-                _gold(context, rows, texts, replies),
+                gold(rows, texts, replies) if gold is not None else None,
                 self._loss(context, role),
             )
 
@@ -200,18 +198,30 @@ def gold_rule(data: DataOptions) -> Any:
     return build_rule(gold.rule, gold.options, table)
 
 
-def _gold(
-    context: StageContext, rows: Sequence[PromptTokens], texts: list[str], replies: list[Reply]
-) -> list[dict[str, float]] | None:
-    """The gold rule's verdict on every reply, where the data names one."""
-    gold = context.spec.data.gold
-    if gold.rule is None:
+def gold_refusals(data: DataOptions) -> Iterator[UserError]:
+    """Why the gold rule that the data names, if any, cannot be built."""
+    if data.gold.rule is not None:
+        try:
+            gold_rule(data)
+        except UserError as problem:
+            yield problem
+
+
+def gold_judge(context: StageContext) -> Gold | None:
+    """The gold rule's verdict on every reply, where the data names a rule."""
+    if context.spec.data.gold.rule is None:
         return None
     rule = gold_rule(context.spec.data)
-    return [
-        rule.score(row.text, str(row.meta.get("topic", "")), text, reply.finished)
-        for row, text, reply in zip(rows, texts, replies, strict=True)
-    ]
+
+    def verdicts(
+        rows: Sequence[PromptTokens], texts: Sequence[str], replies: Sequence[Reply]
+    ) -> list[dict[str, float]]:
+        return [
+            rule.score(row.text, str(row.meta.get("topic", "")), text, reply.finished)
+            for row, text, reply in zip(rows, texts, replies, strict=True)
+        ]
+
+    return verdicts
 
 
 def _summary(found: Answers) -> dict[str, Any]:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from align.rl.options import PPOOptions
+from align.rl.options import Monitor, PPOOptions
 from align.stages.base import TrainingStage, stage
 from data_prep.core.errors import UserError
 
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
     from align.checkpoints.compatibility import ParentInfo
     from align.rl.experience import PPORoles, RewardRule
+    from align.rl.held_out import HeldOut
     from align.training.context import StageContext
     from align.training.optimizer import Updater
+    from data_prep.options import DataOptions
     from data_prep.prepare.prepare import Prepared
     from data_prep.types import PromptTokens
 
@@ -55,12 +57,11 @@ class PPO(PPOOptions, TrainingStage):
         before = ppo_checks.adapter_digests(roles)
         rule = self._rule(self._norm(context, prepared, roles))
         updater = self._updater(context, roles)
-        step0: dict[str, Any] = {"reward_parity": ppo_checks.reward_parity(roles, context)}
-        last = improve(context, prepared.train, roles, rule, updater, step0)
+        held_out = self._held_out(context, prepared, roles)
+        last = improve(context, prepared.train, roles, rule, updater, held_out)
         ppo_checks.require_unchanged(roles, before)
         context.numbers["metrics"] = {
             **last,
-            "step0": step0,
             "memory": ppo_checks.memory(roles, context.bases, updater),
             "reference_unchanged": True,
         }
@@ -91,6 +92,20 @@ class PPO(PPOOptions, TrainingStage):
                 code="too_few_rows",
                 hint=f"set {where}.batch_size={max(1, count) * self.replies_per_prompt} or give more prompts",
             )
+
+    def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
+        """A gold rule that cannot be built, or that there is none although replies are to be measured by it."""
+        from align.stages.evaluate import gold_refusals
+
+        if self.monitor is Monitor.gold and data.gold.rule is None:
+            yield UserError(
+                "the data has no gold rule to measure held-out replies by",
+                field=f"stages.{self.name}.monitor",
+                code="no_gold",
+                hint="set data.gold.rule, or leave monitor out",
+            )
+        elif self.monitor in (Monitor.auto, Monitor.gold):
+            yield from gold_refusals(data)
 
     def steps_over(self, rows: int) -> int:
         """Optimiser steps: every update's passes over its minibatches."""
@@ -127,6 +142,23 @@ class PPO(PPOOptions, TrainingStage):
         for role in roles.all():
             role.silence_dropout()
         return roles
+
+    def _held_out(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> HeldOut | None:
+        """The last held-out prompts, which an evaluation of the first few does not ask."""
+        from align.rl.held_out import HeldOut
+        from align.stages.evaluate import gold_judge
+
+        if self.monitor is Monitor.off:
+            return None
+        if not prepared.eval:
+            context.warn(
+                "no_held_out",
+                "there are no held-out prompts, so nothing shows whether replies get better or the reward is fooled",
+                "set data.prompts.eval_share=0.1, or monitor=off",
+            )
+            return None
+        gold = None if self.monitor is Monitor.reward else gold_judge(context)
+        return HeldOut(context, prepared.eval[-self.monitor_prompts :], roles, gold)
 
     def _norm(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> dict[str, float]:
         """Mean and deviation of the scores: the reward model's own, or measured anew at another precision."""
