@@ -31,8 +31,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from align.models.forward import packed_hidden
 from align.roles import Role
-from align.training.replies import Referenced, ReplyBatch, pack_replies
+from align.training.replies import Referenced, ReplyBatch, pack_replies, replies_under, reply_logprobs
 from data_prep.types import PairTokens
 
 
@@ -144,7 +145,9 @@ class DirectPreference(Referenced):
 
     def forward(self, batch: ReplyBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss; summed rewards, their order, and log-probabilities."""
-        logprobs_R, ratio_R = self.ratios(batch)
+        hidden_MD = packed_hidden(self.role.tree, batch.packed)[batch.source_M]
+        logprobs_R = reply_logprobs(self.role, hidden_MD, batch)
+        ratio_R = logprobs_R - replies_under(self.reference, batch)
         lengths_R = batch.lengths_R
         ratios = Ratios(ratio_R[0::2], ratio_R[1::2], lengths_R[0::2], lengths_R[1::2])
         loss = self.loss(ratios, self.beta, self.label_smoothing).sum()

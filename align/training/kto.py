@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from align.functional import masked_sum
+from align.models.forward import packed_hidden
 from align.roles import Role
 from align.training.objectives import Total
-from align.training.replies import Referenced, ReplyBatch, pack_replies
+from align.training.replies import Referenced, ReplyBatch, pack_replies, replies_under, reply_logprobs
 from data_prep.core.errors import UserError
 from data_prep.types import LabelledTokens
 
@@ -154,7 +155,8 @@ class KahnemanTversky(Referenced):
             rows += batch.weight
             good += batch.good_B.sum()
             if batch.others is not None:
-                distance += self.ratios(batch.others.to(device))[1].double().sum()
+                others = batch.others.to(device)
+                distance += (replies_under(self.role, others) - replies_under(self.reference, others)).double().sum()
         rows, good, distance = total(rows), total(good), total(distance)
         self.point = max(0.0, float(distance / rows))
         self.shares = (float(good / rows), float(1 - good / rows))
@@ -162,7 +164,9 @@ class KahnemanTversky(Referenced):
     def forward(self, batch: LabelledBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss; sums of rewards and log-probabilities that give means over good and over bad replies."""
         good_B = batch.good_B
-        logprobs_B, ratio_B = self.ratios(batch)
+        hidden_MD = packed_hidden(self.role.tree, batch.packed)[batch.source_M]
+        logprobs_B = reply_logprobs(self.role, hidden_MD, batch)
+        ratio_B = logprobs_B - replies_under(self.reference, batch)
         loss_B = unpaired_loss(self.loss_type, ratio_B, good_B, self.point, self.beta)
         loss = (loss_B * torch.where(good_B, *self.weights)).sum()
         rewards_B, logprobs_B = self.beta * ratio_B.detach(), logprobs_B.detach()

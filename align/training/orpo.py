@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from align.models.forward import packed_hidden
 from align.roles import Role
 from align.training.dpo import collate_pairs, pair_numbers
 from align.training.objectives import Objective
@@ -47,7 +48,8 @@ class OddsRatio(Objective):
 
     def forward(self, batch: ReplyBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss; its two parts, summed rewards (beta l) and their order."""
-        logprobs_R = reply_logprobs(self.role, batch)
+        hidden_MD = packed_hidden(self.role.tree, batch.packed)[batch.source_M]
+        logprobs_R = reply_logprobs(self.role, hidden_MD, batch)
         mean_R = logprobs_R / batch.lengths_R
         odds_R = log_odds(mean_R)
         gap_P = odds_R[0::2] - odds_R[1::2]

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from align.models.forward import packed_hidden
 from align.models.packing import Packed, pack_branches
 from align.roles import Role, chosen_logprobs
 from align.training.objectives import Objective
@@ -76,13 +77,18 @@ def pack_replies(
     return ReplyBatch(packed, source, packed.ids_1N[0, index], torch.tensor(lengths), float(len(prompts)), list(ids))
 
 
-def reply_logprobs(role: Role, batch: ReplyBatch) -> Tensor:
-    """Summed log-probability of every reply under a role, [R], float32."""
-    hidden_MD = role.hidden(batch.packed)[batch.source_M]
+def reply_logprobs(role: Role, hidden_MD: Tensor, batch: ReplyBatch) -> Tensor:
+    """Summed log-probability of every reply under a role, [R], float32, from its hidden states before every token."""
     logprobs_M = chosen_logprobs(role, hidden_MD, batch.targets_M)
     places_L = torch.arange(int(batch.lengths_R.max()), device=logprobs_M.device)
     mask_RL = places_L < batch.lengths_R[:, None]
     return torch.zeros_like(mask_RL, dtype=logprobs_M.dtype).masked_scatter(mask_RL, logprobs_M).sum(1)
+
+
+@torch.no_grad()
+def replies_under(role: Role, batch: ReplyBatch) -> Tensor:
+    """Summed log-probability of every reply under a role, [R], without gradients."""
+    return reply_logprobs(role, packed_hidden(role.tree, batch.packed)[batch.source_M], batch)
 
 
 class Referenced(Objective):
@@ -98,10 +104,3 @@ class Referenced(Objective):
         super().train(mode)
         self.reference.eval()
         return self
-
-    def ratios(self, batch: ReplyBatch) -> tuple[Tensor, Tensor]:
-        """Log-probabilities of the replies under the policy, and what they are above those of the reference, [R]."""
-        logprobs_R = reply_logprobs(self.role, batch)
-        with torch.no_grad():
-            reference_R = reply_logprobs(self.reference, batch)
-        return logprobs_R, logprobs_R - reference_R

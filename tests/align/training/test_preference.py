@@ -12,7 +12,7 @@ from align.models.shared_base import storages
 from align.training.dpo import LOSSES, DirectPreference, Ratios
 from align.training.kto import KahnemanTversky, Mismatched, UnpairedRow, next_unlike, unpaired_loss
 from align.training.orpo import OddsRatio, log_odds
-from align.training.replies import pack_replies, reply_logprobs
+from align.training.replies import pack_replies, replies_under
 from data_prep.core.errors import UserError
 from data_prep.types import LabelledTokens
 from tests.tiny_training import (
@@ -187,7 +187,9 @@ def test_means_over_good_and_over_bad_replies():
         [objective.collate(rows[i : i + 5]) for i in (0, 5, 10, 15)]
     )
     with torch.no_grad():
-        logprobs, ratio = objective.ratios(objective.collate(rows))
+        batch = objective.collate(rows)
+        logprobs, below = (replies_under(role, batch) for role in (objective.role, objective.reference))
+        ratio = logprobs - below
     good = torch.tensor([row.good for row in rows])
     for side, own in (("chosen", good), ("rejected", ~good)):
         assert numbers[f"rewards/{side}"] == pytest.approx(0.5 * float(ratio[own].mean()), rel=1e-4)
@@ -246,7 +248,7 @@ def test_replies_of_one_prompt_do_not_see_each_other():
     role, rows = lora(seed=1), pair_rows(5)
     batch = pack_replies([row.prompt for row in rows], [(row.chosen, row.rejected) for row in rows], ["r"] * 5)
     with torch.no_grad():
-        found = reply_logprobs(role, batch)
+        found = replies_under(role, batch)
         alone = [plain_logprob(role, row.prompt, reply) for row in rows for reply in (row.chosen, row.rejected)]
     torch.testing.assert_close(found.double(), torch.stack(alone), rtol=1e-5, atol=1e-5)
     index_M, share_M = batch.read()
