@@ -21,11 +21,11 @@ from align.adapters.base import Adapter
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import ParentMode, adapter_of
 from align.config.schema import Load, OnParent
-from align.functional import token_logprobs
+from align.functional import entropy, token_logprobs
 from align.models.fingerprint import base_fingerprint
 from align.models.forward import head_logits, linear_head, packed_hidden
 from align.models.low_rank import LowRankTerms, merge, stack
-from align.models.own_functions import head_logprobs
+from align.models.own_functions import head_logprobs, head_statistics
 from align.models.packing import Packed
 from align.models.shared_base import BaseIdentity, SharedBase
 from data_prep.core.errors import UserError
@@ -267,3 +267,20 @@ def chosen_logprobs(role: Role, hidden_MD: Tensor, targets_M: Tensor, temperatur
     if not torch.is_grad_enabled():
         return torch.cat([head(*part) for part in parts])
     return torch.cat([checkpoint(head, *part, use_reentrant=False) for part in parts])
+
+
+@torch.no_grad()
+def chosen_statistics(
+    role: Role, hidden_MD: Tensor, targets_M: Tensor, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """What `chosen_logprobs` gives, to the same bits, and the entropies in nats beside it, [M] each."""
+    if (found := linear_head(role.tree)) is not None:
+        weight_VD, bias_V, scale = found
+        return head_statistics(hidden_MD, weight_VD, bias_V, targets_M, scale / temperature)
+    rows = max(1, CHUNK_ELEMENTS // role.tree.config.get_text_config().vocab_size)
+    parts = []
+    for start in range(0, hidden_MD.shape[0], rows):
+        logits = role.logits(hidden_MD[start : start + rows])
+        chosen = token_logprobs(logits, targets_M[start : start + rows], temperature)
+        parts.append((chosen, entropy(logits, temperature)))
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])

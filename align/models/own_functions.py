@@ -195,3 +195,18 @@ def head_logprobs(
 ) -> Tensor:
     """Log-probabilities [M] of targets under softmax of a linear head's logits times `scale`, in float32."""
     return _ChosenLogprobs.apply(hidden_MD, weight_VD, bias_V, targets_M, scale)  # type: ignore[no-any-return, no-untyped-call]
+
+
+@torch.no_grad()
+def head_statistics(
+    hidden_MD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_M: Tensor, scale: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """What `head_logprobs` gives, to the same bits, and the entropies in nats of the same distributions, [M] each."""
+    wide = torch.float64 if hidden_MD.dtype == torch.float64 else torch.float32
+    logprobs, entropies = [], []
+    for part in _chunks(hidden_MD, weight_VD):
+        logits_CV, total_C1 = _logits(hidden_MD[part], weight_VD, bias_V, scale, wide)
+        logprobs.append((logits_CV.gather(1, targets_M[part, None]) - total_C1)[:, 0])
+        logits_CV.sub_(total_C1)
+        entropies.append(-(logits_CV.exp() * logits_CV).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)

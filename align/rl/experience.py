@@ -20,18 +20,16 @@ import torch
 from torch import Tensor
 
 from align.functional import (
-    entropy,
     explained_variance,
     kl_k1,
     kl_k3,
     masked_mean,
-    token_logprobs,
 )
 from align.inference.generation import Reply
-from align.inference.scoring import ResponseBatch, pack_responses
+from align.inference.scoring import pack_responses
 from align.rl.actor_critic import ExperienceRow
 from align.rl.options import Estimator
-from align.roles import CHUNK_ELEMENTS, Role, chosen_logprobs
+from align.roles import Role, chosen_logprobs, chosen_statistics
 from align.training.batching import in_order
 from align.training.optimizer import autocast
 from data_prep.core.errors import TrainingStopped
@@ -202,7 +200,8 @@ def statistics(
 def _pass(roles: PPORoles, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float) -> list[Tensor]:
     """Policy and reference log-probabilities, values, entropies [M], and scores [B], on the CPU."""
     batch = pack_responses(pairs).to(roles.policy.tree.device)
-    logprobs_M, entropy_M = _judged(roles.policy, batch, temperature)
+    hidden_MD = roles.policy.hidden(batch.packed)[batch.source_M]
+    logprobs_M, entropy_M = chosen_statistics(roles.policy, hidden_MD, batch.targets_M, temperature)
     hidden_MD = roles.reference.hidden(batch.packed)[batch.source_M]
     reference_M = chosen_logprobs(roles.reference, hidden_MD, batch.targets_M, temperature)
     if roles.value is None:
@@ -211,18 +210,6 @@ def _pass(roles: PPORoles, pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
         values_M = roles.value.scores(batch.packed, batch.source_M)
     score_B = roles.reward.scores(batch.packed, batch.last_B)
     return [tensor.cpu() for tensor in (logprobs_M, reference_M, values_M, entropy_M, score_B)]
-
-
-def _judged(role: Role, batch: ResponseBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies [M] of the reply tokens; the logits of a chunk are held at a time."""
-    hidden_MD = role.hidden(batch.packed)[batch.source_M]
-    rows = max(1, CHUNK_ELEMENTS // role.tree.config.get_text_config().vocab_size)
-    parts = []
-    for start in range(0, hidden_MD.shape[0], rows):
-        logits = role.logits(hidden_MD[start : start + rows])
-        targets = batch.targets_M[start : start + rows]
-        parts.append((token_logprobs(logits, targets, temperature), entropy(logits, temperature)))
-    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def _unpack(values_M: Tensor, mask_BT: Tensor) -> Tensor:

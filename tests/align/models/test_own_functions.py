@@ -78,7 +78,10 @@ def test_the_head_makes_its_gradient_in_the_forward(rows, scale, monkeypatch):
     assert [tensor.shape for tensor in kept] == [hidden.shape]
     with torch.no_grad():
         still = own.head_logprobs(hidden, weight, bias, targets, scale)
-    assert torch.equal(one, whole) and torch.equal(still, whole), "trained, frozen and without gradients: the same bits"
+        beside, entropy_M = own.head_statistics(hidden, weight, bias, targets, scale)
+    assert torch.equal(one, whole) and torch.equal(still, whole) and torch.equal(beside, whole), "the same bits"
+    chances = torch.distributions.Categorical(logits=F.linear(hidden, weight, bias) * scale)
+    torch.testing.assert_close(entropy_M, chances.entropy().detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_a_trained_head_learns_under_autocast():

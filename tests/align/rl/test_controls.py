@@ -138,13 +138,18 @@ def test_every_forward_is_at_the_stages_precision(tmp_path, monkeypatch):
 def test_the_references_entropy_is_not_computed(monkeypatch):
     from tests.align.rl.test_ppo import RULE, gather, sampled, troupe
 
-    rows = []
-    original = experience.entropy
-    monkeypatch.setattr(experience, "entropy", lambda logits, t: rows.append(len(logits)) or original(logits, t))
+    seen = []
+    original = experience.chosen_statistics
+
+    def watch(role, *given):
+        seen.append(role.name)
+        return original(role, *given)
+
+    monkeypatch.setattr(experience, "chosen_statistics", watch)
     roles = troupe()
     prompts, replies = sampled(roles.policy)
     gather(roles, prompts, replies, RULE)
-    assert sum(rows) == sum(len(reply.ids) for reply in replies)
+    assert set(seen) == {"policy"}
 
 
 # ---------------------------------------- gold
