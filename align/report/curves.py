@@ -131,7 +131,7 @@ def _over_distance(stage: StageFiles) -> Json | None:
         "unit": "reward before the KL penalty" + (" and gold score" if len(lines) > 1 else ""),
         "final": held[-1].get("objective/score_shaped"),
         "of": "last",
-        "drawing": plot(lines, Axis("root of KL"), Axis("score"), f"{title}, {stage.name}"),
+        "drawing": plot(lines, Quantity("root of KL"), Quantity("score"), f"{title}, {stage.name}"),
         "broad": True,
         "remark": "every dot is a look; blue: reward" + ("; orange: gold" if len(lines) > 1 else ""),
     }
