@@ -139,7 +139,7 @@ class Course:
             self.fooled = 0
         if -look.measure < self.best.loss:
             self.best_look = look
-        self.best.offer(-look.measure, update, updater.weights)
+        self.best.offer(-look.measure, update, lambda: {n: p.to("cpu", copy=True) for n, p in updater.held().items()})
         return 0 < self.patience <= self.fooled
 
     def finish(self, updater: Updater) -> dict[str, Any]:

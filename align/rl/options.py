@@ -34,6 +34,13 @@ class Estimator(Enum):
         return self in (Estimator.rloo, Estimator.grpo)
 
 
+class Critic(Enum):
+    """What the value role starts from."""
+
+    zero = "zero"
+    parent = "parent"
+
+
 class Monitor(Enum):
     """What held-out replies are measured by."""
 
@@ -85,6 +92,9 @@ class PPOOptions(TrainingOptions):
     value_lr_ratio: float = option(3.0, "learning rate of the value role over the policy's")
     reward_clip: float = option(10.0, "normalised scores are clipped to this", above=0)
     missing_eos_penalty: float = option(1.0, "subtracted from the reward of a reply that does not end")
+    critic: Critic = option(
+        Critic.zero, "zero|parent: what values start from, a head of zeros or the critic saved beside init"
+    )
     critic_warmup: int = option(5, "first updates that train the value role alone")
     max_approx_kl: float = option(0.1, "end an update's passes once KL(old, new) per token passes this", above=0)
     max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this", above=0)

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, ClassVar
 
-from align.rl.options import Monitor, PPOOptions
+from align.rl.options import Critic, Monitor, PPOOptions
 from align.stages.base import TrainingStage, stage
 from data_prep.core.errors import UserError
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from align.checkpoints.compatibility import ParentInfo
     from align.rl.experience import PPORoles, RewardRule
     from align.rl.held_out import HeldOut
+    from align.roles import Role
     from align.training.context import StageContext
     from align.training.optimizer import Updater
     from data_prep.options import DataOptions
@@ -121,11 +122,7 @@ class PPO(PPOOptions, TrainingStage):
         }
 
     def _assemble(self, context: StageContext) -> PPORoles:
-        """Policy and reference from the parent, reward from the reward model, value as a trainable copy of it.
-
-        The value head starts at zero: the reward head was trained at the ends of replies alone, and what it says of
-        the tokens before them is worse than a constant.
-        """
+        """Policy and reference from the parent, reward from the reward model, and the critic."""
         from align.rl.experience import PPORoles
 
         assert context.reward is not None
@@ -133,15 +130,51 @@ class PPO(PPOOptions, TrainingStage):
         policy = context.fresh_role("policy")
         reference = context.start_role("reference")
         reward = context.bases.realise(context.reward, "reward", load)
-        value = None
-        if self.advantage.has_critic:
-            value = context.bases.realise(context.reward, "value", load, trainable=True)
-            assert value.head is not None
-            value.head.zero()
+        value = self._critic(context) if self.advantage.has_critic else None
         roles = PPORoles(policy, reference, reward, value)
         for role in roles.all():
             role.silence_dropout()
         return roles
+
+    def _critic(self, context: StageContext) -> Role:
+        """A trainable copy of the reward model under a head of zeros, or the critic of the stage that made the parent.
+
+        The reward head was trained at the ends of replies alone: what it says of the tokens before them is worse than
+        a constant.
+        """
+        assert context.reward is not None
+        saved = self._saved_critic(context) if self.critic is Critic.parent else context.reward
+        value = context.bases.realise(saved, "value", context.parent_mode.load, trainable=True)
+        assert value.head is not None
+        if saved is context.reward:
+            value.head.zero()
+        return value
+
+    def _saved_critic(self, context: StageContext) -> Checkpoint:
+        """The critic beside the parent, if it was trained against this reward model at this precision."""
+        from align.checkpoints.checkpoint import RECORD, Checkpoint
+
+        assert context.reward is not None
+        where = f"stages.{context.spec.name}.critic"
+        folder = context.init.folder / "value" if context.init is not None else None
+        if folder is None or not (folder / RECORD).is_file():
+            raise UserError(
+                "the parent has no critic beside it",
+                field=where,
+                code="no_critic",
+                hint=f"start from a PPO stage that had one (init=RUN/ppo), or leave {where} out",
+            )
+        saved = Checkpoint.open(folder)
+        saved.check_files()
+        judge = saved.parent("init")
+        if judge is None or judge.digest != context.reward.digest or saved.load != context.parent_mode.load.value:
+            raise UserError(
+                "the parent's critic was trained against another reward model, or at another precision",
+                field=where,
+                code="other_reward",
+                hint=f"leave {where} out: the critic starts anew and warms up",
+            )
+        return saved
 
     def _held_out(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> HeldOut | None:
         """The last held-out prompts, which an evaluation of the first few does not ask."""

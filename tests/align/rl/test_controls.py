@@ -18,6 +18,7 @@ from align.rl.options import PPOOptions
 from align.rl.ppo import adapted_kl_coef
 from align.tracking.metrics import read_metrics
 from align.training.optimizer import Updater
+from data_prep.core.errors import UserError
 from reward.head import ScalarHead
 from tests.tiny_chain import bases, finished, fresh, made, read
 from tests.tiny_training import experience_rows
@@ -118,6 +119,35 @@ def test_adalora_ranks_by_the_policys_own_steps(tmp_path, monkeypatch):
     ppo(tmp_path, *words, "adapter=adalora", "name=a")
     policy = [step for step, final in seen if final == 8 - round(0.3 * 8)]
     assert policy == list(range(1, 9)), "of 16 steps the first 8 are the critic's; the second passes are left out"
+
+
+def test_a_saved_critic_starts_the_next_stage(tmp_path, monkeypatch):
+    """Bit by bit, from its first value on; one of another reward model, or none, is a line that says what to do."""
+    from safetensors.torch import load_file
+
+    from align.stages.ppo import PPO
+
+    first = ppo(tmp_path, "updates=2", "critic_warmup=1", "lr=1e-2", "name=first")
+    held = load_file(first / "ppo" / "value" / "head.safetensors")
+    seen = []
+    original = PPO._updater
+
+    def watch(self, context, roles):
+        seen.append({name: p.clone() for name, p in roles.value.head.state_dict().items()})
+        return original(self, context, roles)
+
+    monkeypatch.setattr(PPO, "_updater", watch)
+    words = ["updates=2", "critic_warmup=0", "critic=parent"]
+    second = ppo(tmp_path, *words, f"init={first / 'ppo'}", "name=second")
+    assert held.keys() == seen[0].keys() and all(torch.equal(held[name], seen[0][name]) for name in held)
+    assert any(value.any() for value in held.values()) and train_rows(second)[0]["value/mean"] != 0
+    assert (second / "ppo" / "value" / "checkpoint.json").is_file()
+    with pytest.raises(UserError, match="no critic beside it") as caught:
+        ppo(tmp_path, *words, "name=none")
+    assert caught.value.field == "stages.ppo.critic" and caught.value.hint
+    other = made("reward_model", "seed=7", "name=other", out=tmp_path) / "reward_model"
+    with pytest.raises(UserError, match="another reward model"):
+        ppo(tmp_path, *words, f"init={first / 'ppo'}", f"reward={other}", "name=judged")
 
 
 # ---------------------------------------- precision

@@ -25,9 +25,9 @@ from tests.align.rl.test_controls import ppo, train_rows
 from tests.tiny_chain import base, checkpoint, finished
 
 CLOSE = 1e-6
-SHAPE = ["updates=3", "batch_size=8", "minibatches=2", "ppo_epochs=2", "max_new_tokens=6", "monitor=off"]
+SHAPE = ["batch_size=8", "minibatches=2", "ppo_epochs=2", "max_new_tokens=6", "monitor=off"]
 STEERED = ["kl_coef=0.1", "kl_target=0.01", "kl_horizon=2", "max_approx_kl=100", "kl_limit=1000", "temperature=0.8"]
-LOSS = ["clip=0.02", "clip_high=0.03", "dual_clip=3", "value_clip=0.05", "value_coef=0.7", "gamma=0.97", "lr=2e-3"]
+LOSS = ["clip=0.005", "clip_high=0.008", "dual_clip=3", "value_clip=0.05", "value_coef=0.7", "gamma=0.97", "lr=5e-4"]
 
 
 class Copy:
@@ -216,19 +216,19 @@ def followed(run: Recorder, kl_coefs: list[float]) -> dict[str, float]:
 def test_a_run_is_the_one_that_the_reference_makes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished()  # made before anything is recorded
     run = Recorder(monkeypatch)
-    more = ["critic_warmup=1"] if name == "gae" else ["group_size=4"]
+    more = ["updates=3", "critic_warmup=1"] if name == "gae" else ["updates=2", "group_size=4"]
     folder = ppo(tmp_path, *SHAPE, *STEERED, *LOSS, *more, f"advantage={name}", "name=r")
     assert checkpoint(finished(), "sft").method == "lora", "the copies are made of W + scale B A"
     first = {role: [p.detach().clone() for p in copy.trained()] for role, copy in run.copies.items()}
     worst = followed(run, [row["objective/kl_coef"] for row in train_rows(folder)])
-    assert len(run.steps) == 12 and {"kl_coef", "policy/loss", "grad_norm"} <= worst.keys()
+    assert len(run.steps) == 4 * run.options.updates and {"kl_coef", "policy/loss", "grad_norm"} <= worst.keys()
     for role in run.roles.all():
         ours = [p.detach().double() for n, p in role.named_parameters() if "lora_" in n or n.startswith("head")]
         theirs = run.copies[role.name].trained()
         gaps = [float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)]
         moved = max(float((a - b).abs().max()) for a, b in zip(ours, first[role.name], strict=True))
         worst[role.name] = max(gaps)
-        assert (moved > 1e-3) == (role.name in run.roles.trained()), (role.name, moved)
+        assert (moved > 5e-4) == (role.name in run.roles.trained()), (role.name, moved)
     clipped = [step.get("policy/clipfrac", 0.0) for step in run.steps]
     assert max(clipped) > 0, "the clip must have been at work"
     assert max(worst.values()) <= CLOSE, worst

@@ -137,10 +137,12 @@ def test_ppo_runs_and_keeps_its_promises(both):
     assert two["status"] == "done"
     step0 = two["stages"][0]["metrics"]["step0"]
     assert step0["kl"] <= 1e-5 and step0["ratio_dev"] <= 1e-5 and sorted(step0["grad_roles"]) == ["policy", "value"]
-    rows = read_metrics(both["ppo"][1] / "ppo" / "metrics.jsonl")
+    alone, rows = (read_metrics(folder / "ppo" / "metrics.jsonl") for folder in both["ppo"][:2])
     assert [row["step"] for row in rows if row["split"] == "train"] == [1, 2]
-    first = read_metrics(both["ppo"][0] / "ppo" / "metrics.jsonl")[0]
-    assert rows[0].keys() == first.keys() and rows[0]["lr"] == pytest.approx(first["lr"])
+    assert [row.keys() for row in rows] == [row.keys() for row in alone], "looks and updates alike"
+    for key, allowed in (("objective/reward", 1e-4), ("response/len_mean", 0.0)):
+        assert rows[0][key] == pytest.approx(alone[0][key], rel=allowed), "the first look is at the same policy"
+    assert rows[1]["lr"] == pytest.approx(alone[1]["lr"])
     assert one["stages"][0]["trainable"] == two["stages"][0]["trainable"]
 
 
