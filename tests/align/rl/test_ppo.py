@@ -223,7 +223,8 @@ def test_scores_on_ppos_path_are_those_of_the_reward_models_evaluation():
     found = sentences(18, longest=16)
     rows = [PairTokens(found[3 * i], found[3 * i + 1], found[3 * i + 2], str(i), None) for i in range(6)]
     objective = Pairwise(role)
-    chosen, rejected = objective.scores(objective.collate(rows))
+    batch = objective.collate(rows)
+    chosen, rejected = role.scores(batch.packed, torch.cat([batch.chosen_P, batch.rejected_P])).chunk(2)
     pairs = [(row.prompt, side) for row in rows for side in (row.chosen, row.rejected)]
     wanted = torch.stack([chosen, rejected], 1).reshape(-1).tolist()
     for chunk in (1, 5, 12):
