@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import Input, StagePlan
 from align.checkpoints.peft_adapter import unknown_of
-from align.config.schema import RunConfig
+from align.config.schema import RunConfig, StageSpec
 from align.models.resolve import base_identity, find_base, open_renderer
 from align.planning.preflight import require_plans
 from align.run_record import StageEntry
@@ -88,7 +88,7 @@ def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolde
     context = _context(work, plan, digest, home.staging)
     reset_peak_rss()
     (home.staging / "recipe.yaml").write_text(yaml_text(work.config.resolved["stages"][work.stage]), encoding="utf-8")
-    saved = plan.spec.stage.run(context)
+    saved = _within_memory(plan.spec, context)
     work.accelerator.wait_for_everyone()  # every process has read the staging folder back before it is renamed
     if work.is_main:
         _publish(home, saved, digest)
@@ -101,6 +101,19 @@ def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolde
     del context
     gc.collect()
     return entry
+
+
+def _within_memory(spec: StageSpec, context: StageContext) -> Checkpoint | None:
+    """Run the stage; where memory runs out, say what makes its passes smaller."""
+    from align.models.memory import OutOfMemory, told_of
+
+    try:
+        with told_of():
+            made: Checkpoint | None = spec.stage.run(context)
+    except OutOfMemory as error:
+        where = f"stages.{spec.name}"
+        raise OutOfMemory(error.tokens, where, spec.stage.smaller_passes(where, error.tokens)) from None
+    return made
 
 
 def _context(work: Run, plan: StagePlan[Checkpoint], digest: str, staging: Path) -> StageContext:

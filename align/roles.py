@@ -9,10 +9,13 @@ Shape suffixes: N packed tokens, M selected tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
@@ -26,8 +29,9 @@ from align.models.fingerprint import base_fingerprint
 from align.models.forward import head_logits, linear_head, packed_hidden
 from align.models.low_rank import LowRankTerms, merge, stack
 from align.models.own_functions import head_logprobs, head_statistics
-from align.models.packing import Packed
+from align.models.packing import Packed, pack
 from align.models.shared_base import BaseIdentity, SharedBase
+from data_prep.core.cache_folder import Remembered
 from data_prep.core.errors import UserError
 from data_prep.core.hashing import sha256_json
 from reward.head import ScalarHead
@@ -164,7 +168,18 @@ class Bases:
         return self.terms_under(parent, load)
 
     def realise(self, checkpoint: Checkpoint, name: str, load: Load, trainable: bool = False) -> Role:
-        """A checkpoint as a role: the tree it was trained on, its adapter, and its head if it has one."""
+        """A checkpoint as a role: the tree it was trained on, its adapter, and its head if it has one.
+
+        Raises:
+            UserError: what it computes here is not what it computed when it was saved; looked at once on a machine.
+        """
+        role = self.built(checkpoint, name, load, trainable)
+        if not trainable:
+            require_probe(role, checkpoint, self.identity.fingerprint, load)
+        return role
+
+    def built(self, checkpoint: Checkpoint, name: str, load: Load, trainable: bool = False) -> Role:
+        """A checkpoint as a role, whatever it computes."""
         adapter = adapter_of(checkpoint)
         tree = self._tree(checkpoint, load, private=trainable)
         carrier = adapter.load(tree, checkpoint.folder, trainable)
@@ -175,6 +190,7 @@ class Bases:
     def fresh(self, parent: Checkpoint | None, adapter: Adapter, parent_mode: ParentMode, name: str) -> Role:
         """A trainable role on a parent in the mode that its plan says; its head, if any, is the stage's business."""
         if parent is not None and parent_mode.mode is OnParent["continue"]:
+            self.realise(parent, "parent", parent_mode.load)  # it computes what it did
             tree = self._tree(parent, parent_mode.load, adapter.traits.owns_weights)
             return Role(name, adapter.load(tree, parent.folder, trainable=True), adapter)
         tree = self._ground(parent, parent_mode, adapter.traits.owns_weights)
@@ -245,6 +261,50 @@ def load_head(checkpoint: Checkpoint, device: torch.device) -> ScalarHead:
         )
     head.load_state_dict(tensors)
     return head
+
+
+@torch.no_grad()
+def outputs(role: Role, probe_ids: Sequence[Sequence[int]]) -> list[list[float]]:
+    """A role's outputs on probe sequences: the score of each, or the log-probability of each of its tokens."""
+    result = []
+    for ids in probe_ids:
+        packed = pack([list(ids)]).to(role.tree.device)
+        if role.head is not None:
+            result.append(role.scores(packed, torch.tensor([len(ids) - 1], device=role.tree.device)).tolist())
+        else:
+            hidden = role.hidden(packed)[:-1]
+            result.append(chosen_logprobs(role, hidden, packed.ids_1N[0, 1:]).tolist())
+    return result
+
+
+def require_probe(role: Role, checkpoint: Checkpoint, base: str, load: Load) -> None:
+    """Compare a frozen role's outputs with those in its checkpoint's record, once for each machine and version.
+
+    Other machines round otherwise: in float32 by ten times what the record allows, else by a tenth in the mean.
+
+    Raises:
+        UserError: they are further apart than rounding explains.
+    """
+    probe = checkpoint.record.get("probe") or {}
+    if not probe.get("input_ids") or checkpoint.load != load.value:
+        return
+    versions = [torch.__version__, transformers.__version__, peft.__version__]
+    key, known = sha256_json([checkpoint.digest, base, role.tree.device.type, versions]), Remembered("probes.json")
+    if known.get(key):
+        return
+    found = torch.tensor([value for row in outputs(role, probe["input_ids"]) for value in row])
+    expected = torch.tensor([value for row in probe["expected"] for value in row])
+    gaps = (found - expected).abs() / expected.abs().clamp_min(1.0)
+    gap, bound = (gaps.max(), 10 * float(probe["atol"])) if load is Load.fp32 else (gaps.mean(), 0.1)
+    if not float(gap) <= bound:
+        raise UserError(
+            f"{checkpoint.label} does not compute here what it computed when it was saved "
+            f"(its outputs differ by {float(gap):.1e}; at most {bound:.0e} by rounding)",
+            code="wrong_probe",
+            file=str(checkpoint.folder),
+            hint="is the base the right one, and are torch, transformers and peft of the versions in run.json?",
+        )
+    known.put(key, True)
 
 
 CHUNK_ELEMENTS = 1 << 27  # logits above this many elements are computed, and recomputed in backward, in chunks

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.adapters.base import Adapter, Traits
 from align.adapters.file_format import read_exactly
+from align.models.tokenizer import open_tokenizer
 from data_prep.core.errors import UserError
 from data_prep.core.options import option
 
@@ -125,8 +126,6 @@ class SoftPrompt(Adapter):
         count = self.num_virtual_tokens
         if self.init is not Init.text:
             return torch.randint(0, tree.config.get_text_config().vocab_size, (count,)).tolist()
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(vars(tree)["align_shared"]["folder"], local_files_only=True)
+        tokenizer = open_tokenizer(vars(tree)["align_shared"]["folder"])
         ids: list[int] = tokenizer(self.init_text, add_special_tokens=False)["input_ids"]
         return (ids * -(-count // len(ids)))[:count]

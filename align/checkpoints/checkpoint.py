@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from align.checkpoints.peft_adapter import fitted, foreign_record, is_foreign, require_named_base
+from align.checkpoints.roots import base_of
 from align.models.chat_template import TEMPLATE, dressed
 from align.models.fingerprint import base_fingerprint, read_model_config
 from align.models.location import model_folder
@@ -243,19 +244,26 @@ class Checkpoint:
                     file=str(base_folder),
                 )
 
-    def base_folder(self) -> Path:
-        """The folder of the root base this chain stands on, as recorded."""
+    def base_folder(self, now: str | None = None) -> Path:
+        """The folder of the root base this chain stands on: as recorded, or where `now` says that it lies today.
+
+        Raises:
+            UserError: it is not there. Whether it is the right one is for `require` to say.
+        """
         parent = self.parent("init")
         if parent is not None and not parent.foreign:
-            return parent.base_folder()
-        folder = model_folder(str(self.record["root"]))
+            return parent.base_folder(now)
+        folder = model_folder(now) if now else base_of(self.folder, self.record)
         template = self.folder / TEMPLATE
         return dressed(folder, template.read_text(encoding="utf-8")) if template.is_file() else folder
 
-    def verify(self) -> list[dict[str, Any]]:
+    def verify(self, base: str | None = None) -> list[dict[str, Any]]:
         """All checks by name, each with ok and a detail: what was found right, or what is wrong. Nothing is raised.
 
         Every parent is opened and every file is hashed anew, whatever has been looked at before.
+
+        Args:
+            base: where the base lies now, if it has moved.
         """
         checks: list[dict[str, Any]] = []
         self.below.clear()
@@ -276,9 +284,9 @@ class Checkpoint:
             check("kept inside it", lambda: joined(self.nested()))
         for one in chain:
             check(f"files of {one.label}", one.check_files, f"{len(one.record['files'])} files as they were saved")
-        check("base", self.base_folder)
+        check("base", lambda: self.base_folder(base))
         if checks[-1]["ok"]:
-            folder = self.base_folder()
+            folder = self.base_folder(base)
             for one in chain:
                 detail = "not known: made elsewhere" if one.foreign else "weights, tokenizer and chat template fit"
                 check(f"base of {one.label}", partial(one._check_base, folder), detail)

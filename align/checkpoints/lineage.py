@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from align.checkpoints.checkpoint import RECORD, Checkpoint
-from align.checkpoints.peft_adapter import UNKNOWN
+from align.checkpoints.peft_adapter import UNKNOWN, is_foreign
 from align.run_record import RunRecord, is_run
 
 
@@ -15,7 +15,7 @@ def lineage(folder: Path) -> dict[str, Any]:
 
     `folder` is a checkpoint folder or a run folder; a run gives the union over its stages.
     """
-    if (folder / RECORD).is_file():
+    if (folder / RECORD).is_file() or is_foreign(folder):
         tops = [Checkpoint.open(folder)]
     else:
         run = RunRecord.open(folder)

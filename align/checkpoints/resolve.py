@@ -6,18 +6,26 @@ from pathlib import Path
 
 from align.checkpoints.checkpoint import RECORD, Checkpoint, nearby_runs
 from align.checkpoints.peft_adapter import is_foreign
+from align.models.fingerprint import read_model_config
 from align.run_record import RunRecord, is_run
 from data_prep.core.errors import UserError
 
 
-def resolve_target(target: str, out: str) -> Path:
-    """The checkpoint or run folder that TARGET names: a path, RUN, or RUN/STAGE below `out`."""
+def resolve_target(target: str, out: str, foreign: bool = False) -> Path:
+    """The checkpoint or run folder that TARGET names: a path, RUN, or RUN/STAGE below `out`.
+
+    `foreign` says whether a plain peft adapter will do.
+    """
+    if foreign and is_foreign(Path(target).expanduser()):
+        return Path(target).expanduser()
     for candidate in (Path(target).expanduser(), Path(out) / target):
         if (candidate / RECORD).is_file() or is_run(candidate):
             return candidate
         stage = _stage_folder(candidate.parent, candidate.name)
         if stage is not None:
             return stage
+    if (path := Path(target).expanduser()).exists():
+        raise not_a_run(path)
     places = " and ".join(dict.fromkeys([target, str(Path(out) / target)]))
     raise UserError(
         f"no run or checkpoint '{target}' (looked for {places})",
@@ -34,15 +42,8 @@ def resolve_checkpoint(target: str, out: str, foreign: bool = False) -> Checkpoi
         out: the folder of runs.
         foreign: whether a plain peft adapter will do.
     """
-    if is_foreign(Path(target).expanduser()):
-        if foreign:
-            return Checkpoint.open(Path(target).expanduser())
-        raise UserError(
-            "a plain peft adapter, without a record of its base and template",
-            code="foreign_adapter",
-            file=target,
-            hint=f"a stage can start from it: stages.sft.init={target}",
-        )
+    if foreign and is_foreign(Path(target).expanduser()):
+        return Checkpoint.open(Path(target).expanduser())
     folder = resolve_target(target, out)
     if (folder / RECORD).is_file():
         return Checkpoint.open(folder)
@@ -52,6 +53,63 @@ def resolve_checkpoint(target: str, out: str, foreign: bool = False) -> Checkpoi
     if not speaking:
         raise UserError("this run has no finished stage with weights yet", file=str(folder))
     return speaking[-1]
+
+
+def not_a_run(path: Path) -> UserError:
+    """What is there instead of a run or checkpoint, and what can be done with it."""
+    if is_foreign(path):
+        return UserError(
+            "a plain peft adapter, without a record of its base and template",
+            code="foreign_adapter",
+            file=str(path),
+            hint=f"talk to it with align chat {path}; a stage can start from it: stages.STAGE.init={path}",
+        )
+    if is_classifier(path):
+        return UserError(
+            "a stock reward model or classifier, and no checkpoint: it has a head for scores, and no record",
+            code="plain_classifier",
+            file=str(path),
+            hint="it can neither speak nor be trained on; take the language model that it was made from",
+        )
+    if is_model(path):
+        return UserError(
+            "a plain model folder, and no run or checkpoint: there is no record of how it was trained",
+            code="plain_model",
+            file=str(path),
+            hint=f"talk to it: align chat {path}; train on it: model=hf model.path={path}, stages.STAGE.init=base",
+        )
+    holds = ", ".join(sorted(one.name for one in path.iterdir())[:5]) or "nothing" if path.is_dir() else "a file"
+    states = sorted(path.glob("checkpoint-*/")) if path.is_dir() else []
+    hint = f"is it {states[-1]}?" if states else "a run has run.json, a checkpoint has checkpoint.json"
+    return UserError(
+        f"holds no run, checkpoint, model or adapter (it has: {holds})",
+        code="unknown_target",
+        file=str(path),
+        hint=hint,
+    )
+
+
+def is_checkpoint(target: str, out: str) -> bool:
+    """Whether TARGET names a run or checkpoint."""
+    try:
+        resolve_target(target, out)
+    except UserError:
+        return False
+    return True
+
+
+def is_model(path: Path) -> bool:
+    """Whether a folder holds a whole language model as transformers writes it, and no checkpoint."""
+    whole = (path / "config.json").is_file() and any(path.glob("*.safetensors"))
+    return whole and not (path / RECORD).is_file() and not is_classifier(path)
+
+
+def is_classifier(path: Path) -> bool:
+    """Whether a folder holds a whole model whose head gives scores or labels."""
+    if not (path / "config.json").is_file() or (path / RECORD).is_file():
+        return False
+    kinds = read_model_config(path).get("architectures") or []
+    return any(str(kind).endswith("ForSequenceClassification") for kind in kinds)
 
 
 def _stage_folder(folder: Path, stage: str) -> Path | None:

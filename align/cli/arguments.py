@@ -30,25 +30,32 @@ def split_words(words: Sequence[str], most: int) -> tuple[list[str], list[str]]:
 
 def run_folder(overrides: Sequence[str]) -> str:
     """The folder of runs: `out=DIR` among the overrides, the only one that these verbs take."""
-    out = "runs"
+    return _places(overrides, ("out",)).get("out", "runs")
+
+
+def _places(overrides: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """The folders that a verb takes, by name."""
+    found = {}
     for override in parse(overrides):
-        if override.key_or_group != "out":
-            near = nearest(override.key_or_group, ["out"])
+        if override.key_or_group not in known:
+            near = nearest(override.key_or_group, known)
+            takes = "=DIR and ".join(known)
             raise UserError(
                 f"unknown option '{override.key_or_group}'",
-                hint="did you mean 'out'?" if near else "this verb takes out=DIR",
+                hint=f"did you mean '{near}'?" if near else f"this verb takes {takes}=DIR",
                 code="unknown_key",
             )
-        out = raw_value(override)
-    return out
+        found[override.key_or_group] = raw_value(override)
+    return found
 
 
-def target_of(args: argparse.Namespace, verb: str) -> tuple[str, str]:
-    """The target of a verb and the folder of runs."""
+def target_of(args: argparse.Namespace, verb: str) -> tuple[str, str, str | None]:
+    """The target of a verb, the folder of runs, and where the base lies now if that is said."""
     words, overrides = split_words(args.words, 1)
     if not words:
         raise UserError(f"{verb} needs a TARGET: a path, RUN or RUN/STAGE", code="no_target")
-    return words[0], run_folder(overrides)
+    places = _places(overrides, ("out", "base"))
+    return words[0], places.get("out", "runs"), places.get("base")
 
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ import sys
 from typing import Any
 
 from align.cli.arguments import read_options, split_words
-from align.serving.options import ChatOptions, find_policy
+from align.serving.options import ChatOptions, find_policy, label_of
 from data_prep.core.errors import UserError
 
 INTERRUPTED = 130
@@ -61,7 +61,7 @@ def _talk(checkpoint: Any, options: ChatOptions, args: argparse.Namespace, piped
     from rich.console import Console
 
     console = Console(highlight=False, stderr=False)
-    with console.status(f"loading {checkpoint.label}"):
+    with console.status(f"loading {label_of(checkpoint)}"):
         from align.serving.conversation import Panel
         from align.serving.terminal import Session, answer_lines, converse
 

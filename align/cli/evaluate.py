@@ -10,9 +10,12 @@ from typing import Any
 
 import yaml
 
-from align.checkpoints.resolve import resolve_checkpoint
+from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.peft_adapter import is_foreign
+from align.checkpoints.resolve import is_model, resolve_checkpoint
 from align.config.compose import compose
 from align.config.schema import ModelOptions, RunConfig
+from align.models.chat_template import bare
 from align.pipeline import run
 from align.runs.folder import run_of
 from data_prep.core.options import build
@@ -24,32 +27,62 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
 
     Returns the content of result.json, and under "run" the run folder that holds it with its report.
     """
-    out = next((word.split("=", 1)[1] for word in overrides if word.startswith("out=")), "runs")
-    checkpoint = resolve_checkpoint(target, out)
-    words = ["pipeline=evaluate", f"stages.evaluate.init={checkpoint.folder.resolve()}"]
-    judge = checkpoint.parent("reward")
-    if judge is not None:
-        words.append(f"stages.evaluate.reward={judge.folder.resolve()}")
-    config = _as_recorded(compose([*words, *overrides]), checkpoint.folder, checkpoint.stage, overrides)
+    out = _given(overrides, "out") or "runs"
+    base, overrides = _given(overrides, "base"), [word for word in overrides if not word.startswith("base=")]
+    path = Path(target).expanduser()
+    if is_foreign(path):
+        root = str(Checkpoint.open(path).record["root"])
+        words = _plain(base or root, str(path.resolve()))
+        config = compose([*words, f"model.aliases=['{root}']", *overrides])
+    elif is_model(path):
+        config = compose([*_plain(target, "base"), *overrides])
+    else:
+        config = _of_checkpoint(resolve_checkpoint(target, out), base, overrides)
     entry = run(config)["stages"][-1]
     folder = Path(config.out) / config.name
     result: dict[str, Any] = json.loads((folder / entry["dir"] / "result.json").read_text(encoding="utf-8"))
     return {**result, "run": str(folder)}
 
 
-def _as_recorded(config: RunConfig, folder: Path, stage: str, overrides: list[str]) -> RunConfig:
+def _given(overrides: list[str], key: str) -> str | None:
+    return next((word.split("=", 1)[1] for word in overrides if word.startswith(f"{key}=")), None)
+
+
+def _plain(model: str, init: str) -> list[str]:
+    """The words of an evaluation of a model, or of an adapter on it, that has no record."""
+    return ["pipeline=evaluate", f"stages.evaluate.init={init}", "model=hf", f"model.path={model}"]
+
+
+def _of_checkpoint(checkpoint: Checkpoint, base: str | None, overrides: list[str]) -> RunConfig:
+    """The evaluation of a checkpoint by its chain's reward model, on its base where that lies now."""
+    words = ["pipeline=evaluate", f"stages.evaluate.init={checkpoint.folder.resolve()}"]
+    if not any(word.startswith("model") for word in overrides):
+        checkpoint.base_folder(base)  # one line, if it is not there
+    if base:
+        words += ["model=hf", f"model.path={base}"]
+    judge = checkpoint.parent("reward")
+    if judge is not None:
+        words.append(f"stages.evaluate.reward={judge.folder.resolve()}")
+    return _as_recorded(compose([*words, *overrides]), checkpoint, base, overrides)
+
+
+def _as_recorded(config: RunConfig, checkpoint: Checkpoint, base: str | None, overrides: list[str]) -> RunConfig:
     """The evaluation with the model and data that the checkpoint's run recorded, unless they are overridden."""
-    recipe = run_of(folder) / "recipe.yaml"
+    recipe = run_of(checkpoint.folder) / "recipe.yaml"
     if not recipe.is_file():
         return config
     recorded = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     stages = recorded["stages"]
-    data = stages.get("evaluate", stages.get(stage, {})).get("data")
+    data = stages.get("evaluate", stages.get(checkpoint.stage, {})).get("data")
     given = {word.split("=", 1)[0].lstrip("+") for word in overrides}
     spec, resolved = config.stages[-1], deepcopy(config.resolved)
     if not any(word.split(".")[0] == "model" for word in given):
-        resolved["model"] = recorded["model"]
-        config = replace(config, model=build(ModelOptions, recorded["model"], "model"))
+        model = recorded["model"]
+        if base or model.get("init"):  # it has moved, or was made in the run
+            found = str(bare(checkpoint.base_folder(base)))
+            model = {**model, "path": found, "revision": None, "init": None, "config": {}, "tokenizer": {}}
+        resolved["model"] = model
+        config = replace(config, model=build(ModelOptions, model, "model"))
     if data and not any(word.split(".")[0] == "data" or word.startswith("stages.evaluate.data") for word in given):
         resolved["stages"][spec.name]["data"] = data
         config = replace(config, stages=[replace(spec, data=build(DataOptions, data, "data"))])

@@ -136,8 +136,8 @@ def lineage(args: argparse.Namespace) -> Answer:
     from align.checkpoints.lineage import lineage as trace
     from align.checkpoints.resolve import resolve_target
 
-    target, out = target_of(args, "lineage")
-    graph = trace(resolve_target(target, out))
+    target, out, _ = target_of(args, "lineage")
+    graph = trace(resolve_target(target, out, foreign=True))
     say(args, *_chain(graph))
     return 0, graph
 
@@ -161,17 +161,17 @@ def verify(args: argparse.Namespace) -> Answer:
     from align.checkpoints.resolve import resolve_target
     from align.run_record import RunRecord
 
-    target, out = target_of(args, "verify")
+    target, out, base = target_of(args, "verify")
     folder = resolve_target(target, out)
     if (folder / RECORD).is_file():
-        checks = Checkpoint.open(folder).verify()
+        checks = Checkpoint.open(folder).verify(base)
     else:
         run = RunRecord.open(folder)
         checks = [
             {**check, "name": f"{entry.name}: {check['name']}"}
             for entry in run.stages
             if (run.at(entry) / RECORD).is_file()
-            for check in Checkpoint.open(run.at(entry)).verify()
+            for check in Checkpoint.open(run.at(entry)).verify(base)
         ]
         if not checks:
             raise UserError("this run has no checkpoint yet", file=str(folder), code="no_checkpoint")

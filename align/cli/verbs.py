@@ -60,7 +60,8 @@ VERBS = [
         "TARGET [OPTIONS]",
         "lower the rank of an adapter",
         "align.cli.weights:compress",
-        options="align.weights.options:RankOptions",
+        flags=FORCE,
+        options="align.weights.options:CompressOptions",
     ),
     Verb(
         "chat",

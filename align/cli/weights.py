@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from align.cli.arguments import read_options, say, split_words
-from align.weights.options import CombineOptions, ExportOptions, ExtractOptions, MergeOptions, RankOptions
+from align.weights.options import CombineOptions, CompressOptions, ExportOptions, ExtractOptions, MergeOptions
 from data_prep.core.errors import UserError
 
 Answer = tuple[int, dict[str, Any]]
@@ -42,10 +42,10 @@ def extract(args: argparse.Namespace) -> Answer:
 def compress(args: argparse.Namespace) -> Answer:
     """A low-rank adapter at a smaller rank."""
     target, words = _target(args, "compress")
-    options = read_options(RankOptions, words)
+    options = read_options(CompressOptions, words)
     from align.weights.extract import compress as work
 
-    return _told(args, work(target, options))
+    return _told(args, work(target, options, args.force))
 
 
 def combine(args: argparse.Namespace) -> Answer:

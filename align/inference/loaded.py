@@ -18,6 +18,7 @@ from align.config.schema import Load
 from align.models.fingerprint import base_fingerprint, context_length, read_model_config
 from align.models.low_rank import LowRankTerms, combined
 from align.models.shared_base import BaseIdentity
+from align.models.tokenizer import open_tokenizer
 from align.roles import Bases, Role
 from data_prep.core.errors import UserError
 from data_prep.rendering.renderer import Renderer
@@ -32,10 +33,13 @@ class Opened:
     bases: Bases
 
     @classmethod
-    def target(cls, target: str, out: str) -> Opened:
-        """Open TARGET: a path, RUN or RUN/STAGE; whatever does not fit is refused before weights load."""
+    def target(cls, target: str, out: str, base: str | None = None) -> Opened:
+        """Open TARGET: a path, RUN or RUN/STAGE; whatever does not fit is refused before weights load.
+
+        `base` is the folder of the base where it lies now, if it has moved.
+        """
         checkpoint = resolve_checkpoint(target, out)
-        folder = checkpoint.base_folder()
+        folder = checkpoint.base_folder(base)
         checkpoint.require(folder)
         identity = BaseIdentity(str(checkpoint.record["root"]), None, base_fingerprint(folder))
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -59,9 +63,7 @@ class Opened:
     @cached_property
     def tokenizer(self) -> Any:
         """The tokenizer of the base."""
-        from transformers import AutoTokenizer
-
-        return AutoTokenizer.from_pretrained(self.base_folder, local_files_only=True)
+        return open_tokenizer(self.base_folder)
 
     @cached_property
     def renderer(self) -> Renderer:
@@ -72,6 +74,11 @@ class Opened:
     def context(self) -> int:
         """Longest row in tokens."""
         return context_length(read_model_config(self.base_folder)) or 1024
+
+    @property
+    def room(self) -> int:
+        """Longest row in tokens beside the virtual ones."""
+        return self.context - int(self.adapter.virtual_tokens)
 
     def rows(self) -> list[list[int]]:
         """Rows to measure drift on: the checkpoint's own probe and neutral texts."""

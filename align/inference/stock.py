@@ -11,6 +11,7 @@ from typing import Any
 
 from align.checkpoints.lineage import judge_of
 from align.config.schema import Load
+from align.inference.forms import Form, against
 from align.inference.loaded import Opened
 from align.inference.scoring import normalised, score_replies
 from align.models.own_modules import take_out
@@ -18,7 +19,7 @@ from data_prep.core.errors import UserError
 from data_prep.types import Message
 
 
-def load(target: str, out: str = "runs") -> tuple[Any, Any]:
+def load(target: str, out: str = "runs", base: str | None = None) -> tuple[Any, Any]:
     """The model of a checkpoint and its tokenizer, whose files, parents and base have been checked.
 
         model, tokenizer = align.load("my-run/ppo")
@@ -27,6 +28,7 @@ def load(target: str, out: str = "runs") -> tuple[Any, Any]:
     Args:
         target: a path, RUN or RUN/STAGE below `out`; a run stands for its last policy.
         out: folder of runs.
+        base: folder of the base where it lies now, if it has moved.
 
     Returns:
         A `PeftModel` where stock peft has the method and the adapter stands on the base itself; else, where the
@@ -36,26 +38,26 @@ def load(target: str, out: str = "runs") -> tuple[Any, Any]:
     Raises:
         UserError: there is none such, something does not fit its record, or no stock model computes the same.
     """
-    opened = Opened.target(target, out)
-    checkpoint, traits = opened.checkpoint, opened.adapter.traits
+    opened = Opened.target(target, out, base)
+    checkpoint, problems = opened.checkpoint, against(opened)
     opened.require_language_model("loading as a stock model")
-    alone = not checkpoint.record.get("derived_base") and not opened.bases.terms_under(checkpoint, opened.load)
-    if traits.owns_weights or (traits.mergeable and not (alone and traits.portable)):
-        model = opened.bases.folded(checkpoint, opened.load)
-        take_out(model)
-    elif alone and traits.portable:
+    if problems[Form.peft] is None:
         model = opened.on_base(checkpoint.folder)
-        take_out(model)
+    elif problems[Form.merged] is None or opened.adapter.traits.owns_weights:
+        model = opened.bases.folded(checkpoint, opened.load)
     else:
         raise UserError(
             f"no stock model computes what {checkpoint.label} ({checkpoint.method}) does",
             code="not_portable",
             hint=f"talk to it with align chat {checkpoint.folder}",
         )
+    take_out(model)
     return model.eval(), opened.tokenizer
 
 
-def score(target: str, prompts: Sequence[str], replies: Sequence[str], out: str = "runs") -> list[float]:
+def score(
+    target: str, prompts: Sequence[str], replies: Sequence[str], out: str = "runs", base: str | None = None
+) -> list[float]:
     """Rewards of replies to prompts, as chat and PPO count them.
 
         better, worse = align.score("my-run", ["say owl", "say owl"], ["The owl says hoot.", "No."])
@@ -65,6 +67,7 @@ def score(target: str, prompts: Sequence[str], replies: Sequence[str], out: str 
         prompts: user messages, one for each reply.
         replies: replies that the assistant ended.
         out: folder of runs.
+        base: folder of the base where it lies now, if it has moved.
 
     Returns:
         One number a reply, in standard deviations of the reward model's own scores around their mean.
@@ -76,7 +79,7 @@ def score(target: str, prompts: Sequence[str], replies: Sequence[str], out: str 
 
     if len(prompts) != len(replies):
         raise UserError(f"{len(prompts)} prompts for {len(replies)} replies", code="bad_value")
-    opened = Opened.target(target, out)
+    opened = Opened.target(target, out, base)
     judge = opened.checkpoint if opened.checkpoint.record["role"] == "reward" else judge_of(opened.checkpoint)
     if judge is None:
         raise UserError(f"the chain of {opened.checkpoint.label} has no reward model", code="no_reward_model")

@@ -13,6 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from align.models.tokenizer import open_tokenizer
 from data_prep.core.cache_folder import cache_folder
 from data_prep.core.errors import UserError, nearest
 from data_prep.core.hashing import sha256_json
@@ -37,9 +38,7 @@ def asked_template(wanted: str, folder: Path) -> str:
             hint = f"did you mean {near}?" if near else f"there are {', '.join(_NEEDS)}, or give a file"
             raise UserError(f"no such template: {wanted}", field=_FIELD, code="no_template", hint=hint)
         return path.read_text(encoding="utf-8")
-    from transformers import AutoTokenizer
-
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer: Any = open_tokenizer(folder)
     lacking = [token for token in _NEEDS[wanted] if token not in tokenizer.get_vocab()]
     if lacking or tokenizer.eos_token is None:
         raise UserError(

@@ -11,10 +11,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_prep.core.cache_folder import cache_folder
+from data_prep.core.cache_folder import Remembered
 from data_prep.core.errors import UserError, nearest
-from data_prep.core.files import write_text
 from data_prep.core.hashing import _BLOCK, sha256_json
+
+_SINGLE = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+"""Where peft says what an adapter is; beside a whole model transformers puts that adapter on top of it, unasked."""
 
 # Keys of config.json that do not change what the weights compute.
 _VOLATILE = {
@@ -36,7 +39,28 @@ def weight_files(folder: Path) -> list[Path]:
         named = {folder / name for name in dict(_read_object(index).get("weight_map") or {}).values()}
         if missing := sorted(named - set(files)):
             raise UserError(f"{len(missing)} weight files of the index are missing", file=str(missing[0]))
+        if folder / _SINGLE in files and folder / _SINGLE not in named:
+            raise UserError(
+                f"two sets of weights: {_SINGLE}, and the files that {index.name} names",
+                code="wrong_weights",
+                file=str(folder),
+                hint="remove one of them with the index, or move it elsewhere",
+            )
         files = sorted(named)  # others, such as a second copy in another layout, are no part of the model
+    elif files and folder / _SINGLE not in files:
+        raise UserError(
+            f"neither {_SINGLE} nor an index of {len(files)} files such as {files[0].name}",
+            code="wrong_weights",
+            file=str(folder),
+            hint="get model.safetensors.index.json too, or the whole model under its own name",
+        )
+    if files and (folder / ADAPTER_CONFIG).is_file() and (folder / "config.json").is_file():
+        raise UserError(
+            f"holds a model and an adapter ({ADAPTER_CONFIG}): which of them is meant is not known",
+            code="wrong_weights",
+            file=str(folder),
+            hint="move the adapter's files into a folder of their own",
+        )
     if files:
         return files
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
@@ -53,6 +77,16 @@ def weight_files(folder: Path) -> list[Path]:
     )
 
 
+def tensor_names(folder: Path) -> list[str]:
+    """Names of the tensors in the files that make up the model, each as often as there are files with it."""
+    files, single = weight_files(folder), folder / _SINGLE
+    names: list[str] = []
+    for path in [single] if single in files else files:  # other files beside a single one are no part of the model
+        with path.open("rb") as stream:
+            names += [name for name in _header(stream, path)[0] if name != "__metadata__"]
+    return names
+
+
 def read_model_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json; one line says what is missing."""
     path = folder / "config.json"
@@ -63,6 +97,13 @@ def read_model_config(folder: Path) -> dict[str, Any]:
             f"model folder does not exist: {folder}", hint=f"did you mean {parent / found}?" if found else None
         )
     if not path.is_file():
+        if (folder / ADAPTER_CONFIG).is_file():
+            raise UserError(
+                "holds an adapter and no model",
+                code="foreign_adapter",
+                file=str(folder),
+                hint=f"name the base as the model, and start from the adapter: stages.STAGE.init={folder}",
+            )
         raise UserError("not a model folder: config.json is missing", file=str(folder))
     return _read_object(path)
 
@@ -117,9 +158,9 @@ def base_fingerprint(folder: Path) -> str:
     config = read_model_config(folder)
     files = weight_files(folder)
     key = sha256_json([config] + [_stamp(path) for path in files])
-    cache = _Cache()
+    cache = Remembered("fingerprints.json")
     known = cache.get(key)
-    if known is None:
+    if not isinstance(known, str):
         tensors: dict[str, list[Any]] = {}
         for path in files:
             tensors.update(_tensor_hashes(path))
@@ -157,30 +198,3 @@ def _hash_bytes(stream: Any, count: int) -> str:
         digest.update(block)
         count -= len(block)
     return digest.hexdigest()
-
-
-class _Cache:
-    """Fingerprints by stamp in one small JSON file; losing it only costs time."""
-
-    def __init__(self) -> None:
-        self._path = cache_folder() / "fingerprints.json"
-
-    def get(self, key: str) -> str | None:
-        found = self._read().get(key)
-        return found if isinstance(found, str) else None
-
-    def put(self, key: str, value: str) -> None:
-        known = self._read()
-        known[key] = value
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, json.dumps(known))
-        except OSError:
-            return  # an unwritable cache folder: hash again next time
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            known = json.loads(self._path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return known if isinstance(known, dict) else {}

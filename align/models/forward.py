@@ -5,6 +5,7 @@ Shape suffixes: N packed tokens, M selected tokens, D width, V vocabulary.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from align.models.memory import OutOfMemory, is_out_of_memory, told_of
 from align.models.own_modules import is_plain
 from align.models.packing import ATTENTION, Packed, pack
 from align.models.virtual_tokens import lead_of
@@ -25,7 +27,8 @@ def packed_hidden(tree: PreTrainedModel, packed: Packed, cache: Cache | None = N
     if (lead := lead_of(tree)) is not None:
         inputs, packed, first = lead.before(tree, packed)
     keeping = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
-    out = backbone(**inputs, position_ids=packed.positions_1N, layout=packed.layout, **keeping)
+    with told_of(packed.tokens):
+        out = backbone(**inputs, position_ids=packed.positions_1N, layout=packed.layout, **keeping)
     return out.last_hidden_state[0, first:]  # type: ignore[no-any-return]
 
 
@@ -73,9 +76,15 @@ def require_supported(model: PreTrainedModel, exact: bool) -> None:
         theirs = torch.cat([model(torch.tensor([row], device=model.device), use_cache=False).logits[0] for row in rows])
         model.set_attn_implementation(ATTENTION)
     except (TypeError, AttributeError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise OutOfMemory(sum(map(len, rows))) from None
         reason = " ".join(str(error).split())[:120]
         raise _unsupported(model, f"packed rows do not pass through it: {type(error).__name__}: {reason}") from error
     gap, size = float((ours - theirs).abs().max()), float(theirs.abs().max())
+    if not math.isfinite(size):
+        raise UserError(
+            "the model's own logits are not finite: its weights overflow, or are damaged", code="not_finite"
+        )
     if not gap <= (1e-4 if exact else 5e-2) * max(1.0, size):
         raise _unsupported(model, f"packed logits differ by {gap:.1e} from its own")
 

@@ -10,6 +10,7 @@ from align.models.chat_template import asked_template, bare, dressed
 from align.models.fingerprint import base_fingerprint
 from align.models.from_scratch import make_blank
 from align.models.location import model_folder
+from align.models.tokenizer import open_tokenizer
 from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,8 +55,6 @@ def base_identity(config: RunConfig, folder: Path) -> BaseIdentity:
 
 def open_renderer(folder: Path) -> Renderer:
     """What renders rows with the tokenizer and chat template of a model folder."""
-    from transformers import AutoTokenizer
-
     from data_prep.rendering.renderer import Renderer
 
-    return Renderer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+    return Renderer(open_tokenizer(folder))

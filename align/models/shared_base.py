@@ -8,19 +8,22 @@ switched inside a graph. What a tree must never do: merge into the shared weight
 from __future__ import annotations
 
 import copy
+import os
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from align.config.schema import Load
 from align.models.fingerprint import read_model_config
 from align.models.forward import require_supported
+from align.models.loading import load_weights, state_tensors
 from align.models.own_modules import put_in
 from align.models.packing import ATTENTION
-from data_prep.core.errors import UserError
+from align.models.quantised import kept_at, require_kept
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -64,22 +67,16 @@ class SharedBase:
 
         `plain`: the model computes with the libraries' own modules alone.
         """
-        options: dict[str, Any] = {"dtype": _DTYPES[load.computes_in(device.type)]}
+        config = read_model_config(folder)
+        require_kept(config, load)
+        options: dict[str, Any] = {"dtype": _DTYPES[load.computes_in(device.type)], "attn_implementation": ATTENTION}
         if load.four_bit:
-            options["quantization_config"] = _four_bit(device, load)
             options["device_map"] = {"": device}
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, attn_implementation=ATTENTION, use_safetensors=True, local_files_only=True, **options
-            )
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            kind = read_model_config(folder).get("model_type")
-            reason = " ".join(str(error).split())[:160]
-            if isinstance(error, KeyError) and ATTENTION in error.args:
-                reason = "its attention cannot be replaced, so rows cannot be packed"
-            raise UserError(
-                f"architecture {kind} is not supported ({reason})", code="unsupported_architecture", file=str(folder)
-            ) from error
+            if kept_at(config) is None:
+                options["quantization_config"] = _four_bit(device, load)
+        model, notes = load_weights(folder, **options)
+        for note in notes if os.environ.get("RANK", "0") == "0" else ():
+            print(f"{folder}: {note}", file=sys.stderr)
         model.name_or_path = model.config.name_or_path = identity.id  # what adapter files name as their base
         if not load.four_bit:
             torch.nn.Module.to(model, device)
@@ -102,7 +99,7 @@ class SharedBase:
                 if isinstance(value, float) and any(word in name for word in _NOISE):
                     vars(module)[name] = 0.0
         if load.four_bit:
-            _pin_four_bit(model)
+            _pin_four_bit(model, load)
         return cls(model, identity, load)
 
     @property
@@ -137,18 +134,11 @@ def storages(modules: Iterable[torch.nn.Module]) -> dict[int, int]:
     found: dict[int, int] = {}
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
-            for part in (tensor, *_state_tensors(getattr(tensor, "quant_state", None))):
+            for part in (tensor, *state_tensors(getattr(tensor, "quant_state", None))):
                 storage = part.untyped_storage()
                 if storage.data_ptr():
                     found[storage.data_ptr()] = storage.nbytes()
     return found
-
-
-def _state_tensors(state: Any) -> list[torch.Tensor]:
-    if state is None:
-        return []
-    own = [value for value in vars(state).values() if isinstance(value, torch.Tensor)]
-    return own + _state_tensors(getattr(state, "state2", None))
 
 
 def _four_bit(device: torch.device, load: Load = Load.nf4) -> Any:
@@ -162,13 +152,16 @@ def _four_bit(device: torch.device, load: Load = Load.nf4) -> Any:
     )
 
 
-def _pin_four_bit(model: PreTrainedModel) -> None:
+def _pin_four_bit(model: PreTrainedModel, load: Load) -> None:
     """Keep every 4-bit layer in training mode: one evaluation forward on a CPU with AVX512-BF16 would repack the shared
-    bytes in place and shift the output of every other tree."""
+    bytes in place and shift the output of every other tree. Products are taken in what `load` says, also where the
+    folder was quantised with another setting."""
     from align.models.four_bit import PinnedLinear4bit, is_four_bit
 
+    computing = _DTYPES[load.computes_in(model.device.type)]
     for module in model.modules():
         if is_four_bit(module):
+            vars(module)["compute_dtype"] = computing
             module.__class__ = PinnedLinear4bit
             module.train(True)
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from align.checkpoints.compatibility import Input, StagePlan
 from align.config.schema import RunConfig, StageSpec
-from align.models.fingerprint import check_weight_files, context_length, read_model_config
+from align.models.fingerprint import context_length, read_model_config
 from align.planning.findings import Findings
-from align.planning.preflight import plan_stages, source_problems, unfit
+from align.planning.preflight import base_notes, plan_stages, source_problems, unfit
 from align.stages.base import TrainingStage
 from align.training.data import Reading, context_of
 from data_prep.core.errors import UserError
@@ -56,7 +56,8 @@ def _base(config: RunConfig, scratch: Path, found: Findings, say: Callable[[str]
         folder = find_base(config, scratch, weights=False)
         read_model_config(folder)
         if config.model.init is None:
-            check_weight_files(folder)
+            notes = [UserError(note, file=str(folder), code="renamed") for note in base_notes(folder)]
+            found.add(None, notes, "warning")
     except UserError as problem:
         found.add(None, [problem])
         return None

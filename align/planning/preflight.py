@@ -25,7 +25,8 @@ from align.checkpoints.compatibility import (
     options_of,
 )
 from align.config.schema import RunConfig, StageSpec
-from align.models.fingerprint import read_model_config
+from align.models.fingerprint import check_weight_files, read_model_config
+from align.models.quantised import require_kept
 from align.tracking.trackers.base import check_packages
 from data_prep.core.errors import UserError
 from data_prep.records.mixing import sources_for
@@ -141,6 +142,8 @@ def require_plans(config: RunConfig, base_folder: Path | None) -> list[StagePlan
     Raises:
         UserError: the first problem of the chain.
     """
+    if base_folder is not None and config.model.init is None:
+        base_notes(base_folder)
     plans = plan_stages(config, base_folder)
     for plan in plans:
         plan.require()
@@ -179,11 +182,27 @@ def _plan(
         except UserError as problem:
             problems.append(problem)
         load = load_of(init, spec.adapter, config.model.load)
+        if mode is not None and base_folder is not None:
+            problems += caught(lambda: require_kept(read_model_config(base_folder), mode.load))
         problems += caught(lambda: check_reward(spec, reward, load, config.on_precision_change))
         if stage.makes is not None:
             problems += caught(lambda: check_agreement(spec.adapter, (init, reward)))
     problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
     return StagePlan(spec, init, reward, mode, problems)
+
+
+def base_notes(folder: Path) -> list[str]:
+    """What must be said of a base's weights, known from their headers.
+
+    Raises:
+        UserError: it is none that can be trained here, or its tensors are not those of its architecture.
+    """
+    from align.models.loading import inspect_weights
+
+    config = read_model_config(folder)
+    check_weight_files(folder)
+    require_decoder(config)
+    return inspect_weights(folder)
 
 
 def unfit(spec: StageSpec, model_config: dict[str, Any]) -> list[UserError]:

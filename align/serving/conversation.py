@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,11 @@ from align.checkpoints.lineage import chain_of, judge_of
 from align.config.schema import Load
 from align.inference.generation import Reply, RolloutEngine, Sampling
 from align.inference.scoring import normalised, score_replies
-from align.models.fingerprint import base_fingerprint
+from align.models.fingerprint import base_fingerprint, read_model_config
+from align.models.location import model_folder
+from align.models.quantised import own_load
 from align.models.shared_base import BaseIdentity
+from align.models.tokenizer import open_tokenizer
 from align.models.virtual_tokens import lead_of
 from align.roles import Bases, Role
 from align.serving.options import ChatOptions, label_of
@@ -134,29 +138,31 @@ class Panel:
     """The policies of a checkpoint's lineage, base first, and the reward model of the chain.
 
     Args:
-        checkpoint: the policy to talk to.
-        options: only `reward` is read; how replies are drawn is said for each.
+        checkpoint: the policy to talk to, or the folder of a plain model, which is a lineage of its own.
+        options: only `reward` and `base` are read; how replies are drawn is said for each.
 
     Raises:
         UserError: files, parents, base, tokenizer or template do not fit.
     """
 
-    def __init__(self, checkpoint: Checkpoint, options: ChatOptions) -> None:
+    def __init__(self, checkpoint: Checkpoint | Path, options: ChatOptions) -> None:
         from accelerate import Accelerator
-        from transformers import AutoTokenizer
 
-        folder = checkpoint.base_folder()
-        judge = judge_of(checkpoint) if options.reward else None
-        for one in (checkpoint, judge):
-            if one is not None:
-                one.require(folder)
         self.label = label_of(checkpoint)
+        policy = checkpoint if isinstance(checkpoint, Checkpoint) else None
+        folder = policy.base_folder(options.base) if policy else model_folder(self.label)
+        judge = judge_of(policy) if policy and options.reward else None
+        if policy is not None:
+            policy = policy.require(folder, [str(policy.record["root"])])
+        if judge is not None:
+            judge.require(folder)
         self.judge = label_of(judge) if judge else None
         """RUN/STAGE of the reward model, if there is one."""
-        self.renderer = Renderer(AutoTokenizer.from_pretrained(folder, local_files_only=True))
+        self.renderer = Renderer(open_tokenizer(folder))
         identity = BaseIdentity(str(folder), None, base_fingerprint(folder))
         self.bases = Bases(folder, identity, Accelerator().device)
-        self._chain = chain_of(checkpoint)
+        self._chain = chain_of(policy)
+        self._own_load = own_load(read_model_config(folder))
         self._engines: dict[str, RolloutEngine] = {}
         self._judge = judge
         self._judging: Role | None = None
@@ -182,12 +188,12 @@ class Panel:
         """The sampler of one policy, made when it is first asked."""
         if name not in self._engines:
             checkpoint = dict(self._chain)[name]
-            lowest = next(one for _, one in self._chain if one is not None and not one.foreign)
+            recorded = [Load(one.load) for _, one in self._chain if one is not None and not one.foreign]
+            lowest = recorded[0] if recorded else self._own_load
             if checkpoint is not None:
-                load = Load((lowest if checkpoint.foreign else checkpoint).load)
-                role = self.bases.realise(checkpoint, name, load)
+                role = self.bases.realise(checkpoint, name, lowest if checkpoint.foreign else Load(checkpoint.load))
             else:
-                role = Role(name, self.bases.root(Load(lowest.load)).tree(), None).freeze()
+                role = Role(name, self.bases.root(lowest).tree(), None).freeze()
             self._engines[name] = RolloutEngine(role, self.renderer.end_token_id, self.renderer.pad_token_id)
         return self._engines[name]
 

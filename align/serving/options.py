@@ -2,10 +2,12 @@
 
 # No `from __future__ import annotations`: `data_prep/core/options.py` reads these annotations as types, as elsewhere.
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Optional
 
 from align.checkpoints.checkpoint import RECORD, Checkpoint
-from align.checkpoints.resolve import resolve_checkpoint, resolve_target
+from align.checkpoints.peft_adapter import is_foreign, unknown_of
+from align.checkpoints.resolve import is_model, resolve_checkpoint, resolve_target
 from align.run_record import RunRecord, is_run
 from data_prep.core.errors import UserError
 from data_prep.core.options import build, option
@@ -21,6 +23,7 @@ class ChatOptions:
     system: Optional[str] = option(None, "system prompt")
     reward: bool = option(True, "score replies by the chain's reward model, where it has one")
     out: str = option("runs", "folder that run folders are in")
+    base: Optional[str] = option(None, "folder of the base where it lies now (default: as the checkpoint records)")
 
     def changed(self, **values: Any) -> "ChatOptions":
         """A copy with some options changed, checked like overrides.
@@ -31,14 +34,19 @@ class ChatOptions:
         return build(ChatOptions, {**asdict(self), **values}, "")
 
 
-def find_policy(target: str, out: str) -> tuple[Checkpoint, list[str]]:
-    """The policy that TARGET names, and what must be said about the choice.
+def find_policy(target: str, out: str) -> tuple[Checkpoint | Path, list[str]]:
+    """The policy that TARGET names, or the folder of a plain model, and what must be said about the choice.
 
     Raises:
         UserError: nothing there, nothing finished, or a checkpoint that scores instead of speaking.
     """
+    path, notes = Path(target).expanduser(), list[str]()
+    if is_foreign(path):
+        found = Checkpoint.open(path)
+        return found, [unknown_of(found.record, path)]
+    if is_model(path):
+        return path, notes
     folder = resolve_target(target, out)
-    notes: list[str] = []
     if (folder / RECORD).is_file():
         found = Checkpoint.open(folder)
     elif is_run(folder):
@@ -63,7 +71,9 @@ def _silent(found: Checkpoint) -> UserError:
     return UserError(what, file=str(found.folder), hint=hint, code="wrong_role")
 
 
-def label_of(checkpoint: Checkpoint) -> str:
+def label_of(checkpoint: Checkpoint | Path) -> str:
     """RUN/STAGE for a checkpoint in a run folder, else its folder."""
+    if isinstance(checkpoint, Path):
+        return str(checkpoint)
     folder = checkpoint.folder.resolve()
     return f"{folder.parent.name}/{folder.name}" if is_run(folder.parent) else str(folder)

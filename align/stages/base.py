@@ -97,6 +97,10 @@ class Stage:
         """Settings that work but are hardly meant: `align check` warns of them, `align run` takes them."""
         yield from ()
 
+    def smaller_passes(self, where: str, tokens: int | None) -> str:
+        """What to set after a pass, over so many tokens if that is known, did not fit into memory."""
+        return f"set a smaller {where}.batch_size, or model.load=bf16"
+
 
 @dataclass
 class TrainingStage(LengthOptions, TrainingOptions, Stage):
@@ -119,6 +123,14 @@ class TrainingStage(LengthOptions, TrainingOptions, Stage):
     def plan_over(self, rows: int) -> dict[str, float]:
         """What `align check` says of the work over so many training rows."""
         return {"steps": self.steps_over(rows), "rows_per_step": min(self.batch_size, rows), "epochs": self.epochs}
+
+    def smaller_passes(self, where: str, tokens: int | None) -> str:
+        """Half of what the pass held; the gradient of a step does not depend on how it is cut."""
+        half = max(1, (tokens or self.micro_tokens or 2 * self.max_length) // 2)
+        return (
+            f"set {where}.micro_tokens={half}; where one row is too long, {where}.gradient_checkpointing=true or "
+            "model.load=bf16. The same command with it goes on after the last finished stage"
+        )
 
     def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:
         """Options that the method or the stage has no use for."""

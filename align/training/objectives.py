@@ -26,6 +26,8 @@ from reward.loss import bradley_terry
 class Batch(Protocol):
     """What the loop needs to know about a micro-batch."""
 
+    packed: Packed
+    """Its rows, as they go through the model."""
     weight: float
     """Units (tokens, pairs) its summed loss is over."""
     ids: Sequence[str]

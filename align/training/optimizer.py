@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from align.models.memory import told_of
 from align.training.objectives import Batch, Objective
 from align.training.options import Autocast, Optimizer, Schedule, TrainingOptions
 from data_prep.core.errors import TrainingStopped, UserError
@@ -119,7 +120,7 @@ class Updater:
         for number, batch in enumerate(window):
             last = number == len(window) - 1
             sync = nullcontext() if last else self.accelerator.no_sync(self._module)
-            with sync:
+            with sync, told_of(batch.packed.tokens):
                 with autocast(self.options, device):
                     loss, numbers = self._module(batch.to(device))
                 (loss * (self.accelerator.num_processes / weight)).backward()
@@ -179,7 +180,7 @@ class Updater:
         self.objective.eval()
         self._survey(micro_batches if counts else ())
         for batch in micro_batches:
-            with autocast(self.options, device):
+            with autocast(self.options, device), told_of(batch.packed.tokens):
                 loss, numbers = self.objective(batch.to(device))
             numbers = {"loss": loss, **numbers}
             accumulate(totals, numbers if counts else {name: value * 0.0 for name, value in numbers.items()})

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from align.checkpoints.checkpoint import FORMAT_VERSION, Checkpoint, Parent, write_record
 from align.checkpoints.compatibility import adapter_name, options_of
 from align.models.chat_template import TEMPLATE, bare
-from align.models.packing import pack
-from align.roles import Role
+from align.roles import Role, outputs
 from align.training.context import StageContext
 from data_prep.core.errors import TrainingStopped, UserError
 
@@ -64,7 +62,7 @@ def _save_and_compare(context: StageContext, result: Result, folder: Path) -> Ch
     context.accelerator.wait_for_everyone()
     saved = Checkpoint.open(folder)
     saved.check_files()
-    again = outputs(context.bases.realise(saved, "saved", context.parent_mode.load), result.probe_ids)
+    again = outputs(context.bases.built(saved, "saved", context.parent_mode.load), result.probe_ids)
     if again != probe:
         gap = max(abs(a - b) for x, y in zip(again, probe, strict=True) for a, b in zip(x, y, strict=True))
         raise TrainingStopped(
@@ -72,22 +70,6 @@ def _save_and_compare(context: StageContext, result: Result, folder: Path) -> Ch
             code="save_mismatch",
         )
     return saved
-
-
-@torch.no_grad()
-def outputs(role: Role, probe_ids: Sequence[Sequence[int]]) -> list[list[float]]:
-    """A role's outputs on probe sequences: the score of each, or the log-probability of each of its tokens."""
-    from align.roles import chosen_logprobs
-
-    result = []
-    for ids in probe_ids:
-        packed = pack([list(ids)]).to(role.tree.device)
-        if role.head is not None:
-            result.append(role.scores(packed, torch.tensor([len(ids) - 1], device=role.tree.device)).tolist())
-        else:
-            hidden = role.hidden(packed)[:-1]
-            result.append(chosen_logprobs(role, hidden, packed.ids_1N[0, 1:]).tolist())
-    return result
 
 
 def _write(context: StageContext, result: Result, folder: Path, probe: list[list[float]]) -> None:

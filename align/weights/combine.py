@@ -25,6 +25,7 @@ from align.inference.loaded import Opened
 from align.inference.mixed_batch import Mixed, put_on_one_base
 from align.models.low_rank import Kept, LowRankTerm, LowRankTerms, combined, factored, stack, truncated
 from align.roles import Role
+from align.weights.card import base_name, card_of
 from align.weights.drift import measure, of_model, of_role
 from align.weights.options import CombineOptions, How, place
 from align.weights.output import publish_adapter
@@ -53,7 +54,7 @@ def combine(targets: Sequence[str], options: CombineOptions) -> dict[str, Any]:
     Raises:
         UserError: fewer than two targets, different bases, a method without a low-rank form, or misfitting options.
     """
-    opened = [Opened.target(target, options.out) for target in targets]
+    opened = [Opened.target(target, options.out, options.base) for target in targets]
     weights = _weights(options, len(opened))
     put_on_one_base(opened)
     first = opened[0]
@@ -68,12 +69,12 @@ def combine(targets: Sequence[str], options: CombineOptions) -> dict[str, Any]:
     mixed = Mixed.of(tasks, {_COMBINATION: [terms]})
 
     def write(staging: Path) -> dict[str, Any]:
-        write_lora(staging, terms, str(first.base_folder), first.role.tree)
+        write_lora(staging, terms, base_name(first.checkpoint.record["root"]), first.role.tree)
         return {
             "form": "lora",
             "of": " + ".join(one.checkpoint.label for one in opened),
             "digests": [one.checkpoint.digest for one in opened],
-            "base": first.checkpoint.record["root"],
+            "base": base_name(first.checkpoint.record["root"]),
             "how": options.how.value,
             "weights": weights,
             "rank": max(term.down_RI.shape[0] for term in terms.values()),
@@ -81,7 +82,7 @@ def combine(targets: Sequence[str], options: CombineOptions) -> dict[str, Any]:
             "drift": measure(of_role(joint), of_model(first.on_base(staging)), first.rows()).as_dict(),
         }
 
-    return publish_adapter(folder, first.tokenizer, write)
+    return publish_adapter(folder, first.tokenizer, write, lambda record: card_of(first, record))
 
 
 def _weights(options: CombineOptions, count: int) -> list[float]:

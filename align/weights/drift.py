@@ -66,9 +66,10 @@ def of_role(role: Role) -> Logits:
 
 
 def of_model(model: PreTrainedModel) -> Logits:
-    """Logits of a stock transformers (or peft) model."""
+    """Logits of a stock transformers (or peft) model; those of virtual tokens, which come first, are left out."""
 
     def logits(row: list[int]) -> Tensor:
-        return model(input_ids=torch.tensor([row], device=model.device), use_cache=False).logits[0]  # type: ignore[no-any-return]
+        found = model(input_ids=torch.tensor([row], device=model.device), use_cache=False)
+        return found.logits[0, -len(row) :]  # type: ignore[no-any-return]
 
     return logits

@@ -15,18 +15,23 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from align.checkpoints.resolve import resolve_checkpoint
+from align.checkpoints.resolve import is_checkpoint, resolve_checkpoint
+from align.config.schema import Load
 from align.inference.loaded import Opened, probe_rows
-from align.models.fingerprint import context_length, read_model_config, weight_files
+from align.models.fingerprint import context_length, read_model_config
+from align.models.loading import load_weights
 from align.models.location import model_folder
 from align.models.low_rank import Kept, LowRankTerms, factored, share_lost, truncated
+from align.models.quantised import require_kept
+from align.models.tokenizer import open_tokenizer
+from align.weights.card import base_name, card_of, plain_card
 from align.weights.drift import measure, of_model, of_role
 from align.weights.merge import merged_model, require_mergeable
-from align.weights.options import ExtractOptions, RankOptions, kept_of, place
-from align.weights.output import publish_adapter
+from align.weights.options import CompressOptions, ExtractOptions, kept_of, place
+from align.weights.output import publish_adapter, within
 from align.weights.peft_lora import write_lora
 from data_prep.core.errors import UserError
 
@@ -51,17 +56,17 @@ def extract(target: str, options: ExtractOptions) -> dict[str, Any]:
     _require_same_tensors(base, tuned, tuned_folder)
     terms, layers = _changes(base, tuned, kept)
     uncovered = _uncovered(base, tuned, set(terms))
-    tokenizer = AutoTokenizer.from_pretrained(base_folder, local_files_only=True)
+    tokenizer = open_tokenizer(base_folder)
     rows = probe_rows(tokenizer, [], context_length(read_model_config(base_folder)) or 1024)
-    change = _distance(base, tuned, rows)
+    change, name = _distance(base, tuned, rows), base_name(options.base or _root_of(opened, base_folder))
 
     def write(staging: Path) -> dict[str, Any]:
-        write_lora(staging, terms, str(base_folder), base)
+        write_lora(staging, terms, name, base)
         adapted: Any = PeftModel.from_pretrained(base, str(staging)).eval()
         return {
             "form": "lora",
-            "of": str(tuned_folder),
-            "base": str(base_folder),
+            "of": opened.checkpoint.label if opened else tuned_folder.name,
+            "base": name,
             "rank": max(layer["rank"] for layer in layers.values()),
             "layers": layers,
             "uncovered": uncovered,
@@ -69,20 +74,21 @@ def extract(target: str, options: ExtractOptions) -> dict[str, Any]:
             "drift": measure(of_model(tuned), of_model(adapted), rows).as_dict(),
         }
 
-    return publish_adapter(folder, tokenizer, write)
+    return publish_adapter(folder, tokenizer, write, lambda record: plain_card(base_folder, record))
 
 
-def compress(target: str, options: RankOptions) -> dict[str, Any]:
+def compress(target: str, options: CompressOptions, force: bool = False) -> dict[str, Any]:
     """Write everything between a checkpoint and its base as one LoRA of smaller rank.
 
     Returns:
         out, rank (largest), layers (per layer: rank, before, lost), drift against the checkpoint.
 
     Raises:
-        UserError: the checkpoint is no low-rank sum, or stands on weights that exist in its chain only.
+        UserError: the checkpoint is no low-rank sum, or stands on weights that exist in its chain only, or what is
+            left of it says something else.
     """
     kept = Kept(*kept_of(options))
-    opened = Opened.target(target, options.out)
+    opened = Opened.target(target, options.out, options.base)
     before = opened.terms("compress")
     folder = place(options.to, opened.checkpoint.folder, "compressed")
     terms: LowRankTerms = {}
@@ -93,33 +99,38 @@ def compress(target: str, options: RankOptions) -> dict[str, Any]:
         layers[name] = {"rank": rank, "before": len(singular), "lost": share_lost(singular, rank)}
 
     def write(staging: Path) -> dict[str, Any]:
-        write_lora(staging, terms, str(opened.base_folder), opened.role.tree)
+        write_lora(staging, terms, base_name(opened.checkpoint.record["root"]), opened.role.tree)
+        drift = measure(of_role(opened.role), of_model(opened.on_base(staging)), opened.rows())
+        forced = within("compressed", drift, options.max_kl, force, "keep a higher rank, or raise max_kl")
         return {
             "form": "lora",
             "of": opened.checkpoint.label,
             "digest": opened.checkpoint.digest,
-            "base": opened.checkpoint.record["root"],
+            "base": base_name(opened.checkpoint.record["root"]),
             "rank": max(layer["rank"] for layer in layers.values()),
             "layers": layers,
-            "drift": measure(of_role(opened.role), of_model(opened.on_base(staging)), opened.rows()).as_dict(),
+            "drift": drift.as_dict(),
+            "forced": forced,
         }
 
-    return publish_adapter(folder, opened.tokenizer, write)
+    return publish_adapter(folder, opened.tokenizer, write, lambda record: card_of(opened, record))
 
 
 def _places(target: str, options: ExtractOptions) -> tuple[Path, Path, Opened | None]:
     """(tuned model, base, checkpoint to fold): a checkpoint of full tuning, or any model folder when `base` is given,
     are weights already; another checkpoint has to be folded first."""
-    if options.base is not None:
+    if options.base is not None and not is_checkpoint(target, options.out):
         return model_folder(target), model_folder(options.base), None
     checkpoint = resolve_checkpoint(target, options.out)
     if not (checkpoint.folder / "model.safetensors").is_file():
-        opened = Opened.target(target, options.out)
+        opened = Opened.target(target, options.out, options.base)
         _require_foldable(opened)
         return checkpoint.folder, opened.base_folder, opened
     parent = checkpoint.parent("init")
     if parent is None:
-        return checkpoint.folder, checkpoint.base_folder(), None
+        base_folder = checkpoint.base_folder(options.base)
+        checkpoint.require(base_folder)
+        return checkpoint.folder, base_folder, None
     if not (parent.folder / "model.safetensors").is_file():
         raise UserError(
             f"{checkpoint.label} was tuned from {parent.label}, which is an adapter",
@@ -127,6 +138,10 @@ def _places(target: str, options: ExtractOptions) -> tuple[Path, Path, Opened | 
             hint="merge the parent and give it: base=FOLDER",
         )
     return checkpoint.folder, parent.folder, None
+
+
+def _root_of(opened: Opened | None, base_folder: Path) -> str:
+    return str(opened.checkpoint.record["root"]) if opened else str(base_folder)
 
 
 def _require_foldable(opened: Opened) -> None:
@@ -149,11 +164,8 @@ def _require_foldable(opened: Opened) -> None:
 
 
 def _model(folder: Path) -> PreTrainedModel:
-    read_model_config(folder), weight_files(folder)  # one line for what is no model folder
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
-        folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, attn_implementation="eager"
-    )
-    return _plain(model)
+    require_kept(read_model_config(folder), Load.fp32)
+    return _plain(load_weights(folder, dtype=torch.float32, attn_implementation="eager")[0])
 
 
 def _plain(model: PreTrainedModel) -> PreTrainedModel:

@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from align.inference.loaded import Opened
-from align.weights.drift import Drift, measure, of_model, of_role
+from align.config.schema import Load
+from align.inference.loaded import TEXTS, Opened
+from align.models.loading import load_weights
+from align.models.tokenizer import open_tokenizer
+from align.weights.drift import measure, of_model, of_role
 from align.weights.options import MergeOptions, place
-from align.weights.output import Written, bound_for, save_model
+from align.weights.output import ALONE, PADDED, Compared, Written, bound_for, save_model
+from align.weights.padding import SIDES, of_batch, padded_tokenizer
 from data_prep.core.errors import UserError
 
 
@@ -35,7 +39,7 @@ def merge(target: str, options: MergeOptions, force: bool = False) -> dict[str, 
             hint="merge at load=bf16 and let the serving tool quantise",
             code="lossy_merge",
         )
-    opened = Opened.target(target, options.out)
+    opened = Opened.target(target, options.out, options.base)
     opened.require_language_model("merging")
     require_mergeable(opened)
     folder = place(options.to, opened.checkpoint.folder, "merged")
@@ -43,7 +47,7 @@ def merge(target: str, options: MergeOptions, force: bool = False) -> dict[str, 
     written = Written("merged", folder, bound, force, {"load": options.load.value})
     return written.make(
         opened,
-        lambda staging: save_model(merged_model(opened), opened, staging, options.load),
+        lambda staging: write_merged(opened, staging, options.load),
         lambda staging: compare_model(opened, staging),
     )
 
@@ -70,9 +74,32 @@ def merged_model(opened: Opened) -> PreTrainedModel:
     return opened.bases.folded(opened.checkpoint, opened.load)
 
 
-def compare_model(opened: Opened, folder: Path) -> Drift:
+def write_merged(opened: Opened, folder: Path, load: Load) -> None:
+    """The checkpoint as a model folder that can go on from prompts of unequal length, and ends its turn."""
+    model, end = merged_model(opened), opened.renderer.end_token_id
+    if model.generation_config is not None:
+        known = model.generation_config.eos_token_id
+        ends = known if isinstance(known, list) else [] if known is None else [known]
+        model.generation_config.eos_token_id = ends if end in ends else [*ends, end]
+    save_model(model, padded_tokenizer(opened.tokenizer, "left"), folder, load)
+
+
+def compare_model(opened: Opened, folder: Path) -> Compared:
     """Open a written folder with stock transformers and compare its logits with the trained role's."""
-    model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True, dtype="auto")
+    model, _ = load_weights(folder, dtype="auto")
     torch.nn.Module.to(model, opened.role.tree.device)
+    return compare_logits(opened, model, folder)
+
+
+def compare_logits(opened: Opened, model: Any, folder: Path) -> Compared:
+    """A stock model against the trained role: row by row, and prompts by its own tokenizer and template in one batch
+    padded on either side. Virtual tokens stand before the padding, so that stock peft cannot pad them on the left."""
     model.eval()
-    return measure(of_role(opened.role), of_model(model), opened.rows())
+    found = {ALONE: measure(of_role(opened.role), of_model(model), opened.rows())}
+    tokenizer = open_tokenizer(folder)
+    talks = [[{"role": "user", "content": text}] for text in TEXTS]
+    rows = [ids[: opened.room] for ids in tokenizer.apply_chat_template(talks, add_generation_prompt=True)["input_ids"]]
+    for side in SIDES[:1] if opened.adapter.traits.soft_prompt else SIDES:
+        batched = of_batch(model, tokenizer, rows, side)
+        found[PADDED + side] = measure(of_role(opened.role), batched, rows)
+    return found

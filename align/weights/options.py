@@ -7,17 +7,9 @@ from enum import Enum
 from pathlib import Path
 
 from align.config.schema import Load
+from align.inference.forms import Form
 from data_prep.core.errors import UserError
 from data_prep.core.options import option
-
-
-class Form(Enum):
-    """What `align export` can write."""
-
-    peft = "peft"
-    lora = "lora"
-    merged = "merged"
-    sequence_classification = "sequence_classification"
 
 
 class How(Enum):
@@ -36,6 +28,7 @@ class OutOptions:
 
     to: str | None = option(None, "folder to write; must not exist yet (default: RUN/export/STAGE-FORM)")
     out: str = option("runs", "folder of runs, in which RUN and RUN/STAGE are looked up")
+    base: str | None = option(None, "folder of the base where it lies now (default: as the checkpoint records)")
 
 
 @dataclass
@@ -60,7 +53,7 @@ class ExportOptions(MergeOptions):
 
 @dataclass
 class RankOptions(OutOptions):
-    """Options of `align compress`: one of rank and energy."""
+    """What stays of a change: one of rank and energy."""
 
     rank: int | None = option(None, "rank of every layer", low=1)
     energy: float | None = option(None, "share of each layer's squared norm to keep", above=0, high=1)
@@ -70,7 +63,9 @@ class RankOptions(OutOptions):
 class ExtractOptions(RankOptions):
     """Options of `align extract`."""
 
-    base: str | None = option(None, "folder of the base that TARGET was tuned from (default: as a checkpoint records)")
+    base: str | None = option(
+        None, "folder of the base that TARGET was tuned from, for a plain model (default: as the checkpoint records)"
+    )
 
 
 @dataclass
@@ -88,6 +83,15 @@ class CombineOptions(OutOptions):
     )
     seed: int = option(0, "dare: seed of the dropping")
     rows: int = option(200, "held-out rows of each task to measure on", low=1)
+
+
+@dataclass
+class CompressOptions(RankOptions):
+    """Options of `align compress`."""
+
+    max_kl: float = option(
+        2e-2, "largest KL in nats per token between the checkpoint and what is written; --force goes past it", low=0
+    )
 
 
 def kept_of(options: RankOptions) -> tuple[int | None, float | None]:

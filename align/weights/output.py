@@ -13,8 +13,10 @@ from transformers import PreTrainedModel
 
 from align.config.schema import Load
 from align.inference.loaded import Opened
+from align.weights.card import base_name, card_of
 from align.weights.drift import Drift
 from align.weights.options import MergeOptions
+from align.weights.padding import agree, padded_tokenizer
 from data_prep.core.errors import UserError
 from data_prep.core.files import clear_staging, publish, write_json
 
@@ -32,6 +34,27 @@ def bound_for(options: MergeOptions, opened: Opened) -> float:
     return max(BOUNDS[load.computes_in(device)] for load in (options.load, opened.load))
 
 
+Compared = dict[str, Drift]
+"""ALONE or PADDED with a side -> how far rows that are computed so are from what was trained."""
+Compare = Callable[[Path], Compared]
+ALONE, PADDED = "", " in a batch padded on the "
+
+
+def within(what: str, drift: Drift, bound: float, force: bool, advice: str) -> bool:
+    """Whether a drift above the bound was forced through.
+
+    Raises:
+        UserError: it is above the bound, and is not forced.
+    """
+    if not drift.kl <= bound and not force:
+        raise UserError(
+            f"{what} differs too much from what was trained: {drift} (bound {bound:.0e})",
+            code="drift",
+            hint=f"{advice}, or take it all the same with --force",
+        )
+    return not drift.kl <= bound
+
+
 @dataclass
 class Written:
     """A folder on its way: what it holds, and how far it is from what was trained."""
@@ -42,56 +65,63 @@ class Written:
     force: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
-    def make(self, opened: Opened, write: Callable[[Path], None], compare: Callable[[Path], Drift]) -> dict[str, Any]:
-        """Write, compare and publish; nothing is left when the comparison fails.
+    def make(self, opened: Opened, write: Callable[[Path], None], compare: Compare) -> dict[str, Any]:
+        """Write, compare row by row and in padded batches, and publish; nothing is left when a comparison fails.
 
         Raises:
-            UserError: the KL exceeds the bound and `force` is not set.
+            UserError: a KL exceeds the bound and `force` is not set.
         """
         self.to.parent.mkdir(parents=True, exist_ok=True)
         staging = clear_staging(self.to.with_name(f".staging-{self.to.name}"))
         try:
             write(staging)
-            drift = compare(staging)
-            if not drift.kl <= self.bound and not self.force:
-                raise UserError(
-                    f"{self.form} differs too much from what was trained: {drift} (bound {self.bound:.0e})",
-                    code="drift",
-                    hint="keep the adapter beside its base, raise max_kl, or take it all the same with --force",
-                )
+            found = compare(staging)
+            advice = "keep the adapter beside its base, or raise max_kl"
+            forced = [
+                within(f"{self.form}{how}", drift, self.bound, self.force, advice) for how, drift in found.items()
+            ]
             record = {
                 "form": self.form,
                 "of": opened.checkpoint.label,
                 "digest": opened.checkpoint.digest,
-                "base": opened.checkpoint.record["root"],
+                "base": base_name(str(opened.checkpoint.record["root"])),
                 "trained_at": opened.checkpoint.load,
-                "drift": drift.as_dict(),
-                "forced": not drift.kl <= self.bound,
+                "drift": found[ALONE].as_dict(),
+                "padded": {how.removeprefix(PADDED): drift.as_dict() for how, drift in found.items() if how != ALONE},
+                "forced": any(forced),
                 **self.notes,
             }
             write_json(staging / RECORD, record)
+            (staging / "README.md").write_text(card_of(opened, record), encoding="utf-8")
             publish(staging, self.to)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
         return {"out": str(self.to), "reloaded_ok": True, **record}
 
 
-def save_model(model: PreTrainedModel, opened: Opened, folder: Path, load: Load) -> None:
-    """A whole model with its tokenizer, as `from_pretrained` of any tool wants it."""
+def save_model(model: PreTrainedModel, tokenizer: Any, folder: Path, load: Load) -> None:
+    """A whole model with its tokenizer, as `from_pretrained` of any tool wants it; they agree on the padding."""
+    agree(model, tokenizer)
     if load is Load.bf16:
         torch.nn.Module.to(model, torch.bfloat16)
     model.config.use_cache = True
     model.save_pretrained(folder)
-    opened.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
-def publish_adapter(folder: Path, tokenizer: Any, write: Callable[[Path], dict[str, Any]]) -> dict[str, Any]:
+def publish_adapter(
+    folder: Path,
+    tokenizer: Any,
+    write: Callable[[Path], dict[str, Any]],
+    card: Callable[[dict[str, Any]], str],
+) -> dict[str, Any]:
     """Write an adapter folder aside with its tokenizer and record, then give it its name.
 
     Args:
         folder: the name it gets.
         tokenizer: saved beside the adapter.
         write: writes the adapter into the folder it is given, opens it again, and returns the record to keep.
+        card: README.md for a record.
 
     Returns:
         The record, `out` and `reloaded_ok`.
@@ -100,8 +130,9 @@ def publish_adapter(folder: Path, tokenizer: Any, write: Callable[[Path], dict[s
     staging = clear_staging(folder.with_name(f".staging-{folder.name}"))
     try:
         record = write(staging)
-        tokenizer.save_pretrained(staging)
+        padded_tokenizer(tokenizer, "left").save_pretrained(staging)
         write_json(staging / RECORD, record)
+        (staging / "README.md").write_text(card(record), encoding="utf-8")
         publish(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)

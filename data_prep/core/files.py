@@ -51,6 +51,7 @@ def sync(path: Path) -> None:
 
 def publish(staging: Path, final: Path) -> None:
     """Move a complete staging folder to its name in one rename; a folder already there is kept under `.archive/`."""
+    readable(staging)
     if final.exists():
         archive = final.parent / ".archive"
         archive.mkdir(exist_ok=True)
@@ -58,6 +59,15 @@ def publish(staging: Path, final: Path) -> None:
         os.replace(final, archive / f"{final.name}-{number}")
     os.replace(staging, final)
     sync(final.parent)
+
+
+def readable(folder: Path) -> None:
+    """Give every file the mode that the umask asks for: some libraries write theirs for the owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(0o666 & ~mask)
 
 
 def clear_staging(staging: Path) -> Path:

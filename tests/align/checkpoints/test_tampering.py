@@ -79,12 +79,19 @@ def no_weights(monkeypatch):
 
     loaded = []
 
-    def spy(*args, **kwargs):
-        loaded.append(args)
-        raise AssertionError("weights were loaded before the refusal")
+    def spied(cls):
+        real = cls.from_pretrained.__func__
 
-    monkeypatch.setattr(PreTrainedModel, "from_pretrained", spy)
-    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", spy)
+        def spy(own, *args, **kwargs):
+            if kwargs.get("device_map") == "meta":  # names and shapes alone
+                return real(own, *args, **kwargs)
+            loaded.append(args)
+            raise AssertionError("weights were loaded before the refusal")
+
+        monkeypatch.setattr(cls, "from_pretrained", classmethod(spy))
+
+    spied(PreTrainedModel)
+    spied(AutoModelForCausalLM)
     return loaded
 
 

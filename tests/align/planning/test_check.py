@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from rich.cells import cell_len
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 
 from align.cli.dispatch import main
 from align.cli.terminal import print_findings
@@ -212,8 +213,10 @@ def test_a_bos_of_template_and_tokenizer_is_written_once(tmp_path):
 
 def test_a_tokenizer_of_another_model(tmp_path):
     model = save_tiny_llama(tmp_path / "m")
-    path = model / "config.json"
+    path, weights = model / "config.json", load_file(model / "model.safetensors")
     path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "vocab_size": 100}), "utf-8")
+    weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"][:100].clone()
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     assert "the model has 100 tokens" in lines(found(*sft(tmp_path, model=model)))[0]
 
 

@@ -1,0 +1,165 @@
+"""README.md of a written folder: its base, licence, data and lineage, what was measured, and code that loads it.
+
+No path of the machine that wrote it stands in it: a base that is no hub id is named by its folder and fingerprint.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from align.checkpoints.checkpoint import Checkpoint
+from align.inference.forms import Form
+from align.inference.loaded import Opened
+from align.models.chat_template import bare
+
+_SPEAK = """\
+talks = [
+    [{"role": "user", "content": "Hello!"}],
+    [{"role": "user", "content": "How are you today, and what have you been doing?"}],
+]
+batch = tokenizer.apply_chat_template(
+    talks, add_generation_prompt=True, padding=True, padding_side="left", return_tensors="pt", return_dict=True
+)
+replies = model.generate(**batch, max_new_tokens=64)
+print(tokenizer.batch_decode(replies[:, batch["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+_ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+base = "BASE"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
+"""
+_WHOLE = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder).eval()
+"""
+_SCORE = """\
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+folder = "."  # this folder
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+talks = [
+    [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "Hello! How are you?"}],
+    [{"role": "user", "content": "Hello!"}, {"role": "assistant", "content": "No."}],
+]
+batch = tokenizer.apply_chat_template(talks, padding=True, return_tensors="pt", return_dict=True)
+with torch.no_grad():
+    print(model(**batch).logits[:, 0].tolist())
+"""
+_SECOND = _SPEAK.splitlines(keepends=True)[2]
+"""The second talk, which makes it a batch."""
+_CODE = {"merged": _WHOLE + _SPEAK, "sequence_classification": _SCORE}
+
+
+def base_name(root: str) -> str:
+    """What a base is called elsewhere: its hub id, else the name of its folder."""
+    if root.startswith("package:"):
+        return root.removeprefix("package:")
+    path = Path(root).expanduser()
+    local = path.is_absolute() or path.exists() or root.count("/") != 1 or root.startswith(".")
+    return path.name if local else root
+
+
+def card_of(opened: Opened, record: dict[str, Any]) -> str:
+    """The card of what was written from a checkpoint."""
+    chain = [opened.checkpoint, *opened.checkpoint.ancestors()]
+    name = base_name(str(opened.checkpoint.record["root"]))
+    head = f"`{opened.checkpoint.stage}` ({opened.checkpoint.method}), a {opened.checkpoint.role} model"
+    parts = [
+        f"# {head}\n",
+        f"Written by `align` from {opened.checkpoint.label}, in the form `{record['form']}`.\n",
+        *_of_base(opened.base_folder, name, opened.bases.identity.fingerprint),
+        "## Lineage\n",
+        "| stage | role | method | base loaded as | digest |\n|---|---|---|---|---|",
+        *(f"| {one.stage} | {one.role} | {one.method} | {one.load} | `{one.digest[:16]}` |" for one in chain),
+        *_of_data(chain),
+        *_measured(opened.checkpoint.record.get("metrics") or {}, record),
+    ]
+    return _whole(opened.base_folder, record, parts)
+
+
+def plain_card(base_folder: Path, record: dict[str, Any]) -> str:
+    """The card of what was written from a model folder without a record."""
+    parts = [
+        f"# `{record['of']}` as {record['form']}\n",
+        f"Written by `align` from `{record['of']}`.\n",
+        *_of_base(base_folder, str(record["base"]), None),
+        *_measured({}, record),
+    ]
+    return _whole(base_folder, record, parts)
+
+
+def _whole(base_folder: Path, record: dict[str, Any], parts: list[str]) -> str:
+    """The parts between what the hub reads and the code that loads the folder."""
+    form, base = str(record["form"]), str(record["base"])
+    adapter = Form(form) in (Form.peft, Form.lora)
+    facts = {"base_model": base, "library_name": "peft" if adapter else "transformers", "tags": ["align"]}
+    if licence := _licence(base_folder):
+        facts["license"] = licence
+    code = _CODE.get(form) or _ADAPTER.replace('"BASE"', f'"{base}"  # a hub id, or the folder of the base') + _SPEAK
+    if adapter and "padded" in record and "left" not in record["padded"]:  # virtual tokens stand before the padding
+        code = code.replace(_SECOND, "")
+    front = yaml.safe_dump(facts, sort_keys=True, allow_unicode=True)
+    return "\n".join([f"---\n{front}---", *parts, "## Load it\n", f"```python\n{code}```", ""])
+
+
+def _of_base(folder: Path, name: str, fingerprint: str | None) -> list[str]:
+    licence = _licence(folder) or "not stated in its folder: look it up before you pass this on"
+    known = f"; fingerprint `{fingerprint[:16]}`" if fingerprint else ""
+    return ["## Base\n", f"`{name}`{known}. Licence of the base: {licence}.\n"]
+
+
+def _licence(folder: Path) -> str | None:
+    """The licence that a model folder's README names for the hub."""
+    readme = bare(folder) / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
+    try:
+        facts = yaml.safe_load(found[1]) if found else None
+    except yaml.YAMLError:
+        return None
+    licence = facts.get("license") if isinstance(facts, dict) else None
+    return str(licence) if licence else None
+
+
+def _of_data(chain: list[Checkpoint]) -> list[str]:
+    """What each stage of the chain was trained on, by its data card."""
+    lines = []
+    for one in chain:
+        path = one.folder / "data_card.json"
+        if path.is_file():
+            card = json.loads(path.read_text(encoding="utf-8"))
+            licence = card.get("license") or "not stated"
+            lines.append(f"| {one.stage} | {_without_paths(card.get('source'))} | {card['rows']['kept']} | {licence} |")
+    table = ["| stage | source | rows | licence |\n|---|---|---|---|", *lines]
+    return ["\n## Data\n", *(table if lines else ["Not known: the stages keep no data card here."])]
+
+
+def _without_paths(source: Any) -> str:
+    """A source's description, its files by name alone."""
+    words = re.split(r"(\s+)", str(source))
+    local = [word for word in words if word.startswith(("/", "~", ".")) or word.count("/") > 1]
+    return "".join(Path(word).name if word in local else word for word in words)
+
+
+def _measured(metrics: dict[str, Any], record: dict[str, Any]) -> list[str]:
+    drift = record.get("drift") or {}
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    told = {"KL to what was trained (nats per token)": drift.get("kl"), "largest difference": drift.get("max_logit")}
+    rows = [f"| {name} | {value:.6g} |" for name, value in {**numbers, **told}.items() if value is not None]
+    noted = {key: record.get(key) for key in ("score_offset", "reward_norm", "read_at")}
+    notes = [f"- {key}: {value}" for key, value in noted.items() if value]
+    return ["\n## Measured\n", "| what | value |\n|---|---|", *rows, "", *notes, ""]
