@@ -14,6 +14,7 @@ from align.checkpoints.resolve import resolve_checkpoint
 from align.config.compose import compose
 from align.config.schema import ModelOptions, RunConfig
 from align.pipeline import run
+from align.report.page import conclusion
 from align.runs.folder import run_of
 from data_prep.core.options import build
 from data_prep.options import DataOptions
@@ -22,7 +23,8 @@ from data_prep.options import DataOptions
 def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
     """Evaluate a checkpoint against its ancestors, on the data of the run it comes from unless overridden.
 
-    Returns the content of result.json, and under "run" the run folder that holds it with its report.
+    Returns the content of result.json, the run folder that holds it with its report as "run", what the report says
+    first as "verdict", and what it says is worth a second look as "warnings".
     """
     out = next((word.split("=", 1)[1] for word in overrides if word.startswith("out=")), "runs")
     checkpoint = resolve_checkpoint(target, out)
@@ -31,10 +33,11 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
     if judge is not None:
         words.append(f"stages.evaluate.reward={judge.folder.resolve()}")
     config = _as_recorded(compose([*words, *overrides]), checkpoint.folder, checkpoint.stage, overrides)
-    entry = run(config)["stages"][-1]
+    record = run(config)
     folder = Path(config.out) / config.name
-    result: dict[str, Any] = json.loads((folder / entry["dir"] / "result.json").read_text(encoding="utf-8"))
-    return {**result, "run": str(folder)}
+    place = folder / record["stages"][-1]["dir"] / "result.json"
+    result: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    return {**result, "run": str(folder), "verdict": conclusion(folder), "warnings": record["warnings"]}
 
 
 def _as_recorded(config: RunConfig, folder: Path, stage: str, overrides: list[str]) -> RunConfig:

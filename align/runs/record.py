@@ -15,7 +15,7 @@ from align.checkpoints.checkpoint import RECORD, Checkpoint
 from align.checkpoints.compatibility import StagePlan, adapter_name, options_of
 from align.config.schema import RunConfig
 from align.models.fingerprint import base_fingerprint
-from align.report.page import write_report
+from align.report.page import reported
 from align.run_record import RunRecord, StageEntry
 from align.runs.environment import facts, versions
 from align.runs.folder import SharedStages, StageFolder, plain
@@ -131,10 +131,10 @@ class Run:
             self.record.write()
 
     def _report(self) -> None:
-        """Bring report.html up to date; what is trained stays, whatever goes wrong here."""
+        """Bring report.html and the run's warnings up to date; what is trained stays, whatever goes wrong here."""
         if self.is_main:
             try:
-                write_report(self.folder)
+                _, self.record.warnings = reported(self.folder)
             except Exception as problem:
                 print(f"report.html was not written ({type(problem).__name__}: {problem})", file=sys.stderr)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -21,7 +22,7 @@ from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
 from align.training.data import Reading, context_of
 from align.training.optimizer import autocast
-from align.training.resume import StateSaver
+from align.training.resume import WARNINGS, StateSaver
 from data_prep.prepare.prepare import Prepared, Renderer
 
 
@@ -123,6 +124,25 @@ class StageContext:
         if self.parent_mode.mode is None and not self.spec.adapter.traits.starts_as_parent:
             return self.fresh_role(name).freeze()
         return self.bases.start_of(self.init, self.parent_mode, name)
+
+    def warn(self, code: str, message: str, hint: str | None = None) -> None:
+        """Say at once, and again at the end of the run, what deserves a second look.
+
+        It is kept in warnings.jsonl beside the result, from where it comes into `run.json`, the report and the last
+        lines in the terminal. The same warning given twice stands once; only the main process writes.
+
+        Args:
+            code: short machine-readable name, the same for all warnings of a kind.
+            message: what is so, in one sentence with its numbers; it ends without a full stop.
+            hint: what to do about it: the option to set, best with its value.
+        """
+        row = json.dumps({"code": code, "message": message, "hint": hint}, ensure_ascii=False) + "\n"
+        path = self.staging / WARNINGS
+        if not self.is_main or (path.is_file() and row in path.read_text(encoding="utf-8").splitlines(keepends=True)):
+            return
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write(row)
+        print(f"{self.spec.name}: warning: {message}{f'; {hint}' if hint else ''}", file=sys.stderr)
 
     def write_card(self, prepared: Prepared[Any]) -> None:
         """Keep the data card beside the result."""

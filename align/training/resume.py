@@ -1,7 +1,7 @@
 """Going on inside a stage: what a stage at work keeps now and then, so that a stopped run ends in the same bits.
 
     .staging-sft/resume/step-400/state.safetensors  trained tensors and those of the optimiser
-    .staging-sft/resume/step-400/metrics.jsonl      what had been told until then
+    .staging-sft/resume/step-400/metrics.jsonl      what had been told until then; warnings.jsonl where there were some
     .staging-sft/resume/step-400/state.json         all else, and what it is the state of; written last
 
 The order of rows, the prompts of an update, sampled replies and dropout are functions of the seed and the step
@@ -30,7 +30,8 @@ from data_prep.core.files import clear_staging, sync, write_json
 if TYPE_CHECKING:
     from align.training.optimizer import Updater
 
-FOLDER, STATE, METRICS, RECORD = "resume", "state.safetensors", "metrics.jsonl", "state.json"
+FOLDER, STATE, RECORD = "resume", "state.safetensors", "state.json"
+METRICS, WARNINGS = "metrics.jsonl", "warnings.jsonl"
 _FORMAT = 1
 _SHARE = 50  # times as long as a state took to keep, no other is kept
 
@@ -47,9 +48,15 @@ def prepare(staging: Path, inputs_digest: str, minutes: float) -> int:
     for path in (*staging.iterdir(), *kept.parent.iterdir()):
         if path not in (kept, kept.parent):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    if (kept / METRICS).is_file():
-        shutil.copyfile(kept / METRICS, staging / METRICS)
+    _copy_told(kept, staging)
     return _step(kept)
+
+
+def _copy_told(source: Path, target: Path) -> None:
+    """What a stage had told until a state, from one folder to the other."""
+    for name in (METRICS, WARNINGS):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
 
 
 def newest(staging: Path, inputs_digest: str) -> Path | None:
@@ -150,8 +157,7 @@ class StateSaver:
             rest = _apart(state, tensors, "")
             save_file(tensors, writing / STATE)
             sync(writing / STATE)
-            if (self.staging / METRICS).is_file():
-                shutil.copyfile(self.staging / METRICS, writing / METRICS)
+            _copy_told(self.staging, writing)
             record = {"format": _FORMAT, "inputs_digest": self.inputs_digest, "step": step, "state": rest}
             write_json(writing / RECORD, record)
             older = [path for path in folder.iterdir() if path != writing]
