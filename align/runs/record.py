@@ -23,6 +23,7 @@ from align.stages.base import TrainingStage
 from align.tracking.processes import TrackerPool
 from data_prep.core.errors import TrainingStopped, UserError
 from data_prep.core.hashing import sha256_json
+from data_prep.core.interrupts import interrupts
 from data_prep.prepare.content_digest import data_digest, source_digest
 from data_prep.records.stream import has_source
 from data_prep.rendering.digests import template_digest, tokenizer_digest
@@ -89,9 +90,20 @@ class Run:
             self._put(_unfinished(self.stage, status, begun.dir if begun else f".staging-{self.stage}"))
         with suppress(Exception):
             self.write()
+            if interrupts.insisted:
+                return
             self._report()
             self.tracks.finish(status, interrupted=isinstance(error, KeyboardInterrupt))
             self.write()
+
+    def asked_to_end(self) -> bool:
+        """Whether a signal has asked any of the processes to end the run, while a stage was at work."""
+        if self.accelerator.num_processes == 1:
+            return interrupts.wanted
+        import torch
+
+        asked = torch.tensor(float(interrupts.wanted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum"))
 
     def announce(self) -> None:
         """Say once, before the first stage is trained or skipped, what this run is."""

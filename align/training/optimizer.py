@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from align.training.objectives import Batch, Objective
 from align.training.options import Autocast, Optimizer, Schedule, TrainingOptions
 from data_prep.core.errors import TrainingStopped, UserError
+from data_prep.core.interrupts import interrupts
 
 
 class StepHook(Protocol):
@@ -92,10 +93,16 @@ class Updater:
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._warmup = round(options.warmup * steps)
         self._hooks = hooks
+        self._asked = False
         self._module = accelerator.prepare_model(objective) if accelerator.num_processes > 1 else objective
         self._clip_groups = objective.clip_groups()
         for hook in hooks:
             hook.begin(self.optimizer, steps)
+
+    @property
+    def ends(self) -> bool:
+        """Whether a signal has asked the run to end: all processes agree, which heard of it in a step they took."""
+        return interrupts.wanted if self.accelerator.num_processes == 1 else self._asked
 
     def go_to(self, step: int) -> None:
         """Leave out the steps before `step`; schedule and adapters go on as after so many steps without gradients."""
@@ -112,7 +119,9 @@ class Updater:
             TrainingStopped: a loss or gradient is not finite; weights are as before the step.
         """
         device = self.accelerator.device
-        weight = self._reduce(torch.tensor(sum(batch.weight for batch in window), device=device))
+        units = float(sum(batch.weight for batch in window))
+        weight, asked = self._reduce(torch.tensor([units, float(interrupts.wanted)], device=device))
+        self._asked |= bool(asked)
         totals: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         for number, batch in enumerate(window):
