@@ -22,6 +22,7 @@ from align.planning.preflight import require_plans
 from align.run_record import StageEntry
 from align.runs.environment import peak_rss, quieten, reset_peak_rss
 from align.runs.folder import SharedStages, StageFolder, finished, home_of, locked, make_folder, yaml_text
+from align.runs.launcher import check_launcher
 from align.runs.processes import join_processes
 from align.runs.record import Run, done_entry, inputs_digest_of
 from align.stages.base import TrainingStage
@@ -56,6 +57,7 @@ def _run(config: RunConfig, shared: SharedStages | None) -> dict[str, Any]:
     is_fresh = config.model.init is not None
     base_folder = None if is_fresh else find_base(config, place)
     plans = require_plans(config, base_folder)
+    check_launcher(config.stages)
     process = join_processes()  # before any of them writes
     folder = make_folder(config)
     with locked(folder, waiting=f"another process works on {folder}; waiting for it" if shared else None):

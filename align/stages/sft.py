@@ -48,8 +48,9 @@ class SFT(TrainingStage):
             tasks = {f"eval_{name}": value for name, value in final.items() if name.startswith("loss/")}
             perplexity = math.exp(min(final["loss"], 50.0))
             context.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": perplexity, **tasks}
-        with context.phase("samples"):
-            write_samples(context, self.samples(context, role, prepared))
+        if context.is_main:
+            with context.phase("samples"):
+                write_samples(context, self.samples(context, role, prepared))
         result = Result(
             role=role,
             kind="policy",

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import json
 import os
 import random
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -18,9 +17,8 @@ import pytest
 from align.cli.dispatch import main
 from data_prep.core.interrupts import interrupts
 from tests.align.training.test_resume import contents
-from tests.tiny_chain import finished, pipeline_words, read
+from tests.tiny_chain import pipeline_words, read
 
-ROOT = Path(__file__).resolve().parents[3]
 GOES_ON = "the state after step {} is kept: the same command goes on there"
 FIRST = "the same command goes on with the first unfinished stage"
 MOMENTS = [
@@ -117,53 +115,37 @@ def test_signals_of_somebody_else_are_left_alone() -> None:
     assert signal.getsignal(signal.SIGTERM) != interrupts._come
 
 
-SCRIPT = """
-import json, os, signal, sys
-from align.cli.dispatch import main
-from align import pipeline
+def after_calls(words: list[str], last: int) -> tuple[int, int]:
+    """(exit code, calls) of a run that gets SIGTERM at a number of calls of the project's functions (0: never)."""
+    seen = 0
 
-last, words = json.loads(sys.argv[1])
-seen = 0
+    def called(frame: FrameType, event: str, given: Any) -> None:
+        nonlocal seen
+        if event == "call" and "/align/" in frame.f_code.co_filename:
+            seen += 1
+            if seen == last:
+                os.kill(os.getpid(), signal.SIGTERM)
 
-def called(frame, event, arg):
-    global seen
-    if event == "call" and "/align/" in frame.f_code.co_filename:
-        seen += 1
-        if seen == last:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-original = pipeline._run
-def watched(*given):
     sys.setprofile(called)
     try:
-        return original(*given)
+        return main(words), seen
     finally:
         sys.setprofile(None)
-pipeline._run = watched
-code = main(words)
-print(f"calls {seen}")
-sys.exit(code)
-"""
 
 
-def in_a_process(out: Path, last: int) -> Any:
-    """A run in a process of its own, with SIGTERM at a number of calls of the project's functions (0: never)."""
-    command = [sys.executable, "-c", SCRIPT, json.dumps([last, words_of(out)])]
-    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(command, cwd=ROOT, env=settings, capture_output=True, text=True, check=False)
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """A chain that was never stopped, and how many calls it makes."""
+    out = tmp_path_factory.mktemp("whole")
+    code, calls = after_calls(words_of(out), 0)
+    assert code == 0
+    return out / "n", calls
 
 
 @pytest.mark.grid
-def test_twenty_random_moments(tmp_path: Path) -> None:
-    finished()
-    whole = in_a_process(tmp_path / "whole", 0)
-    assert whole.returncode == 0, whole.stderr[-1500:]
-    calls = int(whole.stdout.rpartition("calls ")[2])
-    drawn = random.Random(0)
-    for number in range(20):
-        last, out = drawn.randint(1, calls - 1), tmp_path / str(number)
-        stopped = in_a_process(out, last)
-        assert stopped.returncode == 130, (last, stopped.stderr[-1500:])
-        again = in_a_process(out, 0)
-        assert again.returncode == 0, (last, again.stderr[-1500:])
-        same(out / "n", tmp_path / "whole" / "n")
+@pytest.mark.parametrize("number", range(20))
+def test_twenty_random_moments(number: int, whole: tuple[Path, int], tmp_path: Path) -> None:
+    run, calls = whole
+    assert after_calls(words_of(tmp_path), random.Random(number).randint(1, calls))[0] == 130
+    assert main(words_of(tmp_path)) == 0
+    same(tmp_path / "n", run)
