@@ -22,11 +22,13 @@ from align.planning.preflight import require_plans
 from align.run_record import StageEntry
 from align.runs.environment import peak_rss, quieten, reset_peak_rss
 from align.runs.folder import SharedStages, StageFolder, finished, home_of, locked, make_folder, yaml_text
+from align.runs.launcher import check_launcher
 from align.runs.processes import join_processes
 from align.runs.record import Run, done_entry, inputs_digest_of
 from align.stages.base import TrainingStage
 from data_prep.core.files import publish, write_json
 from data_prep.core.hashing import file_sha256
+from data_prep.core.interrupts import interrupts
 
 if TYPE_CHECKING:
     from align.training.context import StageContext
@@ -45,13 +47,21 @@ def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]
     Raises:
         UserError: something does not fit; nothing already saved is touched.
         TrainingStopped: training stopped itself; finished stages stay.
+        KeyboardInterrupt: a signal ended it, with a state kept or after a stage; the same call goes on.
     """
     quieten()
+    with interrupts.handled():
+        return _run(config, shared)
+
+
+def _run(config: RunConfig, shared: SharedStages | None) -> dict[str, Any]:
+    """`run`, with signals taken."""
     place = Path(config.out).expanduser().resolve() / config.name
     is_new = not place.exists()
     is_fresh = config.model.init is not None
     base_folder = None if is_fresh else find_base(config, place)
     plans = require_plans(config, base_folder)
+    check_launcher(config.stages)
     process = join_processes()  # before any of them writes
     folder = make_folder(config)
     with locked(folder, waiting=f"another process works on {folder}; waiting for it" if shared else None):
@@ -61,6 +71,8 @@ def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]
         with work.recorded(is_new):
             for plan in require_plans(config, base_folder) if is_fresh else plans:
                 _stage(work, plan)
+    if interrupts.wanted:
+        raise KeyboardInterrupt("all stages are done")
     return work.record.as_dict()
 
 
@@ -80,6 +92,9 @@ def _stage(work: Run, planned: StagePlan[Input]) -> None:
             work.begin(home)
             entry = _train(work, plan, digest, home)
     work.finish(home, entry)
+    interrupts.settle()
+    if work.stage != work.config.stages[-1].name and work.asked_to_end():
+        raise KeyboardInterrupt(f"{work.stage} is done: the same command goes on behind it")
 
 
 def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolder) -> StageEntry:
@@ -89,6 +104,7 @@ def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolde
     reset_peak_rss()
     (home.staging / "recipe.yaml").write_text(yaml_text(work.config.resolved["stages"][work.stage]), encoding="utf-8")
     saved = _within_memory(plan.spec, context)
+    interrupts.defer()  # what is done is published first
     work.accelerator.wait_for_everyone()  # every process has read the staging folder back before it is renamed
     if work.is_main:
         _publish(home, saved, digest)

@@ -71,6 +71,8 @@ class RunRecord:
     config_digest: str | None = None
     versions: dict[str, str] | None = None
     machine: dict[str, str | int] | None = None
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    """What deserves a second look: code, message, hint and stage of each."""
     stages: list[StageEntry] = field(default_factory=list)
     """In the order of the pipeline."""
     error: str | None = None

@@ -15,7 +15,7 @@ from data_prep.core.errors import UserError
 
 
 def check(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
-    """Print findings and problems; exit code 2 when `align run` would be refused."""
+    """Print findings and problems; exit code 2 when `align run` would be refused, or with `--strict` on any warning."""
     config, mistakes = composed(args.words, args.config_dir)
     if config is None:
         found = Findings()
@@ -29,7 +29,7 @@ def check(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         found = look(config, say)
     if not args.json:
         _print(found)
-    return (0 if found.ok else 2), found.as_dict()
+    return (2 if not found.ok or (args.strict and found.warnings) else 0), found.as_dict()
 
 
 def composed(words: list[str], config_dir: str | None) -> tuple[RunConfig | None, list[UserError]]:

@@ -106,9 +106,8 @@ def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
     except (UserError, TrainingStopped) as problem:
         print(problem.in_full("align"), file=sys.stderr)
         return problem.exit_code, {"error": problem.as_dict()}
-    except KeyboardInterrupt:
-        goes_on = "; the same command goes on with the first unfinished stage" if _verb_of(words) == "run" else ""
-        message = f"interrupted{goes_on}"
+    except KeyboardInterrupt as interrupt:
+        message = _interrupted(words, str(interrupt))
         print(f"align: {message}", file=sys.stderr)
         return INTERRUPTED, {"error": UserError(message, code="interrupted").as_dict()}
     except BrokenPipeError:
@@ -125,6 +124,12 @@ def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
             raise
         traceback.print_exc()
         return 1, {"error": UserError(f"{type(problem).__name__}: {problem}", code="internal").as_dict()}
+
+
+def _interrupted(words: list[str], kept: str) -> str:
+    """What an interrupted verb says; `kept`: what a run says of its last step, and how to go on."""
+    goes_on = kept or "the same command goes on with the first unfinished stage"
+    return f"interrupted; {goes_on}" if _verb_of(words) == "run" else "interrupted"
 
 
 def _forget_output() -> None:

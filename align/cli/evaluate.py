@@ -17,6 +17,7 @@ from align.config.compose import compose
 from align.config.schema import ModelOptions, RunConfig
 from align.models.chat_template import bare
 from align.pipeline import run
+from align.report.page import conclusion
 from align.runs.folder import run_of
 from data_prep.core.options import build
 from data_prep.options import DataOptions
@@ -25,7 +26,8 @@ from data_prep.options import DataOptions
 def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
     """Evaluate a checkpoint against its ancestors, on the data of the run it comes from unless overridden.
 
-    Returns the content of result.json, and under "run" the run folder that holds it with its report.
+    Returns the content of result.json, the run folder that holds it with its report as "run", what the report says
+    first as "verdict", and what it says is worth a second look as "warnings".
     """
     out = _given(overrides, "out") or "runs"
     base, overrides = _given(overrides, "base"), [word for word in overrides if not word.startswith("base=")]
@@ -38,10 +40,11 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
         config = compose([*_plain(target, "base"), *overrides])
     else:
         config = _of_checkpoint(resolve_checkpoint(target, out), base, overrides)
-    entry = run(config)["stages"][-1]
+    record = run(config)
     folder = Path(config.out) / config.name
-    result: dict[str, Any] = json.loads((folder / entry["dir"] / "result.json").read_text(encoding="utf-8"))
-    return {**result, "run": str(folder)}
+    place = folder / record["stages"][-1]["dir"] / "result.json"
+    result: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
+    return {**result, "run": str(folder), "verdict": conclusion(folder), "warnings": record["warnings"]}
 
 
 def _given(overrides: list[str], key: str) -> str | None:

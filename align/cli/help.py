@@ -21,6 +21,7 @@ FLAGS = {
     "--json": "print one JSON object on standard output, everything else on standard error",
     "--config-dir DIR": "a folder of your own recipes (data/mine.yaml, experiment/mine.yaml, ...)",
     "-m, --multirun": "run every combination of the values given with commas: adapter=lora,vera",
+    "--strict": "exit with code 2 where there is any warning, at the end; what was made stays",
     "--compare": "every policy of the chain answers, base first, each with its reward",
     "--web": "a page on 127.0.0.1 instead of the terminal (needs the extra: chat)",
     "--port PORT": "where the page is served [8417]",

@@ -7,12 +7,15 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from align.config.compose import compose
 from align.config.schema import RunConfig
 from align.planning.preflight import check_sources
+from align.report.formatting import plural, visible
+from align.report.run_files import Json, read_json
 from align.run_record import RunRecord
 from data_prep.core.errors import UserError
 
@@ -22,7 +25,9 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if args.multirun:
         from align.sweeps.sweep import sweep
 
-        return sweep(args.words, args.config_dir)
+        code, answer = sweep(args.words, args.config_dir)
+        jobs = Path(answer["dir"]).glob("jobs/*/run.json")
+        return code or _code(args, [one for job in jobs for one in read_json(job, []).get("warnings") or []]), answer
     config = compose(args.words, args.config_dir)
     if config.swept:
         raise UserError(f"this recipe is a sweep over {' and '.join(config.swept)}", hint="add -m", code="sweep")
@@ -33,24 +38,40 @@ def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
     record = pipeline.run(config)
     if leads and not args.json:
-        print(closing(config, folder))
-    return 0, record
+        print(closing(config, folder, record.get("warnings", [])))
+    return _code(args, record.get("warnings", [])), record
 
 
-def closing(config: RunConfig, folder: Path) -> str:
-    """What a finished run says last: the verdict, where the report is, and what can be done next."""
-    from align.report.page import conclusion
+def _code(args: argparse.Namespace, warnings: Sequence[Json]) -> int:
+    """The exit code of what is done: 0, or 2 where warnings were to be counted as failures."""
+    if not args.strict or not warnings:
+        return 0
+    print(f"align: --strict: {plural(len(warnings), 'warning')}; what was made stays", file=sys.stderr)
+    return UserError.exit_code
 
-    verdict = conclusion(folder)
-    lines = ["", verdict["headline"], *textwrap.wrap(" ".join(verdict["sentences"]), 100), ""]
+
+def closing(config: RunConfig, folder: Path, warnings: Sequence[Json]) -> str:
+    """What a finished run says last: the verdict, the warnings, where the report is, and what can be done next."""
+    lines = [*_judged(folder, warnings), ""]
     lines += [f"  {title:<18} {words}" for title, words in _following(config, folder)]
     return "\n".join(lines)
 
 
+def _judged(folder: Path, warnings: Sequence[Json]) -> list[str]:
+    """The verdict of a run, and what is worth a second look, wrapped."""
+    from align.report.notices import told
+    from align.report.page import conclusion
+
+    verdict = conclusion(folder)
+    lines = ["", verdict["headline"], *textwrap.wrap(" ".join(verdict["sentences"]), 100)]
+    for number, warning in enumerate(warnings):
+        lines += ["", "Worth a second look:"] if number == 0 else []
+        lines += textwrap.wrap(visible(told(warning)), 96, initial_indent="  - ", subsequent_indent="    ")
+    return lines
+
+
 def _following(config: RunConfig, folder: Path) -> list[tuple[str, str]]:
     """(purpose, command) of what can be done after a run."""
-    from align.report.run_files import read_json
-
     align, place = _program(), "" if config.out == "runs" else f" out={config.out}"
     following = [("the whole story", str(folder / "report.html"))]
     run = RunRecord.left_in(folder)
@@ -86,7 +107,8 @@ def evaluate(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     from align.cli import evaluate as evaluation
 
     result = evaluation.evaluate(args.words[0], args.words[1:])
-    if not args.json:
+    if not args.json and os.environ.get("RANK", "0") == "0":
         folder = Path(result["run"])
+        print(*_judged(folder, result["warnings"]), sep="\n")
         print(f"\nresult: {folder / 'evaluate' / 'result.json'}\nreport: {folder / 'report.html'}")
-    return 0, result
+    return _code(args, result["warnings"]), result

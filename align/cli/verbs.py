@@ -23,11 +23,13 @@ class Verb:
 
 
 FORCE = ("--force",)
+STRICT = ("--strict",)
+"""Any warning ends in exit code 2; what was made stays."""
 _DATA = "align.cli.data_options"
 VERBS = [
-    Verb("run", "[OVERRIDES]", "run a pipeline; the same command again goes on", "align.cli.run:run", True),
-    Verb("check", "[OVERRIDES]", "say what a run would do and what is wrong with it", "align.cli.check:check"),
-    Verb("eval", "TARGET [OVERRIDES]", "evaluate a checkpoint or a run again", "align.cli.run:evaluate"),
+    Verb("run", "[OVERRIDES]", "run a pipeline; the same command again goes on", "align.cli.run:run", True, STRICT),
+    Verb("check", "[OVERRIDES]", "say what a run would do and what is wrong", "align.cli.check:check", flags=STRICT),
+    Verb("eval", "TARGET [OVERRIDES]", "evaluate a checkpoint or a run again", "align.cli.run:evaluate", flags=STRICT),
     Verb("ls", "[KIND]", "list adapters, stages, data, models, recipes, runs and other kinds", "align.cli.show:ls"),
     Verb("show", "[RECIPE] [OVERRIDES]", "print a resolved recipe and where each value is from", "align.cli.show:show"),
     Verb("cp", "RECIPE DIR", "copy a recipe to start one's own", "align.cli.copy:cp", flags=("--as=NAME",)),

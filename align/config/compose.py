@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.core.override_parser.types import Override
 
+from align.config.foreign_names import answered
 from align.config.hydra_loader import Composition, compose_choices, group_choices, preset, recipes, resolved
 from align.config.origins import located, origins, told_origins
 from align.config.overrides import GROUPS, NAMES, Landscape, first_choice, is_group, parse, rewrite
@@ -53,8 +54,10 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> RunConfi
 
 def _composed(given: Sequence[Override], words: list[str]) -> RunConfig:
     """The run of parsed overrides (inside `recipes`); `words` are the command's."""
-    with located(given):
+    known: dict[str, type] = {}
+    with located(given), answered(known):
         composition, land = survey(given)
+        known |= land.stages
         composition.change(rewrite([item for item in given if not is_group(item)], land))
         tree = composition.content()
         kinds = _stage_kinds(tree, composition.choices)

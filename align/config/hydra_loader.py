@@ -32,6 +32,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
+from align.config.foreign_names import unknown_choice
 from align.config.registries import adapters, stages
 from align.config.safe_values import check_hydra
 from data_prep.core.errors import UserError, unknown
@@ -201,8 +202,8 @@ def preset(group: str, name: str, where: str) -> dict[str, Any]:
     """
     choices = group_choices(group)
     if name not in choices:
-        problem = unknown(group, name, choices)
-        raise UserError(problem.message, field=f"{where}.{group}", code=problem.code)
+        problem = unknown_choice(group, name, choices)
+        raise UserError(problem.message, hint=problem.hint, field=f"{where}.{group}", code=problem.code)
     content = compose_choices(f"{group}/{name}", []).content().get(group)
     if not isinstance(content, dict):
         raise UserError(f"the {group} preset '{name}' is not a mapping", field=f"{where}.{group}", code="bad_recipe")

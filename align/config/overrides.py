@@ -22,6 +22,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
 from hydra.errors import HydraException
 
+from align.config.foreign_names import unknown_choice
 from align.config.safe_values import check_key, check_plain, check_word
 from align.config.schema import RunOptions
 from data_prep.core.errors import UserError, nearest, unknown
@@ -198,7 +199,7 @@ def check_choice(override: Override, land: Landscape) -> None:
                 hint=f"for a folder or hub id: model=hf model.path={name}",
                 code="unknown_model",
             )
-        raise unknown(group, name, choices)
+        raise unknown_choice(group, name, choices)
 
 
 def _choices(override: Override) -> list[str]:

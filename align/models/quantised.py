@@ -53,11 +53,11 @@ def require_kept(model_config: dict[str, Any], load: Load) -> None:
         UserError: another precision, with the one to set, or a quantisation that cannot be a base here.
     """
     kept = kept_at(model_config)
-    if kept is None or (load.four_bit and (load.value[:3], load.double) == (kept.value[:3], kept.double)):
+    if kept is None or (load.four_bit and (load.weights, load.double_quant) == (kept.weights, kept.double_quant)):
         return
     words = [
-        *(() if kept.value.startswith("nf4") else ("adapter.four_bit=fp4",)),
-        *(() if kept.double else ("adapter.double_quantization=false",)),
+        *(() if kept.weights == "nf4" else ("adapter.four_bit=fp4",)),
+        *(() if kept.double_quant else ("adapter.double_quantization=false",)),
     ]
     raise UserError(
         f"its weights are quantised to {kept.value} already and cannot be loaded as {load.value}",

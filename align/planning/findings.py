@@ -45,6 +45,11 @@ class Findings:
         """Whether `align run` would start."""
         return not any(problem.severity == "error" for problem in self.problems)
 
+    @property
+    def warnings(self) -> int:
+        """How many of the problems are warnings."""
+        return sum(problem.severity == "warning" for problem in self.problems)
+
     def add(self, stage: str | None, errors: Iterable[UserError], severity: str = "error") -> None:
         """Take problems in; one that is known already is left out."""
         for error in errors:
@@ -75,7 +80,7 @@ class Findings:
 
     def verdict(self) -> str:
         """The last line: how many problems and warnings there are."""
-        errors = sum(problem.severity == "error" for problem in self.problems)
-        warnings = len(self.problems) - errors
+        warnings = self.warnings
+        errors = len(self.problems) - warnings
         words = f"{errors} problem{'' if errors == 1 else 's'}" if errors else "no problems"
         return f"{words}, {warnings} warning{'' if warnings == 1 else 's'}" if warnings else words

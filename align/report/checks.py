@@ -114,12 +114,3 @@ def tally(matrix: Json, listed: Sequence[tuple[str, list[Json]]]) -> Json:
     marks = [cell[0] for _, cells in matrix["rows"] for cell in cells if cell]
     marks += [check["ok"] for _, found in listed for check in found]
     return {"passed": marks.count(True), "failed": marks.count(False), "noted": marks.count(None)}
-
-
-def failures(matrix: Json, listed: Sequence[tuple[str, list[Json]]]) -> list[str]:
-    """A sentence for every check that failed."""
-    cells = [(text, zip(matrix["names"], found, strict=True)) for text, found in matrix["rows"]]
-    failed = [(text, name, cell[1]) for text, row in cells for name, cell in row if cell and cell[0] is False]
-    for name, found in listed:
-        failed += [(check["text"], name, check["detail"]) for check in found if check["ok"] is False]
-    return [f'Check failed in {name}: "{text}" ({detail or "no"}).' for text, name, detail in failed]

@@ -81,6 +81,9 @@ def verdict(
         doubt = ", no clear difference" if tone == "plain" else ""
         headline = f"{gain.last} wins {percent(wins['value'])} of comparisons with {gain.base}{doubt}."
         sentences.append(f"Judged by the reward model on {number(wins.get('n'))} held-out prompts, {odds}")
+    elif gain:
+        headline = _lost(measured, gain) or headline
+        sentences.append("Nothing judged the replies: no reward model and no gold rule was given.")
     sentences += _judged(measured, gain) if gain else _uncompared(stages)
     for stage in stages:
         if (kl := stage.last("objective/kl_k1")) is not None:
@@ -136,6 +139,15 @@ def _judged(measured: StageFiles, gain: Gain) -> list[str]:
     unmatched = after > before and gain.after is not None and gain.low <= 0
     end = ", with no clear gain in gold to match." if unmatched else "."
     return [f"The reward model's own score went from {fixed(before)} to {fixed(after)}{end}"]
+
+
+def _lost(measured: StageFiles, gain: Gain) -> str:
+    """How the held-out loss moved from the stage that is measured against to the last one, where both have one."""
+    named = stages_of(measured)
+    before, after = (finite(named[name].get("loss")) for name in (gain.base, gain.last))
+    if before is None or after is None:
+        return ""
+    return f"Held-out loss went from {before:.3f} ({gain.base}) to {after:.3f} ({gain.last})."
 
 
 def _headline(stages: Sequence[StageFiles]) -> str:

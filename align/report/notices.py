@@ -1,8 +1,12 @@
-"""What deserves a second look in a run's numbers, each with the number that says so. Imports no torch."""
+"""What deserves a second look in a run's numbers, each with the number that says so. Imports no torch.
+
+These are the warnings of a run: `run.json` has them, the report shows them, the terminal ends with them, and
+`align run --strict` fails on them. A stage adds its own with `StageContext.warn`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from align.report.conclusion import Gain, stages_of
 from align.report.formatting import fixed, number, percent, signed
@@ -14,25 +18,62 @@ LENGTH, CALIBRATION, ENDED, DROPPED = 0.3, 0.1, 0.9, 0.05
 """|rank correlation|, calibration error, share of replies that end, share of rows dropped: where a notice begins."""
 
 
-def notices(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | None, earlier: Sequence[str]) -> list[str]:
-    """One sentence for everything that deserves a second look; `earlier`: stages that an earlier run left."""
-    found = [f"{name} is left from an earlier run of this folder and is not shown." for name in earlier]
+def notice(code: str, message: str, hint: str | None = None, stage: str | None = None) -> Json:
+    """A warning as `run.json` has it: {code, message, hint, stage}; the message without a full stop."""
+    return {"code": code, "message": message, "hint": hint, "stage": stage}
+
+
+def told(warning: Json) -> str:
+    """A warning in one sentence, its hint included."""
+    message, hint, stage = (str(warning.get(key) or "").rstrip(".") for key in ("message", "hint", "stage"))
+    head = f"{stage}: " if stage not in message else ""
+    return f"{head}{message}{'; ' if hint else ''}{hint}."
+
+
+def notices(
+    stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | None, earlier: Sequence[str]
+) -> list[Json]:
+    """Everything that deserves a second look; `earlier`: stages that an earlier run left."""
+    found = [_earlier(name) for name in earlier]
     for stage in stages:
+        found += [_given(stage, row) for row in stage.warnings]
         found += _of_data(stage)
         found += [*_of_losses(stage), *_of_rewards(stage)] if stage.status == "done" else []
-    judge = next((held for s in (measured, *stages) if (held := _judge(s))), {})
-    gate = mapping(judge.get("gate"))
-    if gate.get("verdict") in ("warn", "refuse") and isinstance(gate.get("reasons"), list):
-        found += [f"The reward model's gate says {gate['verdict']}: {reason}." for reason in gate["reasons"]]
-    length, error = finite(judge.get("length_corr")), finite(judge.get("ece"))
-    if length is not None and abs(length) > LENGTH:
-        found.append(f"The reward model's scores go with reply length (rank correlation {signed(length)}).")
-    if error is not None and error > CALIBRATION:
-        found.append(f"The reward model's confidence is {percent(error)} off its accuracy on average.")
+    judge = next((stage for stage in (measured, *stages) if _judge(stage)), None)
+    found += _of_judge(_judge(judge), judge.name) if judge else []
     ended = finite(stages_of(measured).get(gain.last, {}).get("finished")) if gain else None
     if gain and ended is not None and ended < ENDED:
-        found.append(f"Only {percent(ended)} of {gain.last}'s replies end before the length limit.")
+        text = f"Only {percent(ended)} of {gain.last}'s replies end before the length limit"
+        found.append(notice("replies_cut", text, _longer(measured.name), measured.name))
     return found
+
+
+def failures(matrix: Json, listed: Sequence[tuple[str, list[Json]]]) -> list[Json]:
+    """A warning for every check that failed (`align/report/checks.py`)."""
+    cells = [(text, zip(matrix["names"], found, strict=True)) for text, found in matrix["rows"]]
+    failed = [(text, name, cell[1]) for text, row in cells for name, cell in row if cell and cell[0] is False]
+    for name, found in listed:
+        failed += [(check["text"], name, check["detail"]) for check in found if check["ok"] is False]
+    hint = "do not use its weights before this is understood"
+    return [
+        notice("failed_check", f'Check failed in {name}: "{text}" ({detail or "no"})', hint, name)
+        for text, name, detail in failed
+    ]
+
+
+def _earlier(name: str) -> Json:
+    text = f"{name} is left from an earlier run of this folder and is not shown"
+    return notice("earlier_stage", text, "the same command makes it anew once the stages before it are done", name)
+
+
+def _given(stage: StageFiles, row: Json) -> Json:
+    """What a stage warned of itself."""
+    hint = row.get("hint")
+    return notice(str(row.get("code")), str(row.get("message")), str(hint) if hint else None, stage.name)
+
+
+def _longer(stage: str) -> str:
+    return f"raise stages.{stage}.max_new_tokens if they are cut in the middle"
 
 
 def _judge(stage: StageFiles) -> Json:
@@ -40,37 +81,57 @@ def _judge(stage: StageFiles) -> Json:
     return mapping(stage.result.get("reward_model")) or (stage.metrics if "ece" in stage.metrics else {})
 
 
-def _of_losses(stage: StageFiles) -> list[str]:
+def _of_judge(judge: Json, stage: str) -> Iterator[Json]:
+    gate = mapping(judge.get("gate"))
+    if gate.get("verdict") in ("warn", "refuse") and isinstance(gate.get("reasons"), list):
+        for reason in gate["reasons"]:
+            text = f"The reward model's gate says {gate['verdict']}: {reason}"
+            yield notice("reward_gate", text, "improve it before PPO follows it: docs/ppo.md says how", stage)
+    length, error = finite(judge.get("length_corr")), finite(judge.get("ece"))
+    if length is not None and abs(length) > LENGTH:
+        text = f"The reward model's scores go with reply length (rank correlation {signed(length)})"
+        hint = "balance the lengths of chosen and rejected replies, or read replies before trusting a reward that rises"
+        yield notice("length_correlation", text, hint, stage)
+    if error is not None and error > CALIBRATION:
+        text = f"The reward model's confidence is {percent(error)} off its accuracy on average"
+        yield notice("calibration", text, "train it for fewer epochs, or at a lower lr", stage)
+
+
+def _of_losses(stage: StageFiles) -> Iterator[Json]:
     held = series(stage.rows, "loss", "eval")
     if len(held) < 2:
-        return []
+        return
     step, lowest = min(held, key=lambda point: point[1])
     if held[-1][1] <= lowest * RISE or stage.metrics.get("best_step") is not None:
-        return []
-    return [
+        return
+    text = (
         f"Held-out loss of {stage.name} was lowest at step {number(int(step))} ({number(lowest)}) and ended at "
-        f"{number(held[-1][1])}."
-    ]
+        f"{number(held[-1][1])}"
+    )
+    yield notice("loss_rose", text, f"stages.{stage.name}.patience=2 keeps the best weights", stage.name)
 
 
-def _of_rewards(stage: StageFiles) -> list[str]:
-    found = []
+def _of_rewards(stage: StageFiles) -> Iterator[Json]:
+    name = stage.name
     if stage.metrics.get("stopped_on_kl"):
-        found.append(f"{stage.name} stopped early: its KL per reply passed kl_limit.")
+        text = f"{name} stopped early: its KL per reply passed kl_limit"
+        yield notice("kl_limit", text, f"raise stages.{name}.kl_coef or lower stages.{name}.lr", name)
     explained = stage.last("value/explained_var")
     if explained is not None and explained < 0:
-        found.append(f"The critic of {stage.name} ends worse than a constant (explained variance {fixed(explained)}).")
+        text = f"The critic of {name} ends worse than a constant (explained variance {fixed(explained)})"
+        yield notice("critic", text, f"raise stages.{name}.critic_warmup or stages.{name}.value_lr_ratio", name)
     ended = stage.last("response/eos_rate")
     if ended is not None and ended < ENDED:
-        found.append(f"In the last update of {stage.name} only {percent(ended)} of the replies ended.")
+        text = f"In the last update of {name} only {percent(ended)} of the replies ended"
+        yield notice("replies_cut", text, _longer(name), name)
     if forced := stage.checkpoint.get("forced"):
-        found.append(f"{stage.name} was forced past a check: {', '.join(map(str, forced))}.")
-    return found
+        text = f"{name} was forced past a check: {', '.join(map(str, forced))}"
+        yield notice("forced", text, "compare its evaluation with that of a run without force", name)
 
 
-def _of_data(stage: StageFiles) -> list[str]:
+def _of_data(stage: StageFiles) -> Iterator[Json]:
     rows = mapping(stage.card.get("rows"))
     seen, kept = finite(rows.get("in")), finite(rows.get("kept"))
-    if not seen or kept is None or 1 - kept / seen <= DROPPED:
-        return []
-    return [f"{percent(1 - kept / seen)} of the rows of {stage.name} were dropped."]
+    if seen and kept is not None and 1 - kept / seen > DROPPED:
+        text = f"{percent(1 - kept / seen)} of the rows of {stage.name} were dropped"
+        yield notice("rows_dropped", text, "align check with the same words names the first of them", stage.name)

@@ -13,13 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from align.report.checks import checks, failures, integrity, tally
+from align.report.checks import checks, integrity, tally
 from align.report.conclusion import compared, figures, verdict
 from align.report.curves import curves
 from align.report.evaluation import Texts, has_gold, judge, own_samples, replies, scores
 from align.report.formatting import duration, fixed, number, percent, plural, signed, size, visible
 from align.report.lineage import chain
-from align.report.notices import notices
+from align.report.notices import failures, notices, told
 from align.report.run_facts import again, costs, data
 from align.report.run_files import Json, StageFiles, mapping, read_json, read_recipe, read_stages
 from data_prep.core.errors import UserError
@@ -36,16 +36,25 @@ def write_report(run_dir: Path | str) -> Path:
     Raises:
         UserError: there is no readable run.json.
     """
+    return reported(run_dir)[0]
+
+
+def reported(run_dir: Path | str) -> tuple[Path, list[Json]]:
+    """Write `report.html`; returns its path, and what it says is worth a second look: the run's warnings.
+
+    Raises:
+        UserError: there is no readable run.json.
+    """
     folder = Path(run_dir)
     run, stages, notes = _read(folder)
-    page = b""
+    page, warnings = b"", list[Json]()
     for budget in BUDGETS:
-        page = _page(folder, run, stages, list(notes), budget)
+        page, warnings = _page(folder, run, stages, list(notes), budget)
         if len(page) < MOST_BYTES:
             break
     path = folder / "report.html"
     write_text(path, page.decode())
-    return path
+    return path, warnings
 
 
 def conclusion(run_dir: Path) -> Json:
@@ -91,9 +100,12 @@ def _waiting(recipe: Json, stages: Sequence[StageFiles]) -> list[str]:
     return [str(name) for name in planned if name not in {s.name for s in stages}]
 
 
-def _page(folder: Path, run: Json, stages: Sequence[StageFiles], notes: list[str], budget: int) -> bytes:
+def _page(
+    folder: Path, run: Json, stages: Sequence[StageFiles], notes: list[str], budget: int
+) -> tuple[bytes, list[Json]]:
     sections = contents(folder, run, stages, notes, budget)
-    return bytes(_template().render(run=run, **sections, notes=notes).encode("utf-8", "replace"))
+    page = bytes(_template().render(run=run, **sections, notes=notes).encode("utf-8", "replace"))
+    return page, sections["notices"]
 
 
 @cache
@@ -106,7 +118,7 @@ def _template() -> Any:
         undefined=jinja2.ChainableUndefined,
         finalize=lambda value: visible(value) if type(value) is str else value,
     )
-    words = (number, fixed, signed, percent, size, duration, plural)
+    words = (number, fixed, signed, percent, size, duration, plural, told)
     environment.filters.update({word.__name__: word for word in words})
     return environment.get_template("report.html.jinja")
 

@@ -31,6 +31,7 @@ class StageFiles:
     result: Json = field(default_factory=dict)
     rows: list[Json] = field(default_factory=list)
     samples: list[Json] = field(default_factory=list)
+    warnings: list[Json] = field(default_factory=list)
 
     @property
     def status(self) -> str:
@@ -124,6 +125,7 @@ def _read_stage(folder: Path, entry: Json, notes: list[str]) -> StageFiles:
         result=read_json(at / "result.json", notes),
         rows=read_lines(at / "metrics.jsonl", notes),
         samples=read_lines(at / "samples.jsonl", notes),
+        warnings=read_lines(at / "warnings.jsonl", notes),
     )
 
 

@@ -22,7 +22,7 @@ from align.rl.held_out import HeldOut
 from align.rl.options import PPOOptions
 from align.rl.rollouts import Rollouts
 from align.rl.watch import Watch
-from align.training.batching import cut
+from align.training.batching import cut, rows_at, shares
 from data_prep.core.errors import TrainingStopped
 from data_prep.core.progress import Progress
 from data_prep.prepare.arrow_rows import lengths_of
@@ -93,7 +93,7 @@ def collect(
         judged = judge(roles, rollout, rule.temperature, rollouts.options)
         rewards = reward(judged, rollout, rule)
         advantages = estimate(rewards, judged, rule, rollouts.summed)
-        rows = experience(rollout, judged, advantages)
+        rows = rollouts.joined(experience(rollout, judged, advantages))
         stats = rollouts.averaged(statistics(rollout, judged, rewards, advantages, rule))
     if context.is_main:
         rollouts.keep(rollout, update)
@@ -103,23 +103,29 @@ def collect(
 def passes(
     context: StageContext, updater: Updater, rows: Sequence[ExperienceRow], update: int, step0: dict[str, Any]
 ) -> dict[str, float]:
-    """An update's passes over its experience, ended early when the policy has moved far enough.
+    """An update's passes over the experience of all processes, ended early when the policy has moved far enough.
 
-    Returns the numbers of the last minibatch.
+    Minibatches are cut from all rows together, so that every process takes the same steps over the same rows; one
+    whose share of a minibatch is empty takes part with a row that does not count. Returns the numbers of the last one.
     """
     options, objective = updater.options, updater.objective
     assert isinstance(options, PPOOptions) and isinstance(objective, ActorCritic)
+    process = context.accelerator
     updater.go_to(update * options.steps_per_update)
     objective.train()
     lengths = lengths_of(rows)
     numbers: dict[str, float] = {}
     for number in range(options.ppo_epochs):
-        drawn = np.random.default_rng([context.seed, update, number, context.accelerator.process_index])
+        drawn = np.random.default_rng([context.seed, update, number, 0])
         for part in np.array_split(drawn.permutation(len(rows)), min(options.minibatches, len(rows))):
-            micro = [[rows[i] for i in part[one]] for one in cut(lengths[part], options)]
+            own = part
+            if process.num_processes > 1:
+                own = part[shares(lengths[part], options, process.num_processes)[process.process_index]]
+            counted = own if len(own) else part[:1]
+            micro = rows_at(rows, [counted[one].tolist() for one in cut(lengths[counted], options)])
             first = "ratio_dev" not in step0  # computes the policy in any case, to be checked
             objective.warming = update < options.warmup_updates and not first
-            numbers = updater.step([objective.collate(one) for one in micro])
+            numbers = updater.step([objective.collate(one) for one in micro], counts=bool(len(own)))
             if first:
                 invariants.record_first_minibatch(numbers, context, step0)
             if numbers.get("policy/ratio_mean", 1.0) > options.max_ratio:

@@ -7,6 +7,7 @@ y ~ pi_old( . | x) at the sampling temperature: "Proximal Policy Optimization Al
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,8 +18,11 @@ from align.inference.scoring import score_replies
 from align.rl.experience import PPORoles, Rollout
 from align.training.batching import batches, seed_at
 from align.training.context import write_samples
+from align.training.processes import gathered
+from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
+    from align.rl.actor_critic import ExperienceRow
     from align.rl.options import PPOOptions
     from align.training.context import StageContext
     from data_prep.types import PromptTokens
@@ -38,6 +42,16 @@ class Rollouts:
         self.options = options
         self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
         self._sampling = Sampling(options.max_new_tokens, options.temperature)
+        count = context.accelerator.num_processes
+        if options.prompts_per_update < count:
+            least = count * options.replies_per_prompt
+            where = f"stages.{context.spec.name}.batch_size"
+            raise UserError(
+                f"{options.prompts_per_update} prompts of an update cannot be spread over {count} processes",
+                code="too_few_rows",
+                field=where,
+                hint=f"set {where}={least} or more, or launch fewer processes",
+            )
 
     def sample(self, update: int) -> Rollout:
         """This process's share of an update's prompts, each as often as it has replies, and the policy's replies."""
@@ -60,6 +74,11 @@ class Rollouts:
             return value
         moved = value.to(process.device)
         return process.reduce(moved, "sum").to(value.device)  # type: ignore[no-any-return]
+
+    def joined(self, own: Sequence[ExperienceRow]) -> list[ExperienceRow]:
+        """The experience of all processes, in the order in which the update drew its prompts."""
+        turns = zip_longest(*gathered(self._context.accelerator, list(own)))
+        return [row for turn in turns for row in turn if row is not None]
 
     def averaged(self, stats: dict[str, float]) -> dict[str, float]:
         """Means over all processes, which hold equal shares but for a row."""

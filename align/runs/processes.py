@@ -29,7 +29,7 @@ def join_processes() -> Accelerator:
 
     kind = device.current_accelerator() if device.is_available() else None
     # Without a device that has a backend of its own, accelerate joins processes only where it is told to use the CPU.
-    process = Accelerator(cpu=launched > 1 and (kind is None or kind.type == "mps"))
+    process = Accelerator(cpu=launched > 1 and (kind is None or kind.type == "mps"), mixed_precision="no")
     if process.num_processes != launched:
         raise _apart(launched, process.num_processes)
     return process

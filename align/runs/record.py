@@ -15,7 +15,7 @@ from align.checkpoints.checkpoint import RECORD, Checkpoint
 from align.checkpoints.compatibility import StagePlan, adapter_name, options_of
 from align.config.schema import RunConfig
 from align.models.fingerprint import base_fingerprint
-from align.report.page import write_report
+from align.report.page import reported
 from align.run_record import RunRecord, StageEntry
 from align.runs.environment import facts, versions
 from align.runs.folder import SharedStages, StageFolder
@@ -23,6 +23,7 @@ from align.stages.base import TrainingStage
 from align.tracking.processes import TrackerPool
 from data_prep.core.errors import TrainingStopped, UserError
 from data_prep.core.hashing import sha256_json
+from data_prep.core.interrupts import interrupts
 from data_prep.core.options import plain
 from data_prep.prepare.content_digest import data_digest, source_digest
 from data_prep.records.stream import has_source
@@ -90,9 +91,20 @@ class Run:
             self._put(_unfinished(self.stage, status, begun.dir if begun else f".staging-{self.stage}"))
         with suppress(Exception):
             self.write()
+            if interrupts.insisted:
+                return
             self._report()
             self.tracks.finish(status, interrupted=isinstance(error, KeyboardInterrupt))
             self.write()
+
+    def asked_to_end(self) -> bool:
+        """Whether a signal has asked any of the processes to end the run, while a stage was at work."""
+        if self.accelerator.num_processes == 1:
+            return interrupts.wanted
+        import torch
+
+        asked = torch.tensor(float(interrupts.wanted), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum"))
 
     def announce(self) -> None:
         """Say once, before the first stage is trained or skipped, what this run is."""
@@ -132,10 +144,10 @@ class Run:
             self.record.write()
 
     def _report(self) -> None:
-        """Bring report.html up to date; what is trained stays, whatever goes wrong here."""
+        """Bring report.html and the run's warnings up to date; what is trained stays, whatever goes wrong here."""
         if self.is_main:
             try:
-                write_report(self.folder)
+                _, self.record.warnings = reported(self.folder)
             except Exception as problem:
                 print(f"report.html was not written ({type(problem).__name__}: {problem})", file=sys.stderr)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -105,29 +105,43 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         texts = [context.renderer.decode(reply.ids) for reply in replies]
         gold = gold_judge(context)
         pairs = [(row.ids, reply.ids) for row, reply in zip(rows, replies, strict=True)]
+
+        def scores(start: int) -> list[float]:
+            assert judge is not None
+            return score_replies(judge, pairs[start : start + self.batch_size], self.batch_size)
+
         with context.phase("judge"):
             return Answers(
                 texts,
                 [reply.finished for reply in replies],
-                score_replies(judge, pairs, self.batch_size) if judge is not None else None,
+                self._each(context, pairs, scores) if judge is not None else None,
                 gold(rows, texts, replies) if gold is not None else None,
                 self._loss(context, role),
             )
+
+    def _each(self, context: StageContext, rows: Sequence[Any], work: Callable[[int], list[Any]]) -> list[Any]:
+        """What `work` makes of every batch, by its first row; the processes divide the batches."""
+        from align.training.processes import divided
+
+        starts = range(0, len(rows), self.batch_size)
+        return [one for part in divided(context.accelerator, starts, work) for one in part]
 
     def _replies(self, context: StageContext, role: Role, rows: Sequence[PromptTokens]) -> list[Reply]:
         import torch
 
         from align.inference.generation import RolloutEngine, Sampling
+        from align.training.batching import seed_at
 
         engine = RolloutEngine(role, context.renderer.end_token_id, context.renderer.pad_token_id)
         sampling = Sampling(self.max_new_tokens, self.temperature or 1.0, greedy=self.temperature == 0)
         generator = torch.Generator(device=context.accelerator.device)
-        generator.manual_seed(context.seed)
-        replies: list[Reply] = []
-        for start in range(0, len(rows), self.batch_size):
-            prompts = [row.ids for row in rows[start : start + self.batch_size]]
-            replies += engine.generate(prompts, sampling, generator)
-        return replies
+
+        def replies(start: int) -> list[Reply]:
+            batch = start // self.batch_size  # each has its own draws, so that any process may take it
+            generator.manual_seed(seed_at(context.seed, batch, 0) if batch else context.seed)
+            return engine.generate([row.ids for row in rows[start : start + self.batch_size]], sampling, generator)
+
+        return self._each(context, rows, replies)
 
     def _loss(self, context: StageContext, role: Role) -> float | None:
         """Mean held-out loss per supervised token, where the data has conversations."""
@@ -141,13 +155,15 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         prepared = context.rows("conversations")
         rows = (prepared.eval or prepared.train)[: self.prompts]
         objective = LanguageModeling(role).eval()
-        total = weight = 0.0
+
+        def loss(start: int) -> list[tuple[float, float]]:
+            batch = objective.collate(rows[start : start + self.batch_size]).to(context.accelerator.device)
+            return [(float(objective(batch)[0]), batch.weight)]
+
         with torch.no_grad():
-            for start in range(0, len(rows), self.batch_size):
-                batch = objective.collate(rows[start : start + self.batch_size]).to(context.accelerator.device)
-                total += float(objective(batch)[0])
-                weight += batch.weight
-        return total / weight
+            found = self._each(context, rows, loss)
+        total, weight = (sum(column) for column in zip(*found, strict=True))
+        return float(total / weight)
 
     def _result(self, context: StageContext, answers: dict[str, Answers]) -> dict[str, Any]:
         from reward.metrics import win_rate

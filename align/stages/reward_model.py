@@ -20,6 +20,8 @@ from data_prep.core.errors import TrainingStopped
 from data_prep.core.options import option
 
 if TYPE_CHECKING:
+    from accelerate import Accelerator
+
     from align.checkpoints.checkpoint import Checkpoint
     from align.roles import Role
     from align.training.context import StageContext
@@ -66,7 +68,7 @@ class RewardModel(TrainingStage):
         with context.phase("measure"):
             rows = prepared.eval or prepared.train
             limits = (self.micro_batch_size or (0 if self.micro_tokens else 64), self.micro_tokens)
-            measured = measure(objective, rows, in_order(lengths_of(rows), *limits))
+            measured = measure(context.accelerator, objective, rows, in_order(lengths_of(rows), *limits))
             metrics = measured["metrics"]
             metrics["probes"] = probe(context, role, rows, limits[0] or max(1, self.micro_tokens // self.max_length))
         metrics["gate"] = gate(metrics, measured["norm"]["std"])
@@ -87,25 +89,32 @@ class RewardModel(TrainingStage):
         return save_result(context, result, context.staging)
 
 
-def measure(objective: Pairwise, rows: Sequence[PairTokens], passes: Sequence[Sequence[int]]) -> dict[str, Any]:
+def measure(
+    process: Accelerator, objective: Pairwise, rows: Sequence[PairTokens], passes: Sequence[Sequence[int]]
+) -> dict[str, Any]:
     """Held-out quality of a reward model: accuracy with interval, calibration, length correlation, score statistics.
 
-    `passes` are the places of the rows that are computed at a time, in order.
+    `passes` are the places of the rows that are computed at a time, in order; the processes divide them.
     """
     import torch
 
+    from align.training.processes import divided
     from reward.quality import quality
 
     chosen: list[float] = []
     rejected: list[float] = []
     device = objective.role.tree.device
     objective.eval()
+
+    def both(places: Sequence[int]) -> tuple[list[float], list[float]]:
+        batch = objective.collate([rows[i] for i in places]).to(device)
+        scores = objective.role.scores(batch.packed, torch.cat([batch.chosen_P, batch.rejected_P])).tolist()
+        return scores[: len(places)], scores[len(places) :]
+
     with torch.no_grad():
-        for places in passes:
-            batch = objective.collate([rows[i] for i in places]).to(device)
-            both = objective.role.scores(batch.packed, torch.cat([batch.chosen_P, batch.rejected_P])).tolist()
-            chosen += both[: len(places)]
-            rejected += both[len(places) :]
+        for better, worse in divided(process, passes, both):
+            chosen += better
+            rejected += worse
     if not all(math.isfinite(score) for score in chosen + rejected):
         raise TrainingStopped("the reward model gives scores that are not finite", code="not_finite")
     scores = torch.tensor(chosen + rejected, dtype=torch.float64)

@@ -120,8 +120,9 @@ def save_policy(
     from align.training.context import write_samples
     from align.training.saving import Result, save_result
 
-    with context.phase("samples"):
-        write_samples(context, greedy_samples(context, role, openings))
+    if context.is_main:
+        with context.phase("samples"):
+            write_samples(context, greedy_samples(context, role, openings))
     result = Result(
         role=role,
         kind="policy",

@@ -89,6 +89,13 @@ def shared(lengths: Lengths, processes: int) -> list[Places]:
     return shares
 
 
+def shares(lengths: Lengths, options: TrainingOptions, processes: int) -> list[Places]:
+    """Places of the rows of each process: in turn, or by tokens where passes have a budget of them."""
+    if options.micro_tokens:
+        return shared(lengths, processes)
+    return [list(range(first, len(lengths), processes)) for first in range(processes)]
+
+
 @dataclass(frozen=True)
 class Window:
     """The rows of one optimiser step: for each process, the row numbers of its forward passes."""
@@ -126,11 +133,8 @@ class Windows:
 
     def _window(self, index: npt.NDArray[np.int64]) -> Window:
         lengths = self.lengths[index]
-        if self.options.micro_tokens:
-            shares = shared(lengths, self.processes)
-        else:
-            shares = [list(range(first, len(index), self.processes)) for first in range(self.processes)]
-        passes = [[index[share][one].tolist() for one in cut(lengths[share], self.options)] for share in shares]
+        every = shares(lengths, self.options, self.processes)
+        passes = [[index[share][one].tolist() for one in cut(lengths[share], self.options)] for share in every]
         return Window(passes, int(lengths.sum()))
 
     def _largest(self, found: Sequence[npt.NDArray[np.int64]]) -> int:

@@ -22,6 +22,7 @@ from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
 from align.training.data import Reading, context_of
 from align.training.optimizer import autocast
+from align.training.processes import one_first
 from align.training.resume import WARNINGS, StateSaver
 from data_prep.prepare.prepare import Prepared, Renderer
 
@@ -83,7 +84,8 @@ class StageContext:
             UserError: bad rows, too many that are too long, or too few that are left.
         """
         config = read_model_config(self.bases.folder)
-        prepared = Reading(self.spec, self.renderer, config, self.context, self.seed).rows(kind)
+        with one_first(self.accelerator):  # the others of a machine find its rows in the cache
+            prepared = Reading(self.spec, self.renderer, config, self.context, self.seed).rows(kind)
         self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
         return prepared
 

@@ -10,11 +10,13 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from align.models.memory import told_of
 from align.training.objectives import Batch, Objective
 from align.training.options import Autocast, Optimizer, Schedule, TrainingOptions
 from data_prep.core.errors import TrainingStopped, UserError
+from data_prep.core.interrupts import interrupts
 
 
 class StepHook(Protocol):
@@ -69,6 +71,20 @@ def autocast(options: TrainingOptions, device: torch.device) -> AbstractContextM
     return nullcontext()
 
 
+def shared_module(objective: Objective, accelerator: Accelerator) -> nn.Module:
+    """The objective as several processes train it: gradients are added up, and nothing else is sent.
+
+    All processes load the same frozen tensors, and buffers change by rules alone: none is broadcast.
+    """
+    if accelerator.num_processes == 1:
+        return objective
+    frozen = [name for name, p in objective.named_parameters(remove_duplicate=False) if not p.requires_grad]
+    still = [*frozen, *(name for name, _ in objective.named_buffers(remove_duplicate=False))]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, still)
+    module: nn.Module = accelerator.prepare_model(objective)
+    return module
+
+
 class Updater:
     """Takes optimiser steps: accumulation, distributed sums, clipping, schedule, adapter hooks, stop on NaN.
 
@@ -93,10 +109,16 @@ class Updater:
         self._peaks = [group["lr"] for group in self.optimizer.param_groups]
         self._warmup = round(options.warmup * steps)
         self._hooks = hooks
-        self._module = accelerator.prepare_model(objective) if accelerator.num_processes > 1 else objective
+        self._asked = False
+        self._module = shared_module(objective, accelerator)
         self._clip_groups = objective.clip_groups()
         for hook in hooks:
             hook.begin(self.optimizer, steps)
+
+    @property
+    def ends(self) -> bool:
+        """Whether a signal has asked the run to end: all processes agree, which heard of it in a step they took."""
+        return interrupts.wanted if self.accelerator.num_processes == 1 else self._asked
 
     def go_to(self, step: int) -> None:
         """Leave out the steps before `step`; schedule and adapters go on as after so many steps without gradients."""
@@ -106,14 +128,18 @@ class Updater:
             for hook in self._hooks:
                 hook.after_step(self.optimizer, self.step_number)
 
-    def step(self, window: Sequence[Batch]) -> dict[str, float]:
+    def step(self, window: Sequence[Batch], counts: bool = True) -> dict[str, float]:
         """One optimiser step over a window of micro-batches; returns its loss, gradient norms and numbers.
+
+        A process without a share of its own takes part with rows that do not count (`counts`).
 
         Raises:
             TrainingStopped: a loss or gradient is not finite; weights are as before the step.
         """
         device = self.accelerator.device
-        weight = self._reduce(torch.tensor(sum(batch.weight for batch in window), device=device))
+        units = float(sum(batch.weight for batch in window)) if counts else 0.0
+        weight, asked = self._reduce(torch.tensor([units, float(interrupts.wanted)], device=device))
+        self._asked |= bool(asked)
         totals: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         self._survey(window)
@@ -123,8 +149,9 @@ class Updater:
             with sync, told_of(batch.packed.tokens):
                 with autocast(self.options, device):
                     loss, numbers = self._module(batch.to(device))
-                (loss * (self.accelerator.num_processes / weight)).backward()
-            accumulate(totals, {"loss": loss.detach(), **numbers})
+                (loss * (self.accelerator.num_processes * counts / weight)).backward()
+            numbers = {"loss": loss.detach(), **numbers}
+            accumulate(totals, numbers if counts else {name: value * 0.0 for name, value in numbers.items()})
         norms = [self._clip(group) for group in self._clip_groups]
         result = self._averaged(totals, float(weight))
         result |= {f"grad_norm_{i}" if i else "grad_norm": norm for i, norm in enumerate(norms)}

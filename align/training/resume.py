@@ -26,6 +26,7 @@ from torch import Tensor
 
 from data_prep.core.errors import UserError
 from data_prep.core.files import clear_staging, sync, write_json
+from data_prep.core.interrupts import interrupts
 
 if TYPE_CHECKING:
     from align.training.optimizer import Updater
@@ -107,9 +108,13 @@ class StateSaver:
     def restore(self, updater: Updater) -> dict[str, Any]:
         """Put trained tensors, optimiser and position back; returns what the loop kept beside them, {} for nothing.
 
+        From here on a signal waits for the end of a step (`offer`), or of the stage.
+
         Raises:
             UserError: there is a state, but it cannot be read or lacks something.
         """
+        if self.minutes:
+            interrupts.defer()
         kept = self._kept()
         if kept is None:
             return {}
@@ -130,16 +135,25 @@ class StateSaver:
         return more
 
     def offer(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
-        """Keep the state after step `step` if it is time; that it cannot be kept is told, and the work goes on."""
-        began = time.monotonic()
-        if not self.minutes or not self.writes or began < self._next:
-            return
-        try:
-            self._keep(updater, step, more)
-        except (OSError, SafetensorError, UserError) as problem:
-            print(f"the state after step {step} was not kept ({str(problem).splitlines()[0]})", file=sys.stderr)
-        ended = time.monotonic()
-        self._next = ended + max(60 * self.minutes, _SHARE * (ended - began))
+        """Keep the state after step `step` if it is time; that it cannot be kept is told, and the work goes on.
+
+        Raises:
+            KeyboardInterrupt: a signal has asked the run to end; the state is kept.
+        """
+        began, ends = time.monotonic(), updater.ends and bool(self.minutes)
+        kept = ends
+        if self.minutes and self.writes and (ends or began >= self._next):
+            try:
+                self._keep(updater, step, more)
+            except (OSError, SafetensorError, UserError) as problem:
+                kept = False
+                print(f"the state after step {step} was not kept ({str(problem).splitlines()[0]})", file=sys.stderr)
+            ended = time.monotonic()
+            self._next = ended + max(60 * self.minutes, _SHARE * (ended - began))
+        if ends:
+            updater.accelerator.wait_for_everyone()  # none leaves while the state is being written
+            said = f"the state after step {step} is kept: the same command goes on there"
+            raise KeyboardInterrupt(said if kept else "")
 
     def _keep(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
         folder = self.staging / FOLDER

@@ -260,7 +260,7 @@ def test_what_an_earlier_run_left_is_not_shown_as_this_runs(tmp_path: Path) -> N
     stages[2] = {"name": "ppo", "status": "failed", "dir": ".staging-ppo", "skipped": False, "metrics": {}}
     change(run, status="failed", stages=stages, error="out of prompts")
     html = page(run)
-    assert "evaluate is left from an earlier run of this folder and is not shown." in html
+    assert "evaluate is left from an earlier run of this folder and is not shown; the same command" in html
     assert "Finished: sft, reward_model." in html and "Gain in gold reward" not in html
     assert not {"Scores", "Replies"} & set(re.findall(r"<h2>([^<]+)", html))
 
@@ -285,7 +285,7 @@ def test_what_deserves_a_second_look(tmp_path: Path) -> None:
     write(run / "sft" / "metrics.jsonl", rows)
     html = page(run)
     for text in (
-        "Held-out loss of sft was lowest at step 20 (1.00) and ended at 1.50.",
+        "Held-out loss of sft was lowest at step 20 (1.00) and ended at 1.50; stages.sft.patience=2 keeps",
         "(rank correlation \N{MINUS SIGN}0.41)",
         "20.0\u202f% off its accuracy",
         "Only 50.0\u202f% of ppo&#39;s replies end",
@@ -300,7 +300,7 @@ def test_changed_files_are_seen(tmp_path: Path) -> None:
     (run / "ppo" / "adapter_config.json").unlink()
     html = page(run)
     assert html.count('aria-label="failed"') == 2
-    said = "Check failed in sft: &#34;Files have the bytes that were saved&#34; (adapter_config.json changed)."
+    said = "Check failed in sft: &#34;Files have the bytes that were saved&#34; (adapter_config.json changed); do not"
     assert said in html and "adapter_config.json is missing" in html
     assert "failed, 17 passed" in re.sub(r"\d+ passed", "17 passed", html)
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,10 +17,13 @@ from safetensors.torch import load_file
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.config.compose import compose
+from align.rl.rollouts import Rollouts
 from align.tracking.metrics import read_metrics
+from align.training.objectives import LanguageModeling
+from align.training.optimizer import shared_module
 from data_prep.core.errors import UserError
 from tests.tiny_chain import base, data_words, execute, finished, pipeline_words, read, refused, sft
-from tests.tiny_training import process
+from tests.tiny_training import lora, process
 
 SCRIPT = """
 import json, os, sys
@@ -60,7 +64,20 @@ def words_of(case: list[str], out: Path) -> list[str]:
 def ppo_words() -> list[str]:
     chain = finished()
     inputs = [f"stages.ppo.init={chain / 'sft'}", f"stages.ppo.reward={chain / 'reward_model'}"]
-    return ["ppo", *inputs, "stages.ppo.critic_warmup=0", "stages.ppo.batch_size=7", "stages.ppo.micro_tokens=40"]
+    return [
+        "ppo",
+        *inputs,
+        "stages.ppo.critic_warmup=0",
+        "stages.ppo.batch_size=7",
+        "stages.ppo.minibatches=4",
+        "stages.ppo.micro_tokens=40",
+    ]
+
+
+def evaluate_words() -> list[str]:
+    chain = finished()
+    inputs = [f"stages.evaluate.init={chain / 'ppo'}", f"stages.evaluate.reward={chain / 'reward_model'}"]
+    return ["evaluate", *inputs, "stages.evaluate.batch_size=2", "stages.evaluate.prompts=7"]
 
 
 def launched(*words: str) -> str:
@@ -95,7 +112,7 @@ def both(tmp_path_factory):
     """Every case by one process and by two: name -> (folder of one, folder of two, folder of what they start from)."""
     base()
     out = tmp_path_factory.mktemp("processes")
-    cases = {**CASES, "ppo": ppo_words()}
+    cases = {**CASES, "ppo": ppo_words(), "evaluate": evaluate_words()}
     (out / "two.py").write_text(SCRIPT, encoding="utf-8")
     commands = [[*words_of(case, out / "two"), f"name={name}"] for name, case in cases.items()]
     output = launched(str(out / "two.py"), json.dumps(commands))
@@ -146,9 +163,24 @@ def test_ppo_runs_and_keeps_its_promises(both):
     assert one["stages"][0]["trainable"] == two["stages"][0]["trainable"]
 
 
+def test_an_evaluation_by_two_processes_has_the_bytes_of_one(both):
+    one, two = (folder / "evaluate" for folder in both["evaluate"][:2])
+    for name in ("result.json", "samples.jsonl", "data_card.json"):
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_a_reward_model_is_measured_by_two_processes_over_all_rows(both):
+    """Their weights differ by rounding, and so do their scores; what is counted is the same."""
+    one, two = (read(folder / "run.json")["stages"][0]["metrics"] for folder in both["reward_model"][:2])
+    assert one["n"] == two["n"] > 2 and one["accuracy"] == two["accuracy"]
+    assert one["probe_scores"] == pytest.approx(two["probe_scores"], abs=1e-4)
+
+
 def test_a_finished_stage_of_two_processes_is_whole(both):
     for name, (_, two, _) in both.items():
-        stage = CASES.get(name, ["ppo"])[0]
+        stage = CASES.get(name, [name])[0]
+        if stage == "evaluate":
+            continue
         assert all(check["ok"] for check in Checkpoint.open(two / stage).verify())
         assert not [path.name for path in two.iterdir() if "staging" in path.name]
 
@@ -160,6 +192,30 @@ def test_two_processes_of_the_command_work_on_one_run(tmp_path):
     assert output.count(f"run {tmp_path / 'n'}: pretrain") == output.count("pretrain: done in") == 1
     assert read(tmp_path / "n" / "run.json")["status"] == "done"
     Checkpoint.open(tmp_path / "n" / "pretrain").check_files()
+
+
+def test_fewer_prompts_than_processes_are_refused():
+    options = compose([*pipeline_words("ppo"), "stages.ppo.batch_size=2"]).stages[0].stage
+    context = SimpleNamespace(
+        accelerator=SimpleNamespace(num_processes=3),
+        renderer=SimpleNamespace(end_token_id=0, pad_token_id=0),
+        spec=SimpleNamespace(name="ppo"),
+    )
+    with pytest.raises(UserError) as caught:
+        Rollouts(context, [], SimpleNamespace(policy=lora()), options)
+    said = (
+        "stages.ppo.batch_size: 2 prompts of an update cannot be spread over 3 processes; set stages.ppo.batch_size=3"
+    )
+    assert str(caught.value).startswith(said)
+
+
+def test_frozen_tensors_and_buffers_are_not_broadcast():
+    objective = LanguageModeling(lora())
+    several = SimpleNamespace(num_processes=2, prepare_model=lambda module: module)
+    left_out = set(shared_module(objective, several)._ddp_params_and_buffers_to_ignore)
+    trained = {name for name, p in objective.named_parameters() if p.requires_grad}
+    every = {name for name, _ in [*objective.named_parameters(), *objective.named_buffers()]}
+    assert trained and left_out >= every - trained and not left_out & trained
 
 
 JOINED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

@@ -1,0 +1,89 @@
+"""Names of other tools are answered with options that exist here."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from align.cli import dispatch as cli
+from align.config.compose import compose
+from align.config.foreign_names import CHOICES, NOT_NEEDED, OURS
+from align.config.registries import adapters, stages
+from align.config.schema import ModelOptions, RunOptions, TrackingOptions
+from align.training.options import TrainingOptions
+from data_prep.core.errors import UserError
+from data_prep.core.options import option_types
+from data_prep.options import DataOptions, SourceOptions
+
+PLACES = {
+    "model.": [ModelOptions],
+    "tracking.": [TrackingOptions],
+    "data.conversations.": [SourceOptions],
+    "data.": [DataOptions],
+    "{adapter}.": list(dict(adapters.items()).values()),
+    "{stage}.": [TrainingOptions],
+    "": [RunOptions],
+}
+PLACES |= {f"stages.{name}.": [kind] for name, kind in stages.items()}
+
+
+def option_of(text: str) -> str:
+    """The option that an answer names, without its value and its note."""
+    return text.partition(" (")[0].split()[-1].partition("=")[0]
+
+
+def test_every_answer_is_an_option_that_exists() -> None:
+    for name, text in OURS.items():
+        for option in re.findall(r"(?:\{\w+\}|model|data|stages|tracking)\.[\w.]+", text) or [option_of(text)]:
+            prefix = max((one for one in PLACES if option.startswith(one)), key=len)
+            known = {one for kind in PLACES[prefix] for one in option_types(kind)}
+            assert option.removeprefix(prefix) in known, (name, text)
+    assert not OURS.keys() & NOT_NEEDED.keys()
+
+
+def test_no_foreign_name_is_one_of_ours() -> None:
+    """Where a stage has an option of the name it is taken, and the table would never be asked."""
+    own = {one for kind in (TrainingOptions, *dict(stages.items()).values()) for one in option_types(kind)}
+    own |= {one for kind in dict(adapters.items()).values() for one in option_types(kind)}
+    assert not (OURS.keys() | NOT_NEEDED.keys()) & own - {"micro_batch_size", "bias"}
+
+
+@pytest.mark.parametrize("given", CHOICES, ids="=".join)
+def test_a_choice_of_another_tool_is_answered_with_one_that_composes(given: tuple[str, str]) -> None:
+    with pytest.raises(UserError) as raised:
+        compose(["pipeline=sft", "=".join(given)])
+    ours = CHOICES[given]
+    assert str(raised.value).endswith(f"here it is {ours}")
+    compose(["pipeline=sft", *ours.partition(" (")[0].split()])
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("learning_rate=1e-4", "learning_rate: unknown option; here it is stages.sft.lr"),
+        ("stages.reward_model.learning_rate=1", "here it is stages.reward_model.lr"),
+        ("adapter.r=8", "adapter.r: unknown option; here it is adapter.rank"),
+        ("stages.sft.lora_alpha=8", "here it is stages.sft.adapter.alpha"),
+        ("packing=true", "not needed: rows are always packed"),
+        ("stages.sft.cliprange=0.1", "here it is stages.ppo.clip"),
+        ("adapter.learning_rate=1e-4", "here it is stages.sft.lr"),
+        ("fp16=true", "not needed: only bf16 needs no loss scaling: stages.sft.autocast=bf16"),
+        ("report_to=wandb", "here it is tracking.to=[wandb]"),
+        ("stages.sft.adapter=dora", "unknown adapter 'dora'; here it is adapter=lora adapter.dora=true"),
+    ],
+)
+def test_the_line(word: str, line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["run", "pipeline=rlhf", word]) == 2
+    err = capfd.readouterr().err
+    assert line in err and err.startswith("align: ") and err.count("\n") == 1, err
+
+
+def test_a_recipe_is_answered_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "experiment").mkdir()
+    recipe = "# @package _global_\ndefaults:\n  - override /pipeline: sft\nstages:\n  sft:\n    num_train_epochs: 2\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(recipe)
+    assert cli.main(["run", "experiment=mine", "--config-dir", str(tmp_path)]) == 2
+    line = "mine.yaml:6:stages.sft.num_train_epochs: unknown option; here it is stages.sft.epochs"
+    assert line in capfd.readouterr().err
