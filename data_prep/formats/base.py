@@ -122,8 +122,8 @@ class Format:
         return each(self.preference, rows)
 
     def unpaired(self, rows: Iterable[Row]) -> Found[Labelled]:
-        """Every row as a labelled reply, or its error; of a format of pairs, every pair as a good and a bad one."""
-        return each(self.labelled, rows) if UNPAIRED in self.kinds else halves(self.preferences(rows))
+        """Every row as a labelled reply, or its error."""
+        return each(self.labelled, rows)
 
     def prompts(self, rows: Iterable[Row]) -> Found[Prompt]:
         """Every row as a prompt, or its error."""
@@ -140,13 +140,12 @@ class Format:
 
     @classmethod
     def yields(cls, kind: str) -> bool:
-        """Whether rows give records of a kind; pairs of replies give labelled replies too."""
+        """Whether rows give records of a kind; pairs of replies may be read as labelled replies."""
         return kind in cls.kinds or (kind == UNPAIRED and PREFERENCE in cls.kinds)
 
     @classmethod
     def row_by_row(cls, kind: str) -> bool:
         """Whether every row gives its records of this kind by itself, whatever the other rows are."""
-        kind = kind if kind in cls.kinds or kind != UNPAIRED else PREFERENCE
         own, shared = getattr(cls, _ALL_ROWS[kind]), getattr(Format, _ALL_ROWS[kind])
         return bool(own is shared)
 
@@ -186,16 +185,6 @@ def each(parse: Callable[[Row], Several[Record]], rows: Iterable[Row]) -> Found[
                 yield from found
             else:
                 yield found
-
-
-def halves(pairs: Found[Preference]) -> Found[Labelled]:
-    """Every pair as a good reply and a bad one, named after it; the margin between them is left behind."""
-    for one in pairs:
-        if not isinstance(one, Preference):
-            yield one
-            continue
-        for side, reply, good in (("chosen", one.chosen, True), ("rejected", one.rejected, False)):
-            yield Labelled(one.prompt, reply, good, f"{one.id}#{side}", dict(one.meta), one.tools)
 
 
 def _prompt_of(row: Row, record: Any) -> Any:

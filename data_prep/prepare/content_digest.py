@@ -37,7 +37,8 @@ def content_digest(data: DataOptions, kind: str) -> str:
     Raises:
         UserError: nothing given, or a missing file.
     """
-    filters = [[one.name, options_of(one), one.content(data.root)] for one in make_filters(data.filters, kind)]
+    filtered = None if kind == UNPAIRED else kind  # which may be read as pairs: filters of both count
+    filters = [[one.name, options_of(one), one.content(data.root)] for one in make_filters(data.filters, filtered)]
     sources = sources_for(data, kind)
     mixed = [[one.name, one.weight, one.epochs, source_digest(data, one.given.source)] for one in sources if one.name]
     return sha256_json(

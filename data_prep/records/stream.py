@@ -19,7 +19,7 @@ from data_prep.sources.column_mapping import mapped
 from data_prep.sources.files import find_files, is_hub_id, read_path, resolve
 from data_prep.sources.generated import generated_rows
 from data_prep.sources.rows import Row, RowOrProblem, Skip
-from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, Labelled
 
 VERSION = 4  # raise it when the same files and options give other rows
 _KEY_ROWS = 50
@@ -193,20 +193,20 @@ def check_options(given: Given, kind: str) -> None:
         UserError: of the format only where it is set; what `auto` finds is known only when rows are read.
     """
     make_filters(given.data.filters)
-    serves_pairs = kind == PREFERENCE or (kind == PROMPT and given.option.startswith("data.preferences."))
+    serves_pairs = kind in (PREFERENCE, UNPAIRED) or (kind == PROMPT and given.option.startswith("data.preferences."))
     if negatives_of(given.source, given.option) and not serves_pairs:
-        raise UserError(
-            f"is not read: negatives are made of pairs of replies, and these are {kind} rows",
-            field=f"{given.option}negatives",
-            code="not_read",
-            hint="set data.preferences.negatives",
-        )
+        raise _no_pairs(given, kind, "set data.preferences.negatives")
     if given.source.format != "auto":
         form, _ = _format_of((), given.source, kind, given.label)
         form(_split_options(given.source, form)[1], 0)
         if given.source.generator and _split_options(given.source, form)[0]:
             for _ in _raw(given, kind, None):  # a generator looks at its options when it begins
                 break
+
+
+def _no_pairs(given: Given, kind: str, hint: str) -> UserError:
+    said = f"is not read: negatives are made of pairs of replies, and these are {kind} rows"
+    return UserError(said, field=f"{given.option}negatives", code="not_read", hint=hint)
 
 
 @dataclass
@@ -225,9 +225,22 @@ class Stream:
     rows: Iterable[Row]
     tally: Tally
     filtering: Filtering
-    negatives: Negatives | None = None
+    negatives: Negatives | None
+    read_as: str
+    """The kind of record that the rows are read as: pairs where labelled replies are asked of a format of pairs."""
 
     def __iter__(self) -> Iterator[Any]:
+        return self._halves() if self.read_as != self.kind else self._whole()
+
+    def _halves(self) -> Iterator[Labelled]:
+        """Every pair as a good reply and a bad one, named after it; the margin between them is left behind."""
+        for one in self._whole():
+            self.tally.seen += 1
+            for side, reply, good in (("chosen", one.chosen, True), ("rejected", one.rejected, False)):
+                yield Labelled(one.prompt, reply, good, f"{one.id}#{side}", dict(one.meta), one.tools)
+
+    def _whole(self) -> Iterator[Any]:
+        """The records of the rows, and the negatives that are made of them."""
         if self.negatives is None:
             yield from self._given()
             return
@@ -237,10 +250,10 @@ class Stream:
     def _given(self) -> Iterator[Any]:
         """The records of the rows themselves."""
         source = self.given.source
-        records = _parsed(self.form, self.kind, self.rows, self.tally)
+        records = _parsed(self.form, self.read_as, self.rows, self.tally)
         if source.eval_path:
             held = _rows(self.given, self.kind, source.eval_path, self.tally)
-            evaluate = _parsed(self.form, self.kind, held, self.tally)
+            evaluate = _parsed(self.form, self.read_as, held, self.tally)
             records = chain(_on_side("train", records), _on_side("eval", evaluate))
         for record in self.filtering.through(records):
             if isinstance(record, Skip):
@@ -275,7 +288,6 @@ def open_stream(given: Given, kind: str, seed: int) -> Stream:
     """
     tally = Tally(option=given.option + "on_bad_row")
     source = given.source
-    filtering = Filtering(make_filters(given.data.filters, kind), given.data.root)
     rows = _rows(given, kind, None, tally)
     first = list(islice(rows, _KEY_ROWS))
     if not first:
@@ -283,9 +295,13 @@ def open_stream(given: Given, kind: str, seed: int) -> Stream:
         raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
     chosen, evidence = _format_of(first, source, kind, given.label)
     form = chosen(_split_options(source, chosen)[1], seed)
-    shares = negatives_of(source, given.option) if kind == PREFERENCE else {}
+    read_as = kind if kind in form.kinds else PREFERENCE
+    shares = negatives_of(source, given.option) if kind in (PREFERENCE, UNPAIRED) else {}
+    if shares and read_as != PREFERENCE:
+        raise _no_pairs(given, kind, f"leave {given.option}negatives out, or give pairs")
     negatives = Negatives(shares, source, seed) if shares else None
-    return Stream(given, kind, form, evidence, chain(first, rows), tally, filtering, negatives)
+    filtering = Filtering(make_filters(given.data.filters, read_as), given.data.root)
+    return Stream(given, kind, form, evidence, chain(first, rows), tally, filtering, negatives, read_as)
 
 
 def _on_side(side: str, records: Iterable[Any]) -> Iterator[Any]:

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from data_prep.core.errors import UserError
-from data_prep.formats.base import FORMATS, halves
-from data_prep.options import DataOptions, LengthOptions, SourceOptions
+from data_prep.formats.base import FORMATS
+from data_prep.options import DataOptions, LengthOptions, OnBadRow, SourceOptions
 from data_prep.prepare.prepare import data_digest, prepare_preferences, prepare_unpaired
 from data_prep.rendering.renderer import Renderer
-from data_prep.sources.rows import Skip
-from data_prep.types import PREFERENCE, UNPAIRED, LabelledTokens, Message, Preference
+from data_prep.types import PREFERENCE, UNPAIRED, LabelledTokens
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 TABLE = {"styles": {"calm": 0.5, "loud": 0.5}, "preferred": "calm", "other": ["loud"], "topic": "topic"}
@@ -47,24 +46,33 @@ def test_every_pair_gives_both_replies_as_it_renders_them(tmp_path: Path) -> Non
     assert data_digest(found, "unpaired") != data_digest(found, "preferences")
 
 
-def test_what_is_no_pair_passes_by() -> None:
-    problem, skip = UserError("bad"), Skip("grouped")
-    one = Preference((Message("user", "hi"),), "a", "b", "f:1", 3.0, {"topic": "t"})
-    found = list(halves(iter([problem, skip, one])))
-    assert found[:2] == [problem, skip]
-    assert [(r.reply, r.good, r.id, r.meta) for r in found[2:]] == [  # type: ignore[union-attr]
-        ("a", True, "f:1#chosen", {"topic": "t"}),
-        ("b", False, "f:1#rejected", {"topic": "t"}),
-    ]
-    assert found[2].meta is not found[3].meta, "each may be changed by itself"  # type: ignore[union-attr]
+def test_bad_pairs_and_filters_of_pairs_are_those_of_pairs(tmp_path: Path) -> None:
+    rows = [*pairs(10), {"prompt": "ask 3", "chosen": "no 3", "rejected": "yes 3"}, {"prompt": "x", "chosen": "y"}]
+    found = data(tmp_path / "a.jsonl", rows, on_bad_row=OnBadRow.drop)
+    found.filters = {"contradictory": {}}
+    plain = data_digest(data(tmp_path / "a.jsonl", rows, on_bad_row=OnBadRow.drop), "unpaired")
+    assert data_digest(found, "unpaired") != plain, "such a filter has a say in labelled replies as well"
+    card = prepare_unpaired(found, Renderer(tiny_tokenizer()), LengthOptions(512), 0).card["rows"]
+    assert card["in"] == card["kept"] + sum(card["dropped"].values())
+    assert card["dropped"]["contradictory"] == 2 and card["kept"] == 18
 
 
-@pytest.mark.parametrize("name", [name for name, form in FORMATS.items() if PREFERENCE in form.kinds])
+def test_negatives_of_pairs_are_halved_too(tmp_path: Path) -> None:
+    found = data(tmp_path / "a.jsonl", pairs(), negatives=["repeated"])
+    prepared = prepare_unpaired(found, Renderer(tiny_tokenizer()), LengthOptions(512), 0)
+    rows = [*prepared.train, *prepared.eval]
+    assert len(rows) == 48 and sum(row.good for row in rows) == 24
+    assert prepared.card["rows"]["in"] == 48 and len({row.id for row in rows}) == 48
+    labelled = [{"prompt": f"ask {i}", "completion": f"yes {i}", "label": i % 2 == 0} for i in range(6)]
+    with pytest.raises(UserError, match="negatives are made of pairs"):
+        found = data(tmp_path / "b.jsonl", labelled, negatives=["repeated"])
+        prepare_unpaired(found, Renderer(tiny_tokenizer()), LengthOptions(512), 0)
+
+
+@pytest.mark.parametrize("name", FORMATS.names())
 def test_every_format_of_pairs_gives_labelled_replies(name: str) -> None:
-    form = FORMATS.get(name)
-    assert form.yields(UNPAIRED)
-    own = UNPAIRED in form.kinds
-    assert form.row_by_row(UNPAIRED) == (True if own else form.row_by_row(PREFERENCE))
+    kinds = FORMATS.get(name).kinds
+    assert FORMATS.get(name).yields(UNPAIRED) == (PREFERENCE in kinds or UNPAIRED in kinds)
 
 
 def test_labels_flipped_on_purpose_are_flipped_for_training_alone(tmp_path: Path) -> None:
