@@ -71,12 +71,13 @@ def ours(path: str, tokenizer: str, workers: int) -> dict[str, float]:
     from align.training.batching import Windows
     from data_prep.options import DataOptions, LengthOptions, SourceOptions
     from data_prep.prepare.arrow_rows import lengths_of
-    from data_prep.prepare.prepare import Renderer, prepare_conversations
+    from data_prep.prepare.prepare import Renderer, prepare
+    from data_prep.types import RowKind
 
     renderer = Renderer(AutoTokenizer.from_pretrained(tokenizer))
     data = DataOptions(conversations=SourceOptions(path=path), workers=workers)
     started, before = time.perf_counter(), cpu_seconds()
-    prepared = prepare_conversations(data, renderer, LengthOptions(LENGTH), 0)
+    prepared = prepare(RowKind.conversations, data, renderer, LengthOptions(LENGTH), 0)
     windows = Windows(lengths_of(prepared.train), TrainingStage(batch_size=512, micro_tokens=LENGTH), 0)
     packs = sum(len(window.passes[0]) for window in windows.epoch(0))
     seconds, cpu = time.perf_counter() - started, cpu_seconds() - before

@@ -7,7 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Generic, TypeVar
+
+
+class RowKind(str, Enum):
+    """What a row is read as. Its name is what stages and commands call such rows, its value one record of them."""
+
+    conversations = "conversation"
+    preferences = "preference"
+    unpaired = "unpaired"
+    prompts = "prompt"
+    text = "document"
+
+    def __str__(self) -> str:
+        return self.value
+
+    @property
+    def option(self) -> str:
+        """The data option that names their source."""
+        return "preferences" if self is RowKind.unpaired else self.name
+
+
+CONVERSATION, PREFERENCE, UNPAIRED = RowKind.conversations, RowKind.preferences, RowKind.unpaired
+PROMPT, DOCUMENT = RowKind.prompts, RowKind.text
 
 ROLES = ("system", "user", "assistant", "tool")
 
@@ -139,9 +162,6 @@ class PromptTokens:
     id: str
     meta: dict[str, Any] = field(default_factory=dict)
 
-
-CONVERSATION, PREFERENCE, PROMPT, DOCUMENT = "conversation", "preference", "prompt", "document"
-UNPAIRED = "unpaired"
 
 T = TypeVar("T", Tokens, PairTokens, LabelledTokens, PromptTokens)
 

@@ -22,6 +22,7 @@ from align.cli.data_options import (
     StatsOptions,
 )
 from data_prep.core.errors import UserError
+from data_prep.types import RowKind
 
 if TYPE_CHECKING:
     from data_prep.records.stream import Stream
@@ -71,7 +72,7 @@ def show(args: argparse.Namespace) -> Answer:
         raise UserError(f"has no row {first} (got {stream.tally.seen} rows)", file=path, code="no_rows")
     renderer = renderer_of(options.model)
     shown: list[dict[str, Any]] = []
-    for row in rendered(stream.kind, renderer, records):
+    for row in renderer.render(stream.kind, records):
         if isinstance(row, UserError):
             raise row
         shown += preview(row, stream.kind, renderer.tokenizer)
@@ -137,7 +138,7 @@ def _opened(path: str, options: ReadOptions) -> Stream:
     from data_prep.records.stream import open_any, open_stream
 
     given = options.given(path)
-    return open_any(given) if options.kind is None else open_stream(given, options.kind.value, 0)
+    return open_any(given) if options.kind is None else open_stream(given, options.kind, 0)
 
 
 def _target(args: argparse.Namespace, to: str, name: str, example: str) -> str:
@@ -186,27 +187,11 @@ def renderer_of(model: str) -> Renderer:
         return open_renderer(find_base(compose(["pipeline=sft", *words]), Path(scratch), weights=False))
 
 
-def rendered(kind: str, renderer: Renderer, records: list[Any]) -> list[Any]:
-    """Records as token ids, or the error of those that the template refuses."""
-    from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, Tokens
-
-    if kind == DOCUMENT:
-        encoded = renderer.documents([record.text for record in records])
-        return [Tokens(ids, [True] * len(ids), record.id) for ids, record in zip(encoded, records, strict=True)]
-    render: dict[str, Callable[[Any], list[Any]]] = {
-        CONVERSATION: renderer.conversations,
-        PREFERENCE: renderer.pairs,
-        UNPAIRED: renderer.labelled,
-        PROMPT: renderer.prompts,
-    }
-    return render[kind](records)
-
-
-def _token_counter(kind: str, renderer: Renderer) -> Callable[[list[Any]], list[int]]:
+def _token_counter(kind: RowKind, renderer: Renderer) -> Callable[[list[Any]], list[int]]:
     from data_prep.rendering.truncation import length_of
 
     def count(records: list[Any]) -> list[int]:
-        rows = rendered(kind, renderer, records)
+        rows = renderer.render(kind, records)
         return [length_of(row) for row in rows if not isinstance(row, UserError)]
 
     return count

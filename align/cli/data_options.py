@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 from data_prep.core.options import mapping, option
@@ -11,16 +10,7 @@ from data_prep.filters.dedup import By
 from data_prep.options import DataOptions, OnBadRow, SourceOptions
 from data_prep.quality.minhash import NEAR
 from data_prep.records.stream import Given
-
-
-class Kind(Enum):
-    """What a row is read as."""
-
-    conversations = "conversation"
-    preferences = "preference"
-    unpaired = "unpaired"
-    prompts = "prompt"
-    text = "document"
+from data_prep.types import RowKind
 
 
 @dataclass
@@ -55,7 +45,7 @@ class FileOptions:
 class ReadOptions(FileOptions):
     """How the file is read, and as what."""
 
-    kind: Kind | None = option(
+    kind: RowKind | None = option(
         None, "conversations|preferences|unpaired|prompts|text (default: what the format is made for)"
     )
     filters: dict[str, Any] = mapping("filters of rows, in this order: {dedup: {near: 0.8}, refusal: {}}")

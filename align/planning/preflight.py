@@ -32,15 +32,7 @@ from data_prep.core.errors import UserError
 from data_prep.records.mixing import sources_for
 from data_prep.records.stream import check_options, source_for
 from data_prep.sources.files import find_files, is_hub_id, resolve
-
-KINDS = {
-    "conversations": "conversation",
-    "preferences": "preference",
-    "unpaired": "unpaired",
-    "prompts": "prompt",
-    "text": "document",
-}
-"""What stages call the kinds of data they need, and what `data_prep` calls one row of it."""
+from data_prep.types import RowKind
 
 
 def check_sources(config: RunConfig) -> None:
@@ -77,10 +69,10 @@ def caught(check: Callable[[], object]) -> list[UserError]:
 
 
 def _check_source(spec: StageSpec, kind: str) -> None:
-    for one in sources_for(spec.data, KINDS[kind]):
+    for one in sources_for(spec.data, RowKind[kind]):
         for path in (one.given.source.path, one.given.source.eval_path):
             _check_file(path, spec.data.root)
-        check_options(one.given, KINDS[kind])
+        check_options(one.given, RowKind[kind])
 
 
 def _check_file(path: str | None, root: str | None) -> None:
@@ -112,7 +104,7 @@ def _check_path_is_read(specs: Sequence[StageSpec]) -> None:
 def _reads_path(spec: StageSpec) -> bool:
     """Whether a stage gets a kind of row from `data.path`; a source that is wrong in itself is not said twice."""
     try:
-        paths = {source_for(spec.data, KINDS[kind]).source.path for kind in spec.stage.needs_data}
+        paths = {source_for(spec.data, RowKind[kind]).source.path for kind in spec.stage.needs_data}
     except UserError:
         return True
     return spec.data.path in paths

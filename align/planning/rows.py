@@ -10,7 +10,7 @@ from align.training.data import Reading, ids_of
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, OnBadRow, OnLong
 from data_prep.prepare.arrow_rows import lengths_of
-from data_prep.types import LabelledTokens, PairTokens, Tokens
+from data_prep.types import LabelledTokens, PairTokens, RowKind, Tokens
 
 if TYPE_CHECKING:
     from align.config.schema import StageSpec
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from data_prep.prepare.prepare import Prepared
 
 SHOWN_ROWS = 2
-_SOURCES = ("conversations", "preferences", "prompts", "text")
 
 
 @dataclass
@@ -117,7 +116,7 @@ def _without_bad(reading: Reading) -> Reading:
         drop = {"on_bad_row": OnBadRow.drop.value}
         return {name: {**source, **drop} if isinstance(source, dict) else source for name, source in mix.items()}
 
-    each = {name: getattr(data, name) for name in _SOURCES}
+    each = {name: getattr(data, name) for name in {kind.option for kind in RowKind}}
     sources = {n: replace(one, on_bad_row=OnBadRow.drop, mix=lenient(one.mix)) for n, one in each.items()}
     return replace(reading, spec=replace(reading.spec, data=replace(data, mix=lenient(data.mix), **sources)))
 

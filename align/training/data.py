@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,21 +11,12 @@ from align.config.schema import StageSpec
 from align.models.fingerprint import context_length
 from data_prep.core.errors import UserError
 from data_prep.options import LengthOptions
-from data_prep.prepare import prepare
-from data_prep.types import LabelledTokens, PairTokens
+from data_prep.prepare.prepare import prepare
+from data_prep.types import LabelledTokens, PairTokens, RowKind
 
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
     from data_prep.prepare.prepare import Prepared, Renderer
-
-PREPARE: dict[str, Callable[..., Prepared[Any]]] = {
-    "conversations": prepare.prepare_conversations,
-    "preferences": prepare.prepare_preferences,
-    "unpaired": prepare.prepare_unpaired,
-    "prompts": prepare.prepare_prompts,
-    "text": prepare.prepare_text,
-}
-"""What stages call the kinds of data they read -> the function that prepares it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +63,7 @@ class Reading:
         """
         lengths = self.lengths(kind)
         try:
-            prepared = PREPARE[kind](self.spec.data, self.renderer, lengths, self.seed)
+            prepared = prepare(RowKind[kind], self.spec.data, self.renderer, lengths, self.seed)
         except UserError as problem:
             if problem.code == "too_long":
                 problem.hint = self.room(lengths)

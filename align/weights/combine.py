@@ -33,8 +33,8 @@ from align.weights.peft_lora import write_lora
 from data_prep.core.errors import UserError
 from data_prep.core.options import build
 from data_prep.options import DataOptions, LengthOptions, OnLong
-from data_prep.prepare.prepare import prepare_conversations
-from data_prep.types import Tokens
+from data_prep.prepare.prepare import prepare
+from data_prep.types import RowKind, Tokens
 
 _COMBINATION = "combined"
 _DENSITY = 0.5
@@ -165,7 +165,7 @@ def _held_out(opened: Opened, most: int) -> Sequence[Tokens]:
     longest = min(recipe.get("max_length", opened.context), opened.context)
     length = LengthOptions(max_length=longest, on_long=OnLong.drop, max_lost=1.0)
     data = build(DataOptions, recipe["data"], "data")
-    prepared = prepare_conversations(data, opened.renderer, length, opened.checkpoint.record.get("seed", 0))
+    prepared = prepare(RowKind.conversations, data, opened.renderer, length, opened.checkpoint.record.get("seed", 0))
     if not prepared.eval:
         raise UserError(
             f"the task of {opened.checkpoint.label} has no held-out rows to measure on",

@@ -22,6 +22,7 @@ from data_prep.types import (
     Message,
     Preference,
     Prompt,
+    RowKind,
 )
 
 Record = TypeVar("Record")
@@ -52,7 +53,7 @@ class Format:
     """
 
     name: ClassVar[str] = ""
-    kinds: ClassVar[tuple[str, ...]] = ()
+    kinds: ClassVar[tuple[RowKind, ...]] = ()
     spellings: ClassVar[Spellings] = ()
     extras: ClassVar[tuple[str, ...]] = ()
     option_help: ClassVar[Mapping[str, str]] = MappingProxyType({})
@@ -133,18 +134,18 @@ class Format:
         """Every row as a document, or its error."""
         return each(self.document, rows)
 
-    def records(self, kind: str, rows: Iterable[Row]) -> Found[Any]:
+    def records(self, kind: RowKind, rows: Iterable[Row]) -> Found[Any]:
         """The records of one kind, in the order of the rows."""
         parse: Callable[[Iterable[Row]], Found[Any]] = getattr(self, _ALL_ROWS[kind])
         return parse(rows)
 
     @classmethod
-    def yields(cls, kind: str) -> bool:
+    def yields(cls, kind: RowKind) -> bool:
         """Whether rows give records of a kind; pairs of replies may be read as labelled replies."""
-        return kind in cls.kinds or (kind == UNPAIRED and PREFERENCE in cls.kinds)
+        return kind in cls.kinds or (kind is UNPAIRED and PREFERENCE in cls.kinds)
 
     @classmethod
-    def row_by_row(cls, kind: str) -> bool:
+    def row_by_row(cls, kind: RowKind) -> bool:
         """Whether every row gives its records of this kind by itself, whatever the other rows are."""
         own, shared = getattr(cls, _ALL_ROWS[kind]), getattr(Format, _ALL_ROWS[kind])
         return bool(own is shared)
@@ -214,7 +215,7 @@ def pair(
 
 
 # ---------------------------------------------------------------------------------------------------------- detection
-def detect_format(keys: Iterable[str], kind: str, file: str | None = None) -> tuple[type[Format], str]:
+def detect_format(keys: Iterable[str], kind: RowKind, file: str | None = None) -> tuple[type[Format], str]:
     """The format whose rows have these keys and yield `kind`, and the evidence for the data card.
 
     A format that reads all columns of another, and more, goes before it.

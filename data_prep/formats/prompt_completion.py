@@ -18,7 +18,7 @@ from data_prep.formats.column_checks import find_key, meta_of, text_of
 from data_prep.formats.message_lists import asked_columns, message_entry, more_columns, spoken
 from data_prep.formats.turns import need_reply
 from data_prep.sources.rows import Row
-from data_prep.types import CONVERSATION, PROMPT, Conversation, Message, Prompt
+from data_prep.types import CONVERSATION, PROMPT, Conversation, Message, Prompt, RowKind
 
 END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 
@@ -27,7 +27,7 @@ END_MARKS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>")
 class PromptCompletion(ChatFormat):
     """A prompt and its answer."""
 
-    kinds: ClassVar[tuple[str, ...]] = (CONVERSATION, PROMPT)
+    kinds: ClassVar[tuple[RowKind, ...]] = (CONVERSATION, PROMPT)
     spellings: ClassVar[Spellings] = (
         ("prompt", "completion"),
         ("prompt", "response"),

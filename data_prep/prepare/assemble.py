@@ -16,7 +16,7 @@ from data_prep.core.errors import UserError
 from data_prep.core.hashing import sha256_json
 from data_prep.options import DataOptions, LengthOptions, OnLeak
 from data_prep.prepare.arrow_rows import Rows
-from data_prep.prepare.collect import ROWS, SAID, Flips, Gathered
+from data_prep.prepare.collect import ROWS, SAID, CollectedRows, SwappedPairs
 from data_prep.prepare.data_card import histogram, samples
 from data_prep.quality.leakage import check_overlap
 from data_prep.records.mixing import Source, drawn
@@ -25,7 +25,7 @@ from data_prep.records.tally import SHOWN, Tally, check_long
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.truncation import TooLong
 from data_prep.splitting import EVAL, LEAK, OVERLAP, TRAIN, choose_sides
-from data_prep.types import DOCUMENT, Prepared
+from data_prep.types import DOCUMENT, Prepared, RowKind
 
 Numbers = npt.NDArray[Any]
 TOKENS = "tokens.npy"
@@ -35,7 +35,7 @@ TOKENS = "tokens.npy"
 class Reading:
     """What was read: the sources of one kind of rows, their streams, and the record at which each of them ends."""
 
-    kind: str
+    kind: RowKind
     data: DataOptions
     sources: list[Source]
     streams: list[Stream]
@@ -70,7 +70,12 @@ class _Lost:
 
 
 def settled(
-    reading: Reading, gathered: Gathered, renderer: Renderer, length: LengthOptions, seed: int, numbers: dict[str, Any]
+    reading: Reading,
+    gathered: CollectedRows,
+    renderer: Renderer,
+    length: LengthOptions,
+    seed: int,
+    numbers: dict[str, Any],
 ) -> Prepared[Any]:
     """Choose sides, check what is lost and what is left, draw the mixture, write the card.
 
@@ -100,7 +105,7 @@ def settled(
     said = [facts["digest"][order], facts["flip"][order], facts["digest"][held]]
     hashed = [hashlib.sha256(one.tobytes()).hexdigest() for one in said]
     digest = sha256_json([VERSION, renderer.template_digest, renderer.tokenizer_digest, hashed])
-    rows_of_train = gathered.rows(order.astype(np.uint32), Flips(flips) if len(flips) else None)
+    rows_of_train = gathered.rows(order.astype(np.uint32), SwappedPairs(flips) if len(flips) else None)
     card = {
         "source": ", ".join(source.given.label for source in reading.sources),
         "license": reading.data.license,
@@ -136,7 +141,7 @@ def _sides(reading: Reading, ranks: Numbers, wishes: Numbers, pieces: Numbers) -
     return sides, "; ".join(dict.fromkeys(rules))
 
 
-def _lost(reading: Reading, gathered: Gathered, sides: Numbers, pieces: Numbers, kept: int) -> _Lost:
+def _lost(reading: Reading, gathered: CollectedRows, sides: Numbers, pieces: Numbers, kept: int) -> _Lost:
     """What was lost in all sources; a record that stands on no side is not looked at.
 
     Raises:
@@ -213,7 +218,7 @@ def save(folder: Path, prepared: Prepared[Any]) -> None:
     for name, rows in (("train", prepared.train), ("eval", prepared.eval)):
         assert isinstance(rows, Rows)
         np.save(folder / f"{name}.npy", rows.order)
-        if isinstance(rows.change, Flips):
+        if isinstance(rows.change, SwappedPairs):
             np.save(folder / f"{name}.flips.npy", rows.change.numbers)
     record = {"card": prepared.card, "highest": prepared.highest, "ended": prepared.ended}
     (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
@@ -229,5 +234,5 @@ def load(folder: Path) -> Prepared[Any]:
 
 def _rows_of(folder: Path, name: str, tokens: Numbers) -> Rows[Any]:
     flips = folder / f"{name}.flips.npy"
-    change = Flips(np.load(flips)) if flips.exists() else None
+    change = SwappedPairs(np.load(flips)) if flips.exists() else None
     return Rows(folder / ROWS, np.load(folder / f"{name}.npy"), tokens, change)

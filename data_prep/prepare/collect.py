@@ -17,9 +17,9 @@ import numpy.typing as npt
 
 from data_prep.core.errors import UserError
 from data_prep.prepare.arrow_rows import RaggedColumn, Rows, arrow_array, numpy_array, text_array, to_batch
-from data_prep.prepare.render_chunk import ROW_STATS, Part
+from data_prep.prepare.render_chunk import ROW_STATS, RenderedChunk
 from data_prep.prepare.workers import CHUNK
-from data_prep.quality.leakage import Said
+from data_prep.quality.leakage import RecordTexts
 from data_prep.rendering.truncation import TooLong
 from data_prep.types import LabelledTokens, PairTokens
 
@@ -46,7 +46,7 @@ def writing(folder: Callable[[], Path | None]) -> Iterator[None]:
         ) from problem
 
 
-class Gathered:
+class CollectedRows:
     """Everything that the chunks of all sources became.
 
     Args:
@@ -69,7 +69,7 @@ class Gathered:
         self._problems: list[tuple[int, UserError]] = []
         self._bad: dict[str, list[int]] = {}
         self._rows: list[Any] = []
-        self._said: list[Said] = []
+        self._said: list[RecordTexts] = []
         self._facts: list[npt.NDArray[Any]] = []
         self._ranks: list[npt.NDArray[np.uint64]] = []
         self._sides: list[npt.NDArray[np.uint8]] = []
@@ -77,7 +77,7 @@ class Gathered:
         self._files: list[Any] = []
         self._writers: list[Any] = []
 
-    def add(self, part: Part) -> None:
+    def add(self, part: RenderedChunk) -> None:
         """Take in what one chunk became."""
         first = self.records
         self.records += len(part.ranks)
@@ -103,7 +103,7 @@ class Gathered:
                 self._open(part)
             self._write(part.rows, part.said)
 
-    def _open(self, part: Part) -> None:
+    def _open(self, part: RenderedChunk) -> None:
         """Begin the files, for parts like this one, with what was gathered so far."""
         import pyarrow as pa
 
@@ -117,7 +117,7 @@ class Gathered:
             self._writers[1].write_batch(_said_batch([said]))
         self._rows, self._said = [], []
 
-    def _write(self, rows: Any, said: Said) -> None:
+    def _write(self, rows: Any, said: RecordTexts) -> None:
         batch = to_batch(rows) if isinstance(rows, list) and rows else rows
         if not isinstance(batch, list):
             self._writers[0].write_batch(batch)
@@ -137,7 +137,7 @@ class Gathered:
                 each.close()
         self._writers, self._files = [], []
 
-    def said(self) -> Iterator[Said]:
+    def said(self) -> Iterator[RecordTexts]:
         """What all records say, in order."""
         if self.folder is None:
             yield from self._said
@@ -174,7 +174,7 @@ class Gathered:
         return [self._rows[n] if change is None else change(n, self._rows[n]) for n in order.tolist()]
 
 
-class Flips:
+class SwappedPairs:
     """Swaps both replies of the pairs with these numbers; a labelled reply gets the other label.
 
     Args:
@@ -197,7 +197,7 @@ class Flips:
         return PairTokens(row.prompt, row.rejected, row.chosen, row.id, margin, row.task)
 
 
-def _said_batch(said: list[Said]) -> Any:
+def _said_batch(said: list[RecordTexts]) -> Any:
     import pyarrow as pa
 
     (one,) = said
@@ -206,11 +206,11 @@ def _said_batch(said: list[Said]) -> Any:
     return pa.record_batch(columns, ["id", "digest", "pairs", "asked"])
 
 
-def _said_of(batch: Any) -> Said:
+def _said_of(batch: Any) -> RecordTexts:
     pairs = batch.column("pairs")
     counts = np.diff(numpy_array(pairs.offsets)).astype(np.uint32)
     columns = [numpy_array(one) for one in (batch.column("digest"), pairs.values, batch.column("asked"))]
-    return Said(_Texts(batch.column("id")), columns[0], columns[1], counts, columns[2])
+    return RecordTexts(_Texts(batch.column("id")), columns[0], columns[1], counts, columns[2])
 
 
 class _Texts(Sequence[str]):

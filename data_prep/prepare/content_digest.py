@@ -9,10 +9,10 @@ from data_prep.core.options import plain
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.records.filter import make_filters, options_of
 from data_prep.records.mixing import sources_for
-from data_prep.records.stream import NAMES, VERSION
+from data_prep.records.stream import VERSION
 from data_prep.sources.files import digest_path
 from data_prep.sources.generated import find_generator
-from data_prep.types import UNPAIRED
+from data_prep.types import UNPAIRED, RowKind
 
 
 def data_digest(data: DataOptions, kind: str) -> str:
@@ -20,18 +20,17 @@ def data_digest(data: DataOptions, kind: str) -> str:
 
     Args:
         data: the data options.
-        kind: "conversations", "preferences", "unpaired", "prompts" or "text".
+        kind: a name of `RowKind`: "conversations", "preferences", "unpaired", "prompts" or "text".
 
     Raises:
         UserError: an unknown kind, nothing given, or a missing file.
     """
-    kinds = {plural: single for single, plural in NAMES.items() if single != UNPAIRED} | {UNPAIRED: UNPAIRED}
-    if kind not in kinds:
-        raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(kinds)})")
-    return content_digest(data, kinds[kind])
+    if kind not in RowKind.__members__:
+        raise ValueError(f"unknown kind of data {kind!r} (expected {', '.join(RowKind.__members__)})")
+    return content_digest(data, RowKind[kind])
 
 
-def content_digest(data: DataOptions, kind: str) -> str:
+def content_digest(data: DataOptions, kind: RowKind) -> str:
     """The same for a kind of record ("conversation", ...); of a mixture it covers every source and how they are drawn.
 
     Raises:

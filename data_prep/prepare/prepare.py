@@ -11,7 +11,7 @@ from data_prep.core.options import plain
 from data_prep.core.progress import Progress
 from data_prep.options import DataOptions, LengthOptions
 from data_prep.prepare.assemble import Reading, load, save, settled
-from data_prep.prepare.collect import Gathered, writing
+from data_prep.prepare.collect import CollectedRows, writing
 from data_prep.prepare.content_digest import content_digest, data_digest
 from data_prep.prepare.render_chunk import Chunks
 from data_prep.prepare.row_cache import Kept, code_digest, stamps
@@ -22,18 +22,7 @@ from data_prep.records.mixing import sources_for
 from data_prep.records.stream import Stream, open_stream, source_rows
 from data_prep.rendering.digests import template_digest, tokenizer_digest
 from data_prep.rendering.renderer import Renderer
-from data_prep.types import (
-    CONVERSATION,
-    DOCUMENT,
-    PREFERENCE,
-    PROMPT,
-    UNPAIRED,
-    LabelledTokens,
-    PairTokens,
-    Prepared,
-    PromptTokens,
-    Tokens,
-)
+from data_prep.types import Prepared, RowKind
 
 LEAST_BYTES = 1 << 20
 """Smaller data is not worth a look into the cache."""
@@ -44,7 +33,7 @@ LARGE = 1 << 25
 class Preparation:
     """One kind of rows on its way from options to `Prepared`."""
 
-    def __init__(self, data: DataOptions, kind: str, renderer: Renderer, length: LengthOptions, seed: int) -> None:
+    def __init__(self, data: DataOptions, kind: RowKind, renderer: Renderer, length: LengthOptions, seed: int) -> None:
         self.data, self.kind, self.renderer, self.length, self.seed = data, kind, renderer, length, seed
         self.sources = sources_for(data, kind)
         self.pairs = PairNumbers()
@@ -60,7 +49,7 @@ class Preparation:
         kept = Kept(self._key(size))
         if (found := kept.found(load)) is not None:
             return found
-        gathered = Gathered(kept.folder)
+        gathered = CollectedRows(kept.folder)
         try:
             self._gather(gathered, kept, size)
             gathered.close()
@@ -98,7 +87,7 @@ class Preparation:
         )
 
     # ---------------------------------------------------------------- reading
-    def _gather(self, gathered: Gathered, kept: Kept, size: int) -> None:
+    def _gather(self, gathered: CollectedRows, kept: Kept, size: int) -> None:
         """Read, render and collect all sources."""
         render = Chunks(self.kind, self.renderer, self.length, self.data.system, self.data.train_on)
         is_first = os.environ.get("RANK", "0") == "0"
@@ -117,10 +106,10 @@ class Preparation:
                 kept.forget()  # code from elsewhere is no part of the key
             self.streams.append(stream)
             for record in stream:
-                if self.kind == PROMPT and self._repeated(record):
+                if self.kind == RowKind.prompts and self._repeated(record):
                     stream.tally.dropped["duplicate_prompt"] += 1
                     continue
-                if self.kind == PREFERENCE:
+                if self.kind == RowKind.preferences:
                     self.pairs.add(record)
                 if source.name is not None:
                     record.meta.setdefault("task", source.name)
@@ -131,7 +120,7 @@ class Preparation:
 
     def _numbers(self) -> dict[str, Any]:
         """What the card says of preference pairs beside their sides."""
-        return {"pairs": self.pairs.card()} if self.kind == PREFERENCE else {}
+        return {"pairs": self.pairs.card()} if self.kind == RowKind.preferences else {}
 
     def _repeated(self, record: Any) -> bool:
         key = digest_of(repr([record.messages, record.tools, record.meta.get("split")]))
@@ -145,68 +134,22 @@ __all__ = [
     "Prepared",
     "Renderer",
     "data_digest",
-    "prepare_conversations",
-    "prepare_preferences",
-    "prepare_prompts",
-    "prepare_text",
-    "prepare_unpaired",
+    "prepare",
     "source_rows",
     "template_digest",
     "tokenizer_digest",
 ]
 
 
-def prepare_conversations(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Tokens]:
-    """Conversations as ids with a mask of the assistant's words.
+def prepare(kind: RowKind, data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Any]:
+    """The rows of one kind as token ids, with a card that counts what became of all.
+
+    Conversations get a mask of the assistant's words. Preferences and labelled replies (`unpaired`, of
+    `data.preferences`) are prompt ids and reply ids; the longer of two replies counts for `max_length`. Prompts end
+    with the generation prompt; they fall back on those of conversations, then of preferences, and repeated ones are
+    dropped and counted. Of documents every token is supervised; longer ones are cut into pieces, counted.
 
     Raises:
         UserError: bad rows, too many over-long rows, or nothing left.
     """
-    return _prepared(data, CONVERSATION, renderer, length, seed)
-
-
-def prepare_preferences(
-    data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int
-) -> Prepared[PairTokens]:
-    """Preferences as prompt ids and two replies; the longer of both sides counts for `max_length`.
-
-    Raises:
-        UserError: bad rows (identical sides too), too many over-long rows, or nothing left.
-    """
-    return _prepared(data, PREFERENCE, renderer, length, seed)
-
-
-def prepare_unpaired(
-    data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int
-) -> Prepared[LabelledTokens]:
-    """Labelled replies (of `data.preferences`) as prompt ids and reply ids.
-
-    Raises:
-        UserError: bad rows, too many over-long rows, or nothing left.
-    """
-    return _prepared(data, UNPAIRED, renderer, length, seed)
-
-
-def prepare_prompts(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[PromptTokens]:
-    """Prompts with the generation prompt; repeated ones are dropped and counted.
-
-    Falls back on the prompts of the conversations, then of the preferences, when no prompts are given.
-
-    Raises:
-        UserError: bad rows, too many over-long rows, or nothing left.
-    """
-    return _prepared(data, PROMPT, renderer, length, seed)
-
-
-def prepare_text(data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Tokens]:
-    """Documents as ids, every token supervised; documents longer than `max_length` are cut into pieces, counted.
-
-    Raises:
-        UserError: bad rows or nothing left.
-    """
-    return _prepared(data, DOCUMENT, renderer, length, seed)
-
-
-def _prepared(data: DataOptions, kind: str, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Any]:
-
     return Preparation(data, kind, renderer, length, seed).run()

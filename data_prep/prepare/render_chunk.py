@@ -6,7 +6,7 @@ A row is rendered before it is known on which side it stands, so nothing here de
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -17,22 +17,20 @@ import numpy.typing as npt
 from data_prep.core.errors import UserError, at_row
 from data_prep.options import LengthOptions, TrainOn
 from data_prep.prepare.arrow_rows import RaggedColumn, flat_columns
-from data_prep.quality.leakage import Said
+from data_prep.quality.leakage import RecordTexts
 from data_prep.rendering.renderer import Renderer
 from data_prep.rendering.truncation import Shortener, TooLong, length_of, messages_of
 from data_prep.splitting import SIDES, prompt_key, rank_bits
 from data_prep.types import (
     CONVERSATION,
     DOCUMENT,
-    PREFERENCE,
-    PROMPT,
-    UNPAIRED,
     Conversation,
     Labelled,
     LabelledTokens,
     Message,
     PairTokens,
     Preference,
+    RowKind,
     Tokens,
 )
 
@@ -50,17 +48,17 @@ ROW_STATS = np.dtype(
 
 
 @dataclass
-class Part:
+class RenderedChunk:
     """What a chunk became. Arrays of records: `ranks` (uint64), `sides` asked for (uint8), `pieces` (uint32).
 
-    `said` has what the records say, for the search for leaks (quality/overlap.py). `rows` are the rendered rows with
-    their `facts` (FACTS), whose `record` counts from the chunk's first record, and their columns of lists (`flat`).
+    `said` has what the records say, for the search for leaks (quality/leakage.py). `rows` are the rendered rows with
+    their `facts` (ROW_STATS), whose `record` counts from the chunk's first record, and their columns of lists (`flat`).
     """
 
     ranks: npt.NDArray[np.uint64]
     sides: npt.NDArray[np.uint8]
     pieces: npt.NDArray[np.uint32]
-    said: Said
+    said: RecordTexts
     rows: Any
     facts: npt.NDArray[Any]
     flat: Mapping[str, RaggedColumn] = field(default_factory=dict)
@@ -77,20 +75,20 @@ class Chunks:
     """Renders chunks of records of one kind.
 
     Args:
-        kind: "conversation", "preference", "unpaired", "prompt" or "document".
+        kind: what they are.
         renderer: what renders them.
         length: how long a row may be.
         system: a system message for records that have none.
         train_on: which turns the loss of dialogues covers.
     """
 
-    kind: str
+    kind: RowKind
     renderer: Renderer
     length: LengthOptions
     system: str | None = None
     train_on: TrainOn = TrainOn.all
 
-    def __call__(self, records: Sequence[Any]) -> Part:
+    def __call__(self, records: Sequence[Any]) -> RenderedChunk:
         """The rendered rows of one chunk."""
         if self.kind == DOCUMENT:
             return self._documents(records)
@@ -99,7 +97,7 @@ class Chunks:
         part = _part(records, keys, [1] * len(records))
         rows, kept = [], []
         shortener = Shortener(self.renderer, self.length)
-        for place, (record, row) in enumerate(zip(records, self._render(records), strict=True)):
+        for place, (record, row) in enumerate(zip(records, self.renderer.render(self.kind, records), strict=True)):
             cut = False
             if not isinstance(row, UserError) and length_of(row) > shortener.max_length:
                 row = shortener.shorten(record, row)
@@ -122,16 +120,7 @@ class Chunks:
         record = _with_system(record, self.system)
         return _last_turn_alone(record) if self.train_on is TrainOn.last and self.kind == CONVERSATION else record
 
-    def _render(self, records: Sequence[Any]) -> list[Any]:
-        render: dict[str, Callable[[Sequence[Any]], list[Any]]] = {
-            CONVERSATION: self.renderer.conversations,
-            PREFERENCE: self.renderer.pairs,
-            UNPAIRED: self.renderer.labelled,
-            PROMPT: self.renderer.prompts,
-        }
-        return render[self.kind](records)
-
-    def _documents(self, records: Sequence[Any]) -> Part:
+    def _documents(self, records: Sequence[Any]) -> RenderedChunk:
         """Documents cut into pieces of at most `max_length` tokens; a piece of one token has nothing to predict."""
         most = self.length.max_length
         encoded = self.renderer.documents([record.text for record in records])
@@ -149,7 +138,7 @@ class Chunks:
                     kept.append((place, False))
         return self._filled(part, rows, kept)
 
-    def _filled(self, part: Part, rows: list[Any], kept: list[tuple[int, bool]]) -> Part:
+    def _filled(self, part: RenderedChunk, rows: list[Any], kept: list[tuple[int, bool]]) -> RenderedChunk:
         """The part with its rows and what is known of them."""
         part.rows, part.choices = rows, dict(self.renderer.choices)
         part.facts = facts = np.zeros(len(rows), dtype=ROW_STATS)
@@ -173,10 +162,12 @@ class Chunks:
         return part
 
 
-def _part(records: Sequence[Any], keys: list[int], pieces: list[int]) -> Part:
+def _part(records: Sequence[Any], keys: list[int], pieces: list[int]) -> RenderedChunk:
     sides = np.array([SIDES.get(record.meta.get("split") or "", 0) for record in records], dtype=np.uint8)
     ranks = np.array(keys, dtype=np.uint64)
-    return Part(ranks, sides, np.array(pieces, dtype=np.uint32), Said.of(records), [], np.zeros(0, dtype=ROW_STATS))
+    return RenderedChunk(
+        ranks, sides, np.array(pieces, dtype=np.uint32), RecordTexts.of(records), [], np.zeros(0, dtype=ROW_STATS)
+    )
 
 
 def _with_system(row: Any, system: str | None) -> Any:

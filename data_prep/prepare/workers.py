@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from data_prep.core.errors import UserError
 from data_prep.prepare.arrow_rows import to_batch
-from data_prep.prepare.render_chunk import Chunks, Part
+from data_prep.prepare.render_chunk import Chunks, RenderedChunk
 
 T = TypeVar("T")
 CHUNK = 256
@@ -64,11 +64,11 @@ def chunked(records: Iterable[T], size: int = CHUNK) -> Iterator[list[T]]:
 
 def rendered(
     render: Chunks, chunks: Iterable[Sequence[Any]], workers: int | None, *, likely_many: bool = False
-) -> Iterator[Part]:
+) -> Iterator[RenderedChunk]:
     """Every chunk's rows, in order.
 
-    Of fewer than `MANY` records they stand in `Part.rows` as lists. Of more they come as Arrow record batches (or as an
-    empty list), made by worker processes; `MANY` records are read before it is known.
+    Of fewer than `MANY` records they stand in `RenderedChunk.rows` as lists. Of more they come as Arrow record batches
+    (or as an empty list), made by worker processes; `MANY` records are read before it is known.
 
     Args:
         render: what a chunk becomes.
@@ -150,7 +150,7 @@ class _Workers:
             for _ in range(self._number):
                 self._pool.submit(os.getpid)
 
-    def work(self, chunks: Iterable[Sequence[Any]]) -> Iterator[Part]:
+    def work(self, chunks: Iterable[Sequence[Any]]) -> Iterator[RenderedChunk]:
         """Every chunk's rows, in order.
 
         Raises:
@@ -160,7 +160,7 @@ class _Workers:
         if self._pool is None:
             yield from (_batched(self._render(chunk)) for chunk in chunks)
             return
-        waiting: deque[Future[Part]] = deque()
+        waiting: deque[Future[RenderedChunk]] = deque()
         try:
             for chunk in chunks:
                 waiting.append(self._pool.submit(_work, chunk))
@@ -195,11 +195,11 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _work(chunk: Sequence[Any]) -> Part:
+def _work(chunk: Sequence[Any]) -> RenderedChunk:
     assert _render is not None
     return _batched(_render(chunk))
 
 
-def _batched(part: Part) -> Part:
+def _batched(part: RenderedChunk) -> RenderedChunk:
     part.rows, part.flat = to_batch(part.rows, part.flat) if part.rows else [], {}
     return part

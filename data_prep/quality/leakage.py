@@ -83,7 +83,7 @@ def _loose(text: str) -> set[tuple[str, str]]:
 
 
 @dataclass
-class Said:
+class RecordTexts:
     """What some records say, compactly: `ids`, `digests` (uint64, equal for the same row), the word pairs of all, one
     after another, how many each record has (`counts`), and how many of them are its question's (`asked`).
     """
@@ -95,7 +95,7 @@ class Said:
     asked: npt.NDArray[np.uint32]
 
     @classmethod
-    def of(cls, records: Sequence[Any]) -> Said:
+    def of(cls, records: Sequence[Any]) -> RecordTexts:
         """What these records say."""
         apart = [texts_apart(record) for record in records]
         hashed, lengths = word_hashes([text for asked, rest in apart for text in (*asked, *rest)])
@@ -120,7 +120,7 @@ class Said:
 
 
 def check_overlap(
-    said: Callable[[], Iterable[Said]], sides: Sides, refusing: str | None, documents: bool = False
+    said: Callable[[], Iterable[RecordTexts]], sides: Sides, refusing: str | None, documents: bool = False
 ) -> tuple[dict[str, Any], Sides]:
     """The `overlap` of a data card, and the sides with LEAK for whole rows that repeat.
 
@@ -169,7 +169,7 @@ def check_overlap(
     return {**card, "near_from": NEAR}, result
 
 
-def _near(part: Said, place: int, index: NearIndex) -> str | None:
+def _near(part: RecordTexts, place: int, index: NearIndex) -> str | None:
     """The id of an evaluation row that says nearly the same, to a question that is not another one, or None."""
     asked = part.question_of(place)
     for other, name in index.similar(part.pairs_of(place)):
@@ -178,7 +178,7 @@ def _near(part: Said, place: int, index: NearIndex) -> str | None:
     return None
 
 
-def _numbered(said: Callable[[], Iterable[Said]]) -> Iterator[tuple[int, Said]]:
+def _numbered(said: Callable[[], Iterable[RecordTexts]]) -> Iterator[tuple[int, RecordTexts]]:
     """(number of the first record, what the records say)."""
     start = 0
     for part in said():
@@ -186,7 +186,7 @@ def _numbered(said: Callable[[], Iterable[Said]]) -> Iterator[tuple[int, Said]]:
         start += len(part.ids)
 
 
-def _alike(part: Said, seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
+def _alike(part: RecordTexts, seen: npt.NDArray[np.bool_]) -> npt.NDArray[np.bool_]:
     """Which records may be near an evaluation row: a share of their pairs that bounds the similarity is known."""
     known = np.concatenate([[0], np.cumsum(seen[part.pairs % _BITS])])
     ends = np.cumsum(part.counts, dtype=np.int64)

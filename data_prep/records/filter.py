@@ -11,9 +11,9 @@ from data_prep.core.errors import UserError
 from data_prep.core.options import build, plain
 from data_prep.core.registry import Registry
 from data_prep.sources.rows import Skip
-from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
+from data_prep.types import RowKind
 
-KINDS = (CONVERSATION, PREFERENCE, UNPAIRED, PROMPT, DOCUMENT)
+KINDS = tuple(RowKind)
 FILTERS: Registry[type[Filter]]
 
 
@@ -30,7 +30,7 @@ class Filter:
     """
 
     name: ClassVar[str] = ""
-    kinds: ClassVar[tuple[str, ...]] = KINDS
+    kinds: ClassVar[tuple[RowKind, ...]] = KINDS
     notes: Counter[str] = field(init=False, default_factory=Counter, repr=False, compare=False)
 
     def begin(self, root: str | None) -> None:
@@ -56,7 +56,7 @@ class Filter:
 FILTERS = Registry("filter", "data_prep.filters")
 
 
-def make_filters(declared: Mapping[str, Any], kind: str | None = None) -> list[Filter]:
+def make_filters(declared: Mapping[str, Any], kind: RowKind | None = None) -> list[Filter]:
     """The filters of `data.filters` that work on a kind of record (None: all), in the declared order.
 
     Raises:

@@ -19,6 +19,7 @@ from data_prep.core.errors import UserError
 from data_prep.core.options import build
 from data_prep.options import DataOptions, MixOptions, SourceOptions
 from data_prep.records.stream import Given, source_for
+from data_prep.types import RowKind
 
 Numbers = npt.NDArray[Any]
 
@@ -90,7 +91,7 @@ class Source:
     epochs: float | None = None
 
 
-def sources_for(data: DataOptions, kind: str) -> list[Source]:
+def sources_for(data: DataOptions, kind: RowKind) -> list[Source]:
     """The sources of one kind of rows, sorted by name.
 
     Raises:

@@ -19,17 +19,10 @@ from data_prep.sources.column_mapping import mapped
 from data_prep.sources.files import find_files, is_hub_id, read_path, resolve
 from data_prep.sources.generated import generated_rows
 from data_prep.sources.rows import Row, RowOrProblem, Skip
-from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, Labelled
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, Labelled, RowKind
 
 VERSION = 4  # raise it when the same files and options give other rows
 _KEY_ROWS = 50
-NAMES = {
-    CONVERSATION: "conversations",
-    PREFERENCE: "preferences",
-    PROMPT: "prompts",
-    DOCUMENT: "text",
-    UNPAIRED: "preferences",
-}
 _FALLBACKS = {PROMPT: (CONVERSATION, PREFERENCE)}
 
 
@@ -70,43 +63,44 @@ class Given:
         return resolve(str(self.source.path), self.data.root)
 
 
-def source_for(data: DataOptions, kind: str) -> Given:
-    """The source for "conversation", "preference", "prompt" or "document" rows.
+def source_for(data: DataOptions, kind: RowKind) -> Given:
+    """The source for rows of a kind.
 
     Prompts fall back on conversations, then preferences; any kind falls back on `data.path`.
 
     Raises:
         UserError: nothing is given for this kind, or both a path and a generator.
     """
+    kind = RowKind(kind)
     for name in (kind, *_FALLBACKS.get(kind, ())):
-        source: SourceOptions = getattr(data, NAMES[name])
+        source: SourceOptions = getattr(data, name.option)
         if source.mix and (source.path or source.generator):
             raise UserError(
-                f"data.{NAMES[name]} has both a mix and a {'path' if source.path else 'generator'}",
+                f"data.{name.option} has both a mix and a {'path' if source.path else 'generator'}",
                 code="two_sources",
                 hint="give one of them",
             )
         if source.mix:
-            return Given(data, source, f"data.{NAMES[name]}.mix")
+            return Given(data, source, f"data.{name.option}.mix")
         if source.path and source.generator:
             raise UserError(
-                f"data.{NAMES[name]} has both a path ({source.path}) and a generator ({source.generator})",
+                f"data.{name.option} has both a path ({source.path}) and a generator ({source.generator})",
                 code="two_sources",
                 hint="give one of them",
             )
         if source.path or source.generator:
-            return Given(data, source, option=f"data.{NAMES[name]}.")
+            return Given(data, source, option=f"data.{name.option}.")
     if data.path and data.mix:
         raise UserError("data has both a path and a mix", code="two_sources", hint="give one of them")
     if data.mix:
-        return Given(data, getattr(data, NAMES[kind]), "data.mix")
+        return Given(data, getattr(data, kind.option), "data.mix")
     if data.path:
-        own: SourceOptions = getattr(data, NAMES[kind])
-        return Given(data, replace(own, path=data.path), option=f"data.{NAMES[kind]}.")
+        own: SourceOptions = getattr(data, kind.option)
+        return Given(data, replace(own, path=data.path), option=f"data.{kind.option}.")
     raise UserError(
-        f"data '{data.name}' has no {NAMES[kind]}",
+        f"data '{data.name}' has no {kind.option}",
         code="no_source",
-        hint=f"set data.{NAMES[kind]}.path=FILE (or .generator=NAME)",
+        hint=f"set data.{kind.option}.path=FILE (or .generator=NAME)",
     )
 
 
@@ -121,7 +115,7 @@ def _split_options(source: SourceOptions, form: type[Format] | None) -> tuple[di
     )
 
 
-def _raw(given: Given, kind: str, path: str | None) -> Iterable[RowOrProblem]:
+def _raw(given: Given, kind: RowKind | None, path: str | None) -> Iterable[RowOrProblem]:
     source = given.source
     if path is None and source.generator:
         form = None if source.format == "auto" else FORMATS.get(source.format)
@@ -136,7 +130,7 @@ def _raw(given: Given, kind: str, path: str | None) -> Iterable[RowOrProblem]:
     return read_path(path or str(source.path), given.data.root)
 
 
-def _rows(given: Given, kind: str, path: str | None, tally: Tally) -> Iterator[Row]:
+def _rows(given: Given, kind: RowKind | None, path: str | None, tally: Tally) -> Iterator[Row]:
     """Rows that could be read, one by one; those that could not are counted as bad.
 
     Raises:
@@ -167,12 +161,12 @@ def source_rows(data: DataOptions, source: SourceOptions) -> list[dict[str, Any]
         UserError: the source cannot be read, or has bad rows that are not to be dropped.
     """
     tally = Tally()
-    rows = [row.data for row in _rows(Given(data, source), "row", None, tally)]
+    rows = [row.data for row in _rows(Given(data, source), None, None, tally)]
     tally.check_bad_rows(source.on_bad_row)
     return rows
 
 
-def _format_of(rows: Sequence[Row], source: SourceOptions, kind: str, label: str) -> tuple[type[Format], str]:
+def _format_of(rows: Sequence[Row], source: SourceOptions, kind: RowKind, label: str) -> tuple[type[Format], str]:
     if source.format != "auto":
         form = FORMATS.get(source.format)
         if not form.yields(kind):
@@ -186,7 +180,7 @@ def _format_of(rows: Sequence[Row], source: SourceOptions, kind: str, label: str
     return detect_format(keys, kind, label)
 
 
-def check_options(given: Given, kind: str) -> None:
+def check_options(given: Given, kind: RowKind) -> None:
     """Refuse, before anything is read, filters and formats that do not fit and options that they do not have.
 
     Raises:
@@ -204,7 +198,7 @@ def check_options(given: Given, kind: str) -> None:
                 break
 
 
-def _no_pairs(given: Given, kind: str, hint: str) -> UserError:
+def _no_pairs(given: Given, kind: RowKind, hint: str) -> UserError:
     said = f"is not read: negatives are made of pairs of replies, and these are {kind} rows"
     return UserError(said, field=f"{given.option}negatives", code="not_read", hint=hint)
 
@@ -218,7 +212,7 @@ class Stream:
     """
 
     given: Given
-    kind: str
+    kind: RowKind
     form: Format
     evidence: str
     """Why the format is this one."""
@@ -226,7 +220,7 @@ class Stream:
     tally: Tally
     filtering: Filtering
     negatives: Negatives | None
-    read_as: str
+    read_as: RowKind
     """The kind of record that the rows are read as: pairs where labelled replies are asked of a format of pairs."""
 
     def __iter__(self) -> Iterator[Any]:
@@ -280,7 +274,7 @@ class Stream:
         }
 
 
-def open_stream(given: Given, kind: str, seed: int) -> Stream:
+def open_stream(given: Given, kind: RowKind, seed: int) -> Stream:
     """The records of a source, its format found from the first rows.
 
     Raises:
@@ -311,7 +305,7 @@ def _on_side(side: str, records: Iterable[Any]) -> Iterator[Any]:
         yield record
 
 
-def _parsed(form: Format, kind: str, rows: Iterable[Row], tally: Tally) -> Iterator[Any]:
+def _parsed(form: Format, kind: RowKind, rows: Iterable[Row], tally: Tally) -> Iterator[Any]:
     """The records of rows; bad ones and skipped ones are counted."""
     for record in form.records(kind, rows):
         tally.seen += 1
@@ -325,14 +319,15 @@ def _parsed(form: Format, kind: str, rows: Iterable[Row], tally: Tally) -> Itera
 
 def has_source(data: DataOptions, kind: str) -> bool:
     """Whether a source is given for a kind of row ("conversations", "preferences", "prompts" or "text") itself."""
-    source: SourceOptions = getattr(data, kind)
+    source: SourceOptions = getattr(data, RowKind[kind].option)
     return bool(source.path or source.generator or source.mix)
 
 
 KINDS = (CONVERSATION, PREFERENCE, UNPAIRED, DOCUMENT, PROMPT)
+"""The order in which a file is tried that nothing is said of."""
 
 
-def open_any(given: Given, kinds: Sequence[str] = KINDS, seed: int = 0) -> Stream:
+def open_any(given: Given, kinds: Sequence[RowKind] = KINDS, seed: int = 0) -> Stream:
     """The records of a source as the first kind of `kinds` that its format yields; with all kinds, the format's own.
 
     Raises:

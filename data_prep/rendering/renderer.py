@@ -22,6 +22,7 @@ from data_prep.rendering.digests import digest_of_template, digest_of_tokenizer,
 from data_prep.rendering.encoder import CONTROL, JOIN, START, PlainEncoder, Section
 from data_prep.types import (
     Conversation,
+    Document,
     Labelled,
     LabelledTokens,
     Message,
@@ -29,6 +30,7 @@ from data_prep.types import (
     Preference,
     Prompt,
     PromptTokens,
+    RowKind,
     Tokens,
 )
 
@@ -160,6 +162,21 @@ class Renderer:
         return text.removesuffix(self._template.reply_suffix) if finished else text
 
     # ------------------------------------------------------------------ batches
+    def render(self, kind: RowKind, rows: Sequence[Any]) -> list[Any]:
+        """Many records of one kind at once; a row that cannot be rendered gives its error instead."""
+        render: dict[RowKind, Callable[[Any], list[Any]]] = {
+            RowKind.conversations: self.conversations,
+            RowKind.preferences: self.pairs,
+            RowKind.unpaired: self.labelled,
+            RowKind.prompts: self.prompts,
+            RowKind.text: self._whole,
+        }
+        return render[kind](rows)
+
+    def _whole(self, rows: Sequence[Document]) -> list[Tokens]:
+        encoded = self.documents([row.text for row in rows])
+        return [Tokens(ids, [True] * len(ids), row.id) for ids, row in zip(encoded, rows, strict=True)]
+
     def conversations(self, rows: Sequence[Conversation]) -> list[Tokens | UserError]:
         """Many conversations at once; a row that cannot be rendered gives its error instead."""
 

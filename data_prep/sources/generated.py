@@ -9,6 +9,7 @@ from typing import Any
 from data_prep.core.errors import unknown
 from data_prep.core.registry import Registry
 from data_prep.sources.files import Row
+from data_prep.types import RowKind
 
 PACKAGE = "data_prep.generators"
 GENERATORS: Registry[Any] = Registry("generator", None)
@@ -30,9 +31,9 @@ def find_generator(name: str) -> Any:
     return found[name]
 
 
-def generated_rows(name: str, options: dict[str, Any], kind: str) -> list[Row]:
-    """The rows of a generator; documents (`kind` "document") as rows with a column `text`."""
+def generated_rows(name: str, options: dict[str, Any], kind: RowKind | None) -> list[Row]:
+    """The rows of a generator; documents as rows with a column `text`."""
     generator = find_generator(name)
-    if kind == "document" and hasattr(generator, "text"):
+    if kind == RowKind.text and hasattr(generator, "text"):
         return [Row(name, number, {"text": text}) for number, text in enumerate(generator.text(options), start=1)]
     return [Row(name, number, dict(row)) for number, row in enumerate(generator.rows(options), start=1)]

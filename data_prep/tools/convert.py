@@ -20,6 +20,7 @@ from data_prep.records.stream import Given, Stream, open_any, open_stream
 from data_prep.sources.rows import Row, Skip, short
 from data_prep.sources.writers import RowWriter, check_new, row_writer
 from data_prep.splitting import EVAL, choose_sides, rank_bits
+from data_prep.types import RowKind
 
 SHOWN = 20
 
@@ -63,7 +64,7 @@ def convert(given: Given, form: str, to: str) -> Written:
             f"rows of the format {form} cannot be written", code="form", hint=f"choose of {', '.join(writable())}"
         )
     target = FORMATS.get(form)({}, 0)
-    stream = open_stream(given, target.writes, 0)
+    stream = open_stream(given, RowKind(target.writes), 0)
     result = Written(stream)
     with row_writer(to) as writer:
         for record in stream:
@@ -84,7 +85,7 @@ def as_row(record: Any, target: Format) -> dict[str, Any]:
     file, _, number = record.id.partition("#")[0].rpartition(":")
     task = {"task": record.meta["task"]} if "task" in record.meta else {}
     row = Row(file, int(number) if number.isdigit() else 0, target.written(record) | task)
-    again = list(target.records(target.writes, [row]))
+    again = list(target.records(RowKind(target.writes), [row]))
     if len(again) == 1 and _said(again[0]) == _said(record):
         return row.data
     why = f": {again[0].field or 'row'} {short(again[0].message, 120)}" if isinstance(again[0], UserError) else ""

@@ -11,7 +11,8 @@ import pytest
 
 from align.report.page import write_report
 from data_prep.options import DataOptions, LengthOptions, OnLeak, SourceOptions
-from data_prep.prepare.prepare import Renderer, prepare_conversations, prepare_preferences
+from data_prep.prepare.prepare import Renderer, prepare
+from data_prep.types import RowKind
 from tests.run_folder import fake_run
 from tests.tiny import tiny_tokenizer, write_jsonl
 
@@ -38,7 +39,7 @@ def test_filters_leaks_and_first_rows_are_on_the_page(renderer: Renderer, tmp_pa
         on_leak=OnLeak.drop,
     )
     data = DataOptions(conversations=source, filters={"dedup": {}, "refusal": {}})
-    html = page(tmp_path, prepare_conversations(data, renderer, LengthOptions(64), 0).card)
+    html = page(tmp_path, prepare(RowKind.conversations, data, renderer, LengthOptions(64), 0).card)
     assert "filters, in this order: dedup dropped 1 of 44; refusal dropped 1 of 43" in html
     assert "training rows also evaluation rows: left out of training: 1" in html
     assert "training rows with the question of an evaluation row: left out of training: 1" in html
@@ -52,6 +53,6 @@ def test_what_length_tells_of_pairs_is_on_the_page(renderer: Renderer, tmp_path:
     rows = [{"prompt": f"q {n}", "chosen": "long answer", "rejected": "no"} for n in range(9)]
     rows.append({"prompt": "q 1", "chosen": "no", "rejected": "long answer"})
     data = DataOptions(preferences=SourceOptions(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), eval_rows=0))
-    html = page(tmp_path, prepare_preferences(data, renderer, LengthOptions(64), 0).card)
+    html = page(tmp_path, prepare(RowKind.preferences, data, renderer, LengthOptions(64), 0).card)
     assert "the chosen reply is the longer one in 90.0 % of the pairs (mean 10.10 against 2.90 characters)" in html
     assert "2 contradictory" in html and "First rows of sft" in html and "<dt>rejected</dt>" in html

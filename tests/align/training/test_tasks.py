@@ -9,8 +9,8 @@ import pytest
 from align.training.loop import MOST_TASKS, _held_out, by_task
 from align.training.objectives import LanguageModeling, Pairwise
 from data_prep.options import DataOptions, LengthOptions, SourceOptions
-from data_prep.prepare.prepare import Renderer, prepare_conversations, prepare_preferences
-from data_prep.types import Tokens
+from data_prep.prepare.prepare import Renderer, prepare
+from data_prep.types import RowKind, Tokens
 from tests.tiny import tiny_tokenizer, write_jsonl
 from tests.tiny_chain import made, own_data, talk
 from tests.tiny_training import lora, options, pair_rows, token_rows, updater
@@ -56,9 +56,9 @@ def test_the_task_column_travels_with_the_row(tmp_path):
     ]
     data = DataOptions(conversations=sources[0], preferences=sources[1])
     renderer, length = Renderer(tiny_tokenizer()), LengthOptions(max_length=64)
-    rows = list(prepare_conversations(data, renderer, length, 0).train)
+    rows = list(prepare(RowKind.conversations, data, renderer, length, 0).train)
     assert [row.task for row in rows] == [None, "t1", "t0", "t1", "t0", "t1"]
-    assert {row.task for row in prepare_preferences(data, renderer, length, 0).train} == {"rank"}
+    assert {row.task for row in prepare(RowKind.preferences, data, renderer, length, 0).train} == {"rank"}
 
 
 def test_a_converted_row_keeps_its_task():

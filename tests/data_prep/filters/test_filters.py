@@ -12,7 +12,7 @@ from data_prep.core.errors import UserError
 from data_prep.filters.refusal import Refusal
 from data_prep.filters.repetition import repeated_share
 from data_prep.options import DataOptions, LengthOptions, OnLeak, SourceOptions
-from data_prep.prepare.prepare import Renderer, data_digest, prepare_conversations, prepare_preferences
+from data_prep.prepare.prepare import Renderer, data_digest, prepare
 from data_prep.records.filter import FILTERS, Filtering, make_filters
 from data_prep.records.stream import source_for
 from data_prep.sources.rows import Skip
@@ -27,6 +27,7 @@ from data_prep.types import (
     Message,
     Preference,
     Prompt,
+    RowKind,
 )
 from tests.records import read_records
 from tests.tiny import tiny_tokenizer, write_jsonl
@@ -116,7 +117,7 @@ def test_pair_numbers_of_the_card(tmp_path):
         *({"prompt": f"Cup {n}?", "chosen": "c" * (n + 1), "rejected": "r" * 4} for n in range(8)),
     ]
     data = DataOptions(preferences=SourceOptions(path=str(write_jsonl(tmp_path / "p.jsonl", rows)), eval_rows=0))
-    card = prepare_preferences(data, Renderer(tiny_tokenizer()), LengthOptions(64), 0).card
+    card = prepare(RowKind.preferences, data, Renderer(tiny_tokenizer()), LengthOptions(64), 0).card
     assert card["pairs"] == {
         "contradictory": 2,
         "tied": 1,
@@ -249,7 +250,7 @@ def test_order_counts_and_card(tmp_path):
     card = {}
     for declared in ({"refusal": {}, "dedup": None}, {"dedup": None, "refusal": {}}):
         data = DataOptions(conversations=source, filters=declared)
-        prepared = prepare_conversations(data, Renderer(tiny_tokenizer()), LengthOptions(64), 0)
+        prepared = prepare(RowKind.conversations, data, Renderer(tiny_tokenizer()), LengthOptions(64), 0)
         card[next(iter(declared))] = prepared.card
         numbers = prepared.card["rows"]
         assert numbers["in"] == numbers["kept"] + sum(numbers["dropped"].values()) == 64

@@ -12,9 +12,9 @@ from data_prep.core.errors import UserError
 from data_prep.formats.answer_table import AnswerTable, draw
 from data_prep.formats.corruption import DAMAGES, damaged
 from data_prep.options import DataOptions, LengthOptions, SourceOptions
-from data_prep.prepare.prepare import Renderer, prepare_preferences
+from data_prep.prepare.prepare import Renderer, prepare
 from data_prep.sources.rows import Row, Skip
-from data_prep.types import Preference
+from data_prep.types import Preference, RowKind
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 TABLE = [
@@ -183,7 +183,7 @@ def test_labels_are_flipped_for_training_rows_alone(tmp_path: Path) -> None:
     options = {"topic": "topic", "preferred": "merry", "other": "plain", "noise": 0.3}
     source = SourceOptions(path=str(tmp_path / "t.jsonl"), format="answer_table", options=options)
     renderer = Renderer(tiny_tokenizer())
-    prepared = prepare_preferences(DataOptions(preferences=source), renderer, LengthOptions(), 0)
+    prepared = prepare(RowKind.preferences, DataOptions(preferences=source), renderer, LengthOptions(), 0)
     assert all(renderer.decode(pair.chosen).startswith("merry") for pair in prepared.eval)
     flipped = sum(renderer.decode(pair.chosen).startswith("plain") for pair in prepared.train)
     assert 60 < flipped < 120

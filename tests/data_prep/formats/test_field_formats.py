@@ -17,12 +17,14 @@ import pytest
 from align.cli.data_options import StatsOptions
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, LengthOptions, SourceOptions
+from data_prep.prepare.prepare import prepare
 from data_prep.records.stream import open_any
 from data_prep.rendering.renderer import Renderer
 from data_prep.sources.files import digest_path, read_path
 from data_prep.sources.rows import Row
+from data_prep.types import RowKind
 from tests.data_prep.formats.field_rows import HI, LOADS, ONE, REFUSED, YO, C, P, assistant
-from tests.data_prep.formats.test_golden_rows import PREPARE, shown
+from tests.data_prep.formats.test_golden_rows import shown
 from tests.tiny import tiny_tokenizer
 
 
@@ -35,13 +37,12 @@ def renderer() -> Renderer:
     ("form", "kind", "rows", "options", "expected"), [one[1:] for one in LOADS], ids=[one[0] for one in LOADS]
 )
 def test_it_loads(
-    renderer: Renderer, tmp_path: Path, form: str, kind: str, rows: Any, options: Any, expected: list[str]
+    renderer: Renderer, tmp_path: Path, form: str, kind: RowKind, rows: Any, options: Any, expected: list[str]
 ) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in (rows if isinstance(rows, list) else [rows])))
-    prepare, source = PREPARE[kind]
-    data = DataOptions(**{source: SourceOptions(path=str(path), options=options, eval_share=0.0)})
-    prepared = prepare(data, renderer, LengthOptions(512), 0)
+    data = DataOptions(**{kind.option: SourceOptions(path=str(path), options=options, eval_share=0.0)})
+    prepared = prepare(kind, data, renderer, LengthOptions(512), 0)
     assert [shown(renderer, row) for row in prepared.train] == expected
     assert prepared.card["format"] == form
 
@@ -290,8 +291,7 @@ def test_a_mapping_for_names_of_any_sort(tmp_path: Path, renderer: Renderer) -> 
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     columns = {"prompt": "{Frage (de)}", "completion": "meta.answers.0.text"}
     source = SourceOptions(path=str(tmp_path / "rows.jsonl"), columns=columns, eval_share=0.0)
-    prepare, _ = PREPARE[C]
-    prepared = prepare(DataOptions(conversations=source), renderer, LengthOptions(512), 0)
+    prepared = prepare(C, DataOptions(conversations=source), renderer, LengthOptions(512), 0)
     assert [shown(renderer, row) for row in prepared.train] == [ONE]
 
 
@@ -335,7 +335,7 @@ def test_the_advice_is_an_option_that_the_run_has(
     if "conversations" in given:
         given["conversations"].path = str(path)
     with pytest.raises(UserError) as caught:
-        PREPARE[C][0](DataOptions(**given), renderer, LengthOptions(512), 0)
+        prepare(C, DataOptions(**given), renderer, LengthOptions(512), 0)
     assert f"or set {option} to drop and count such rows" in str(caught.value)
 
 

@@ -9,15 +9,9 @@ import pytest
 
 from data_prep.formats import FORMATS
 from data_prep.options import DataOptions, LengthOptions, SourceOptions
-from data_prep.prepare.prepare import (
-    prepare_conversations,
-    prepare_preferences,
-    prepare_prompts,
-    prepare_text,
-    prepare_unpaired,
-)
+from data_prep.prepare.prepare import prepare
 from data_prep.rendering.renderer import Renderer
-from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, Tokens
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, RowKind, Tokens
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 U, A, S, E = "<|user|>", "<|assistant|>", "<|system|>", "<|end|>"
@@ -309,13 +303,6 @@ GOLDEN: list[Golden] = [
         [f"{ASKED}[yo{E}]\n"],
     ),
 ]
-PREPARE: dict[str, Any] = {
-    CONVERSATION: (prepare_conversations, "conversations"),
-    PREFERENCE: (prepare_preferences, "preferences"),
-    UNPAIRED: (prepare_unpaired, "preferences"),
-    PROMPT: (prepare_prompts, "prompts"),
-    DOCUMENT: (prepare_text, "text"),
-}
 
 
 def shown(renderer: Renderer, row: Any) -> str:
@@ -345,12 +332,11 @@ def renderer() -> Renderer:
 
 @pytest.mark.parametrize(("name", "kind", "rows", "options", "expected"), GOLDEN)
 def test_golden(
-    renderer: Renderer, tmp_path: Path, name: str, kind: str, rows: Any, options: Any, expected: Any
+    renderer: Renderer, tmp_path: Path, name: str, kind: RowKind, rows: Any, options: Any, expected: Any
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", rows if isinstance(rows, list) else [rows])
-    prepare, source = PREPARE[kind]
-    data = DataOptions(**{source: SourceOptions(path=str(path), options=options, eval_share=0.0)})
-    prepared = prepare(data, renderer, LengthOptions(512), 0)
+    data = DataOptions(**{kind.option: SourceOptions(path=str(path), options=options, eval_share=0.0)})
+    prepared = prepare(kind, data, renderer, LengthOptions(512), 0)
     assert [shown(renderer, row) for row in prepared.train] == expected
     assert prepared.card["format"] == name
     assert prepared.card["rows"]["in"] == prepared.card["rows"]["kept"] + sum(prepared.card["rows"]["dropped"].values())

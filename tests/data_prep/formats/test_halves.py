@@ -10,7 +10,7 @@ import pytest
 from data_prep.core.errors import UserError
 from data_prep.formats.base import FORMATS
 from data_prep.options import DataOptions, LengthOptions, OnBadRow, SourceOptions
-from data_prep.prepare.prepare import data_digest, prepare_preferences, prepare_unpaired
+from data_prep.prepare.prepare import data_digest, prepare
 from data_prep.rendering.renderer import Renderer
 from data_prep.types import PREFERENCE, UNPAIRED, LabelledTokens
 from tests.tiny import tiny_tokenizer, write_jsonl
@@ -33,8 +33,8 @@ def replies(rows: list[LabelledTokens]) -> set[tuple[tuple[int, ...], tuple[int,
 
 def test_every_pair_gives_both_replies_as_it_renders_them(tmp_path: Path) -> None:
     found, renderer = data(tmp_path / "a.jsonl", pairs()), Renderer(tiny_tokenizer())
-    whole = prepare_preferences(found, renderer, LengthOptions(512), 0)
-    apart = prepare_unpaired(found, renderer, LengthOptions(512), 0)
+    whole = prepare(PREFERENCE, found, renderer, LengthOptions(512), 0)
+    apart = prepare(UNPAIRED, found, renderer, LengthOptions(512), 0)
     for pair_rows, labelled in ((whole.train, apart.train), (whole.eval, apart.eval)):
         assert len(labelled) == 2 * len(pair_rows) > 0
         wanted = {(tuple(r.prompt), tuple(r.chosen), True) for r in pair_rows}
@@ -52,21 +52,21 @@ def test_bad_pairs_and_filters_of_pairs_are_those_of_pairs(tmp_path: Path) -> No
     found.filters = {"contradictory": {}}
     plain = data_digest(data(tmp_path / "a.jsonl", rows, on_bad_row=OnBadRow.drop), "unpaired")
     assert data_digest(found, "unpaired") != plain, "such a filter has a say in labelled replies as well"
-    card = prepare_unpaired(found, Renderer(tiny_tokenizer()), LengthOptions(512), 0).card["rows"]
+    card = prepare(UNPAIRED, found, Renderer(tiny_tokenizer()), LengthOptions(512), 0).card["rows"]
     assert card["in"] == card["kept"] + sum(card["dropped"].values())
     assert card["dropped"]["contradictory"] == 2 and card["kept"] == 18
 
 
 def test_negatives_of_pairs_are_halved_too(tmp_path: Path) -> None:
     found = data(tmp_path / "a.jsonl", pairs(), negatives=["repeated"])
-    prepared = prepare_unpaired(found, Renderer(tiny_tokenizer()), LengthOptions(512), 0)
+    prepared = prepare(UNPAIRED, found, Renderer(tiny_tokenizer()), LengthOptions(512), 0)
     rows = [*prepared.train, *prepared.eval]
     assert len(rows) == 48 and sum(row.good for row in rows) == 24
     assert prepared.card["rows"]["in"] == 48 and len({row.id for row in rows}) == 48
     labelled = [{"prompt": f"ask {i}", "completion": f"yes {i}", "label": i % 2 == 0} for i in range(6)]
     with pytest.raises(UserError, match="negatives are made of pairs"):
         found = data(tmp_path / "b.jsonl", labelled, negatives=["repeated"])
-        prepare_unpaired(found, Renderer(tiny_tokenizer()), LengthOptions(512), 0)
+        prepare(UNPAIRED, found, Renderer(tiny_tokenizer()), LengthOptions(512), 0)
 
 
 @pytest.mark.parametrize("name", FORMATS.names())
@@ -81,7 +81,7 @@ def test_labels_flipped_on_purpose_are_flipped_for_training_alone(tmp_path: Path
     good = []
     for noise in (0.0, 0.4):
         found = data(tmp_path / f"{noise}.jsonl", rows, format="answer_table", options={**TABLE, "noise": noise})
-        prepared = prepare_unpaired(found, renderer, LengthOptions(512), 0)
+        prepared = prepare(UNPAIRED, found, renderer, LengthOptions(512), 0)
         good.append([{row.id.partition(":")[2]: row.good for row in side} for side in (prepared.train, prepared.eval)])
     (train, held), (noisy, held_too) = good
     changed = {name for name in train if train[name] != noisy[name]}
@@ -95,4 +95,4 @@ def test_dialogues_alone_are_refused(tmp_path: Path) -> None:
         {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": f"yes {i}"}]} for i in (1, 2)
     ]
     with pytest.raises(UserError, match="expected unpaired rows"):
-        prepare_unpaired(data(tmp_path / "a.jsonl", talk), Renderer(tiny_tokenizer()), LengthOptions(512), 0)
+        prepare(UNPAIRED, data(tmp_path / "a.jsonl", talk), Renderer(tiny_tokenizer()), LengthOptions(512), 0)

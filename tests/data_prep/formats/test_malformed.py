@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from data_prep.core.errors import UserError
 from data_prep.formats.base import FORMATS
 from data_prep.options import DataOptions, LengthOptions, OnBadRow, SourceOptions
-from data_prep.prepare.prepare import prepare_conversations
+from data_prep.prepare.prepare import prepare
 from data_prep.records.stream import source_for
 from data_prep.rendering.renderer import Renderer
 from data_prep.sources.files import read_path
 from data_prep.sources.rows import Row, Skip
-from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, RowKind
 from tests.data_prep.formats.malformed_rows import BAD, Bad
 from tests.records import read_records
 from tests.tiny import tiny_tokenizer
@@ -282,7 +282,7 @@ def test_parquet_columns_of_other_types(tmp_path: Path) -> None:
         path = tmp_path / "rows.parquet"
         path.write_bytes(as_parquet([{"prompt": "q", "completion": value}]))
         with pytest.raises(UserError) as caught:
-            prepare_conversations(data_of(path, CONVERSATION), RENDERER(), LengthOptions(), 0)
+            prepare(RowKind.conversations, data_of(path, CONVERSATION), RENDERER(), LengthOptions(), 0)
         assert "completion" in checked_line(caught.value, path, 1)
 
 
@@ -377,12 +377,12 @@ def test_all_problems_of_a_file_in_one_pass(tmp_path: Path, container: str) -> N
     path = tmp_path / f"rows.{container}"
     path.write_bytes(WRITERS[container](rows))
     with pytest.raises(UserError) as caught:
-        prepare_conversations(data_of(path, CONVERSATION), RENDERER(), LengthOptions(), 0)
+        prepare(RowKind.conversations, data_of(path, CONVERSATION), RENDERER(), LengthOptions(), 0)
     line = checked_line(caught.value, path, 1)
     assert ", and 49 more bad rows; " in line and len(caught.value.details) == 20
     assert [detail.split(":")[1] for detail in caught.value.details] == [str(n) for n in range(1, 41, 2)]
-    card = prepare_conversations(
-        data_of(path, CONVERSATION, on_bad_row=OnBadRow.drop), RENDERER(), LengthOptions(), 0
+    card = prepare(
+        RowKind.conversations, data_of(path, CONVERSATION, on_bad_row=OnBadRow.drop), RENDERER(), LengthOptions(), 0
     ).card
     assert card["rows"] == {"in": 100, "kept": 50, "dropped": {"empty": 50}, "truncated": 0}
     assert len(card["bad_rows"]) == 20
@@ -394,7 +394,13 @@ def test_a_file_that_breaks_off_is_refused_even_where_bad_rows_are_dropped(tmp_p
     path.write_bytes(b'[{"prompt": "q", "completion": "a"}, {"prompt": "", "completion": "a"}, {"prompt": "q", "comp')
     for on_bad_row in OnBadRow:
         with pytest.raises(UserError, match=r"rows\.json:2:prompt: empty .*, and 1 more bad row") as caught:
-            prepare_conversations(data_of(path, CONVERSATION, on_bad_row=on_bad_row), RENDERER(), LengthOptions(), 0)
+            prepare(
+                RowKind.conversations,
+                data_of(path, CONVERSATION, on_bad_row=on_bad_row),
+                RENDERER(),
+                LengthOptions(),
+                0,
+            )
         assert "the rest cannot be read" in caught.value.details[1]
 
 

@@ -15,17 +15,9 @@ import pytest
 
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, LengthOptions, OnBadRow, SourceOptions
-from data_prep.prepare.prepare import (
-    Renderer,
-    prepare_conversations,
-    prepare_preferences,
-    prepare_prompts,
-    prepare_text,
-    template_digest,
-    tokenizer_digest,
-)
+from data_prep.prepare.prepare import Renderer, prepare, template_digest, tokenizer_digest
 from data_prep.records.stream import source_for
-from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, Conversation, Message
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, Conversation, Message, RowKind
 from tests.records import read_records
 
 SHARED = Path(os.environ.get("ALIGN_SHARED", Path(__file__).resolve().parents[3].parent / "shared"))
@@ -127,7 +119,9 @@ def test_the_cases_are_the_folder_and_its_readme() -> None:
 
 
 def test_messages(renderer: Renderer) -> None:
-    card = prepare_conversations(data("instruct/sgd_train_messages.jsonl.gz", limit=500), renderer, LENGTH, 0).card
+    card = prepare(
+        RowKind.conversations, data("instruct/sgd_train_messages.jsonl.gz", limit=500), renderer, LENGTH, 0
+    ).card
     assert (card["format"], card["rows"]["kept"]) == ("messages", 500)
 
 
@@ -135,13 +129,13 @@ def test_messages(renderer: Renderer) -> None:
 def test_recipes_render(renderer: Renderer, recipe: str) -> None:
     options = options_of(f"data={recipe}", CONVERSATION)
     options.conversations.limit = 100
-    card = prepare_conversations(options, renderer, LENGTH, 0).card
+    card = prepare(RowKind.conversations, options, renderer, LENGTH, 0).card
     assert card["rows"]["kept"] >= 0.7 * card["rows"]["in"] and 0 < card["supervised_share"] < 1
 
 
 def test_tools_need_a_template_that_prints_them(renderer: Renderer) -> None:
     with pytest.raises(UserError, match=r"the chat template leaves out .*set options\.tools=text"):
-        prepare_conversations(data("instruct/glaive_toolcall_en_demo.json.gz"), renderer, LENGTH, 0)
+        prepare(RowKind.conversations, data("instruct/glaive_toolcall_en_demo.json.gz"), renderer, LENGTH, 0)
 
 
 def test_ten_weaker_models_against_each_other() -> None:
@@ -154,30 +148,34 @@ def test_ten_weaker_models_against_each_other() -> None:
 
 def test_bad_rows_of_real_files_are_named(renderer: Renderer) -> None:
     with pytest.raises(UserError, match=r"code_alpaca_2k\.json\.gz:238:output: empty .* and 1 more bad row;"):
-        prepare_conversations(data("instruct/code_alpaca_2k.json.gz"), renderer, LENGTH, 0)
+        prepare(RowKind.conversations, data("instruct/code_alpaca_2k.json.gz"), renderer, LENGTH, 0)
     hh = "preference/hh_harmless_base_dev.jsonl.gz"
     with pytest.raises(UserError, match=r":442:rejected: differs from chosen before the last reply"):
-        prepare_preferences(data(hh, "preferences"), renderer, LENGTH, 0)
-    card = prepare_preferences(data(hh, "preferences", on_bad_row=OnBadRow.drop), renderer, LENGTH, 0).card
+        prepare(RowKind.preferences, data(hh, "preferences"), renderer, LENGTH, 0)
+    card = prepare(RowKind.preferences, data(hh, "preferences", on_bad_row=OnBadRow.drop), renderer, LENGTH, 0).card
     assert card["format"] == "hh" and card["rows"]["in"] == 813 and card["rows"]["kept"] > 790
 
 
 def test_persona_preferences(renderer: Renderer) -> None:
-    card = prepare_preferences(
-        data("chitchat/persona_preference.jsonl.gz", "preferences", limit=2000), renderer, LENGTH, 0
+    card = prepare(
+        RowKind.preferences,
+        data("chitchat/persona_preference.jsonl.gz", "preferences", limit=2000),
+        renderer,
+        LENGTH,
+        0,
     ).card
     assert card["format"] == "pairs" and card["rows"] == {"in": 2000, "kept": 2000, "dropped": {}, "truncated": 0}
     options = {"topic": "scenario", "preferred": "enthusiastic", "other": "professional", "off_topic": 0.5}
     table = data("chitchat/persona_table.jsonl.gz", "preferences", options=options, limit=2000)
-    card = prepare_preferences(table, renderer, LENGTH, 0).card
+    card = prepare(RowKind.preferences, table, renderer, LENGTH, 0).card
     assert card["rows"]["dropped"] == {}
     assert 850 < card["rows"]["in"] - 2000 < 1150
 
 
 def test_prompts_and_text(renderer: Renderer) -> None:
-    prompts = prepare_prompts(data("chitchat/persona_table.jsonl.gz", "prompts"), renderer, LENGTH, 0)
+    prompts = prepare(RowKind.prompts, data("chitchat/persona_table.jsonl.gz", "prompts"), renderer, LENGTH, 0)
     assert prompts.train[0].meta["topic"].isdigit() and prompts.train[0].ids
-    card = prepare_text(data("corpus/fairytales.jsonl.gz", "text"), renderer, LENGTH, 0).card
+    card = prepare(RowKind.text, data("corpus/fairytales.jsonl.gz", "text"), renderer, LENGTH, 0).card
     assert card["source_rows"] == 255 and card["notes"]["documents cut into pieces"] > 200
 
 

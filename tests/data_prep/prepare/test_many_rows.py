@@ -20,10 +20,10 @@ from data_prep.prepare import prepare as preparing
 from data_prep.prepare import row_cache as kept
 from data_prep.prepare import workers
 from data_prep.prepare.arrow_rows import Rows, lengths_of
-from data_prep.prepare.prepare import Prepared, Renderer, prepare_conversations, prepare_preferences, prepare_text
+from data_prep.prepare.prepare import Prepared, Renderer, prepare
 from data_prep.prepare.render_chunk import Chunks
 from data_prep.quality.minhash import word_pairs, word_pairs_of
-from data_prep.types import Tokens
+from data_prep.types import RowKind, Tokens
 from tests.tiny import tiny_tokenizer
 
 LENGTH = LengthOptions(max_length=64)
@@ -57,7 +57,7 @@ def write(path: Path, count: int = ROWS, first: int = 0) -> Path:
 
 def prepared(path: Path, renderer: Renderer, count: int | None = 0, seed: int = 0, **more: Any) -> Prepared[Tokens]:
     data = DataOptions(conversations=SourceOptions(path=str(path), **more), workers=count)
-    return prepare_conversations(data, renderer, LENGTH, seed)
+    return prepare(RowKind.conversations, data, renderer, LENGTH, seed)
 
 
 def in_lists(path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch, **more: Any) -> Prepared[Tokens]:
@@ -111,10 +111,10 @@ def test_flipped_pairs_are_flipped_in_training_alone(
     options = {"preferred": "merry", "other": "plain", "noise": 0.3}
     source = SourceOptions(path=str(path), format="answer_table", options=options)
     data = DataOptions(preferences=source, workers=0)
-    stored = prepare_preferences(data, renderer, LENGTH, 0)
+    stored = prepare(RowKind.preferences, data, renderer, LENGTH, 0)
     with monkeypatch.context() as patch:
         patch.setattr(workers, "MANY", 10**9)
-        lists = prepare_preferences(data, renderer, LENGTH, 0)
+        lists = prepare(RowKind.preferences, data, renderer, LENGTH, 0)
     assert list(stored.train) == list(lists.train) and stored.digest == lists.digest
     flipped = sum(renderer.decode(pair.chosen).startswith("plain") for pair in stored.train)
     assert 0 < flipped == stored.card["notes"]["training labels flipped on purpose (noise)"]
@@ -125,10 +125,10 @@ def test_documents(renderer: Renderer, tmp_path: Path, monkeypatch: pytest.Monke
     path = tmp_path / "t.jsonl"
     path.write_text("".join(json.dumps({"text": f"document {n} " * (n % 40 + 1)}) + "\n" for n in range(100)))
     data = DataOptions(text=SourceOptions(path=str(path)), workers=0)
-    stored = prepare_text(data, renderer, LENGTH, 0)
+    stored = prepare(RowKind.text, data, renderer, LENGTH, 0)
     with monkeypatch.context() as patch:
         patch.setattr(workers, "MANY", 10**9)
-        lists = prepare_text(data, renderer, LENGTH, 0)
+        lists = prepare(RowKind.text, data, renderer, LENGTH, 0)
     assert list(stored.train) == list(lists.train) and stored.card == lists.card
 
 
@@ -171,9 +171,9 @@ def test_every_change_of_what_decides_the_rows_misses(
     prepared(path, renderer, eval_share=0.2)
     missed()
     data = DataOptions(conversations=SourceOptions(path=str(path)), system="Be kind.", workers=0)
-    prepare_conversations(data, renderer, LENGTH, 0)
+    prepare(RowKind.conversations, data, renderer, LENGTH, 0)
     missed()
-    prepare_conversations(data, renderer, LengthOptions(max_length=63), 0)
+    prepare(RowKind.conversations, data, renderer, LengthOptions(max_length=63), 0)
     missed()
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = tokenizer.chat_template + "{# another #}"

@@ -11,17 +11,9 @@ from omegaconf import OmegaConf
 
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, LengthOptions, OnBadRow, OnLeak, OnLong, SourceOptions
-from data_prep.prepare.prepare import (
-    Prepared,
-    Renderer,
-    data_digest,
-    prepare_conversations,
-    prepare_preferences,
-    prepare_prompts,
-    prepare_text,
-    source_rows,
-)
+from data_prep.prepare.prepare import Prepared, Renderer, data_digest, prepare, source_rows
 from data_prep.splitting import rank
+from data_prep.types import RowKind
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 LONG = LengthOptions(max_length=64)
@@ -58,7 +50,7 @@ def test_conversations(renderer: Renderer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", talks(200))
     data = options(path)
     data.license = "CC0-1.0"
-    prepared = prepare_conversations(data, renderer, LONG, 0)
+    prepared = prepare(RowKind.conversations, data, renderer, LONG, 0)
     card = checked(prepared)
     assert card["rows"] == {"in": 200, "kept": 200, "dropped": {}, "truncated": 0}
     assert (card["format"], card["license"], card["source"]) == ("prompt_completion", "CC0-1.0", str(path))
@@ -75,38 +67,38 @@ def test_conversations(renderer: Renderer, tmp_path: Path) -> None:
 
 def test_all_four_kinds_from_one_path(renderer: Renderer, tmp_path: Path) -> None:
     data = DataOptions(path=str(write_jsonl(tmp_path / "t.jsonl", talks(9))))
-    assert len(prepare_conversations(data, renderer, LONG, 0).train) == 8
-    assert len(prepare_prompts(data, renderer, LONG, 0).train) == 8
+    assert len(prepare(RowKind.conversations, data, renderer, LONG, 0).train) == 8
+    assert len(prepare(RowKind.prompts, data, renderer, LONG, 0).train) == 8
     with pytest.raises(UserError, match="format prompt_completion, which yields conversation and prompt rows"):
-        prepare_preferences(data, renderer, LONG, 0)
+        prepare(RowKind.preferences, data, renderer, LONG, 0)
     data = DataOptions(root=str(tmp_path), path="p.jsonl")
     write_jsonl(tmp_path / "p.jsonl", pairs(9))
-    assert len(prepare_preferences(data, renderer, LONG, 0).train) == 8
-    assert len(prepare_prompts(data, renderer, LONG, 0).train) == 8
+    assert len(prepare(RowKind.preferences, data, renderer, LONG, 0).train) == 8
+    assert len(prepare(RowKind.prompts, data, renderer, LONG, 0).train) == 8
     data.path = str(write_jsonl(tmp_path / "d.jsonl", [{"text": f"the tale {n}"} for n in range(9)]))
-    assert len(prepare_text(data, renderer, LONG, 0).train) == 8
+    assert len(prepare(RowKind.text, data, renderer, LONG, 0).train) == 8
 
 
 def test_prompts_fall_back_on_conversations_then_preferences(renderer: Renderer, tmp_path: Path) -> None:
     data = DataOptions()
     data.preferences.path = str(write_jsonl(tmp_path / "p.jsonl", pairs(5)))
-    assert prepare_prompts(data, renderer, LONG, 0).card["format"] == "pairs"
+    assert prepare(RowKind.prompts, data, renderer, LONG, 0).card["format"] == "pairs"
     data.conversations.path = str(write_jsonl(tmp_path / "t.jsonl", talks(5)))
-    assert prepare_prompts(data, renderer, LONG, 0).card["format"] == "prompt_completion"
+    assert prepare(RowKind.prompts, data, renderer, LONG, 0).card["format"] == "prompt_completion"
     data.prompts.path = str(write_jsonl(tmp_path / "q.jsonl", [{"prompt": f"q{n}"} for n in range(5)]))
-    assert prepare_prompts(data, renderer, LONG, 0).card["format"] == "prompts"
+    assert prepare(RowKind.prompts, data, renderer, LONG, 0).card["format"] == "prompts"
 
 
 def test_nothing_given_or_too_much(renderer: Renderer) -> None:
     with pytest.raises(UserError, match=r"has no preferences; set data\.preferences\.path=FILE"):
-        prepare_preferences(DataOptions(), renderer, LONG, 0)
+        prepare(RowKind.preferences, DataOptions(), renderer, LONG, 0)
     wrong = SourceOptions(generator="smalltalk", format="answer_table", options={"nois": 0.1})
     with pytest.raises(UserError, match="did you mean 'noise'"):
-        prepare_conversations(DataOptions(conversations=wrong), renderer, LONG, 0)
+        prepare(RowKind.conversations, DataOptions(conversations=wrong), renderer, LONG, 0)
     with pytest.raises(UserError, match="both a path"):
-        prepare_text(DataOptions(text=SourceOptions(path="a", generator="b")), renderer, LONG, 0)
+        prepare(RowKind.text, DataOptions(text=SourceOptions(path="a", generator="b")), renderer, LONG, 0)
     with pytest.raises(UserError, match=r"unknown generator 'smaltalk' .did you mean 'smalltalk'"):
-        prepare_text(DataOptions(text=SourceOptions(generator="smaltalk")), renderer, LONG, 0)
+        prepare(RowKind.text, DataOptions(text=SourceOptions(generator="smaltalk")), renderer, LONG, 0)
 
 
 # ------------------------------------------------------------------------------------------------ splits
@@ -116,10 +108,14 @@ def sides(prepared: Prepared[Any]) -> tuple[list[str], list[str]]:
 
 def test_the_split_is_a_function_of_the_question(renderer: Renderer, tmp_path: Path) -> None:
     rows = talks(300)
-    one = prepare_conversations(options(write_jsonl(tmp_path / "a.jsonl", rows)), renderer, LONG, 0)
-    assert sides(one) == sides(prepare_conversations(options(tmp_path / "a.jsonl"), renderer, LONG, 5))
-    other = prepare_preferences(
-        options(write_jsonl(tmp_path / "p.jsonl", pairs(300)[::-1]), "preferences"), renderer, LONG, 0
+    one = prepare(RowKind.conversations, options(write_jsonl(tmp_path / "a.jsonl", rows)), renderer, LONG, 0)
+    assert sides(one) == sides(prepare(RowKind.conversations, options(tmp_path / "a.jsonl"), renderer, LONG, 5))
+    other = prepare(
+        RowKind.preferences,
+        options(write_jsonl(tmp_path / "p.jsonl", pairs(300)[::-1]), "preferences"),
+        renderer,
+        LONG,
+        0,
     )
     held = {rows[int(row) - 1]["prompt"] for row in sides(one)[1]}
     assert held == {pairs(300)[::-1][int(row) - 1]["prompt"] for row in sides(other)[1]}
@@ -129,7 +125,7 @@ def test_the_split_is_a_function_of_the_question(renderer: Renderer, tmp_path: P
 def test_the_same_question_is_never_on_both_sides(renderer: Renderer, tmp_path: Path) -> None:
     rows = [{"prompt": ask, "completion": f"a{n}"} for n in range(40) for ask in (f"Q {n}", f"q  {n}!", f"_q {n}?")]
     data = options(write_jsonl(tmp_path / "a.jsonl", rows), eval_share=0.3)
-    prepared = prepare_conversations(data, renderer, LONG, 0)
+    prepared = prepare(RowKind.conversations, data, renderer, LONG, 0)
     asked = [{int(row) // 3 for row in (str(int(r) - 1) for r in side)} for side in sides(prepared)]
     assert asked[1] and not asked[0] & asked[1]
 
@@ -137,7 +133,7 @@ def test_the_same_question_is_never_on_both_sides(renderer: Renderer, tmp_path: 
 @pytest.mark.parametrize(("share", "most", "expected"), [(0.5, 7, 7), (0.0, 500, 0), (1e-9, 500, 1), (0.5, 0, 0)])
 def test_how_many_evaluate(renderer: Renderer, tmp_path: Path, share: float, most: int, expected: int) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", talks(100))
-    prepared = prepare_conversations(options(path, eval_share=share, eval_rows=most), renderer, LONG, 0)
+    prepared = prepare(RowKind.conversations, options(path, eval_share=share, eval_rows=most), renderer, LONG, 0)
     assert len(prepared.eval) == expected
     checked(prepared)
 
@@ -146,21 +142,21 @@ def test_training_rows_keep_their_order_and_evaluation_rows_are_a_fair_sample(
     renderer: Renderer, tmp_path: Path
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", talks(100))
-    prepared = prepare_conversations(options(path, eval_share=0.4), renderer, LONG, 0)
+    prepared = prepare(RowKind.conversations, options(path, eval_share=0.4), renderer, LONG, 0)
     train, held = ([int(row) for row in side] for side in sides(prepared))
     assert train == sorted(train) and held != sorted(held)
     assert held == sorted(held, key=lambda row: rank(f"question {row - 1}"))
 
 
 def test_one_question_trains(renderer: Renderer, tmp_path: Path) -> None:
-    prepared = prepare_conversations(options(write_jsonl(tmp_path / "a.jsonl", talks(1))), renderer, LONG, 0)
+    prepared = prepare(RowKind.conversations, options(write_jsonl(tmp_path / "a.jsonl", talks(1))), renderer, LONG, 0)
     assert (len(prepared.train), len(prepared.eval)) == (1, 0)
 
 
 def test_split_columns_hold_and_overlap_is_removed(renderer: Renderer, tmp_path: Path) -> None:
     rows = [{**row, "split": "eval" if n < 10 else "train"} for n, row in enumerate(talks(50))]
     rows += [{"prompt": "Question 3!", "completion": "leak", "split": "train"}, {"prompt": "new", "completion": "x"}]
-    prepared = prepare_conversations(options(write_jsonl(tmp_path / "a.jsonl", rows)), renderer, LONG, 0)
+    prepared = prepare(RowKind.conversations, options(write_jsonl(tmp_path / "a.jsonl", rows)), renderer, LONG, 0)
     card = checked(prepared)
     assert card["rows"]["dropped"] == {"question_in_eval": 1}
     assert card["splits"]["eval"] == 10 and card["splits"]["train"] == 41
@@ -171,7 +167,7 @@ def test_eval_path(renderer: Renderer, tmp_path: Path) -> None:
     same, asked = talks(1)[0], {"prompt": "Question  1!", "completion": "another answer"}
     held = write_jsonl(tmp_path / "eval.jsonl", [same, asked, {"prompt": "other", "completion": "x"}])
     data = options(train, eval_path=str(held), limit=20, on_leak=OnLeak.drop)
-    card = checked(prepare_conversations(data, renderer, LONG, 0))
+    card = checked(prepare(RowKind.conversations, data, renderer, LONG, 0))
     assert card["splits"]["train"] == 18 and card["splits"]["eval"] == 3
     assert card["rows"]["dropped"] == {"leak": 1, "question_in_eval": 1} and card["source_rows"] == 23
     assert card["overlap"]["exact"] == card["overlap"]["question"] == 1
@@ -182,10 +178,10 @@ def test_a_row_that_trains_and_evaluates_stops_the_run(renderer: Renderer, tmp_p
     train = write_jsonl(tmp_path / "train.jsonl", talks(30))
     held = write_jsonl(tmp_path / "eval.jsonl", [{"prompt": "other", "completion": "x"}, *talks(30)[7:10]])
     with pytest.raises(UserError, match=r"train.jsonl:8: trains on .* the same row as .*eval.jsonl:2, and 2 more") as e:
-        prepare_conversations(options(train, eval_path=str(held)), renderer, LONG, 0)
+        prepare(RowKind.conversations, options(train, eval_path=str(held)), renderer, LONG, 0)
     assert e.value.code == "leak" and len(e.value.details) == 3
     apart = write_jsonl(tmp_path / "apart.jsonl", [{"prompt": "question 7", "completion": "said otherwise"}])
-    card = checked(prepare_conversations(options(train, eval_path=str(apart)), renderer, LONG, 0))
+    card = checked(prepare(RowKind.conversations, options(train, eval_path=str(apart)), renderer, LONG, 0))
     assert card["rows"]["dropped"] == {"question_in_eval": 1}, "the same question alone is dropped, not refused"
 
 
@@ -193,7 +189,7 @@ def test_an_evaluation_prompt_is_not_lost_to_its_copy_in_training(renderer: Rend
     train = write_jsonl(tmp_path / "train.jsonl", [{"prompt": f"question {n}"} for n in range(9)])
     held = write_jsonl(tmp_path / "eval.jsonl", [{"prompt": "question 3"}, {"prompt": "question 3"}])
     data = options(train, "prompts", eval_path=str(held), on_leak=OnLeak.drop)
-    card = checked(prepare_prompts(data, renderer, LONG, 0))
+    card = checked(prepare(RowKind.prompts, data, renderer, LONG, 0))
     assert card["rows"]["dropped"] == {"duplicate_prompt": 1, "leak": 1} and card["splits"]["eval"] == 1
 
 
@@ -201,9 +197,9 @@ def test_documents_to_evaluate_may_stand_in_a_file_of_their_own(renderer: Render
     train = write_jsonl(tmp_path / "train.jsonl", [{"text": f"document {n}"} for n in range(9)])
     held = write_jsonl(tmp_path / "eval.jsonl", [{"text": "document  3"}, {"text": "unseen"}])
     with pytest.raises(UserError, match="trains on what it evaluates"):
-        prepare_text(options(train, "text", eval_path=str(train)), renderer, LONG, 0)
+        prepare(RowKind.text, options(train, "text", eval_path=str(train)), renderer, LONG, 0)
     data = options(train, "text", eval_path=str(held), on_leak=OnLeak.drop)
-    card = checked(prepare_text(data, renderer, LONG, 0))
+    card = checked(prepare(RowKind.text, data, renderer, LONG, 0))
     assert card["splits"] == {**card["splits"], "train": 8, "eval": 2} and card["rows"]["dropped"] == {"leak": 1}
 
 
@@ -212,25 +208,28 @@ def test_long_rows_are_dropped_and_counted(renderer: Renderer, tmp_path: Path) -
     rows = talks(50)
     rows[20]["completion"] = "long " * 40
     path = write_jsonl(tmp_path / "a.jsonl", rows)
-    card = checked(prepare_conversations(options(path), renderer, LONG, 0))
+    card = checked(prepare(RowKind.conversations, options(path), renderer, LONG, 0))
     assert card["rows"]["dropped"] == {"too_long": 1} and card["rows"]["truncated"] == 0
     with pytest.raises(
         UserError,
         match=r"1 of 50 rows .* max_length=64 tokens, 1 for their answers: .*:21 \(\d+ tokens\); the longest has",
     ):
-        prepare_conversations(options(path), renderer, LengthOptions(64, OnLong.error), 0)
+        prepare(RowKind.conversations, options(path), renderer, LengthOptions(64, OnLong.error), 0)
 
 
 def test_losing_too_many_rows_stops(renderer: Renderer, tmp_path: Path) -> None:
     rows = [{"prompt": "q " * 60, "completion": f"a{n}"} if n < 7 else talks(8)[n] for n in range(8)]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError) as caught:
-        prepare_conversations(options(path), renderer, LONG, 0)
+        prepare(RowKind.conversations, options(path), renderer, LONG, 0)
     line = str(caught.value)
     assert "7 of 8 rows (87.5%, over max_lost=0.05)" in line and f"{path}:1 (" in line and "\n" not in line
     assert len(caught.value.details) == 7
     assert (
-        checked(prepare_conversations(options(path), renderer, LengthOptions(64, max_lost=1.0), 0))["rows"]["kept"] == 1
+        checked(prepare(RowKind.conversations, options(path), renderer, LengthOptions(64, max_lost=1.0), 0))["rows"][
+            "kept"
+        ]
+        == 1
     )
 
 
@@ -239,7 +238,7 @@ def test_any_length_is_kept_dropped_or_refused(renderer: Renderer, tmp_path: Pat
     rows = [{"prompt": "a" * n, "completion": "b" * (30 - n)} for n in range(1, 30)]
     data = options(write_jsonl(tmp_path / "a.jsonl", rows))
     try:
-        prepared = prepare_conversations(data, renderer, LengthOptions(length, max_lost=1.0), 0)
+        prepared = prepare(RowKind.conversations, data, renderer, LengthOptions(length, max_lost=1.0), 0)
     except UserError as problem:
         assert "no training row is left of 29 (29 too_long)" in str(problem) and length < 36
         return
@@ -250,7 +249,7 @@ def test_any_length_is_kept_dropped_or_refused(renderer: Renderer, tmp_path: Pat
 def test_text_is_cut_into_pieces_that_join_again(renderer: Renderer, tmp_path: Path) -> None:
     texts = ["the " * 50, "you and", "x"]
     data = options(write_jsonl(tmp_path / "a.jsonl", [{"text": text} for text in texts]), "text", eval_share=0.0)
-    prepared = prepare_text(data, renderer, LengthOptions(16), 0)
+    prepared = prepare(RowKind.text, data, renderer, LengthOptions(16), 0)
     card = checked(prepared)
     whole = [token for ids in renderer.documents(texts) for token in ids]
     assert [token for row in prepared.train for token in row.ids] == whole
@@ -267,11 +266,11 @@ def test_all_bad_rows_are_named_in_one_pass(renderer: Renderer, tmp_path: Path) 
         lines[number] = '{"prompt": 3, "completion": "x"}' if number % 2 else "{oops"
     path.write_text("\n".join(lines))
     with pytest.raises(UserError) as caught:
-        prepare_conversations(options(path), renderer, LONG, 0)
+        prepare(RowKind.conversations, options(path), renderer, LONG, 0)
     line = str(caught.value)
     assert line.startswith(f"{path}:5: invalid JSON") and ", and 29 more bad rows; " in line and "\n" not in line
     assert len(caught.value.details) == 20 and caught.value.details[1].startswith(f"{path}:6:prompt: wrong type")
-    card = checked(prepare_conversations(options(path, on_bad_row=OnBadRow.drop), renderer, LONG, 0))
+    card = checked(prepare(RowKind.conversations, options(path, on_bad_row=OnBadRow.drop), renderer, LONG, 0))
     assert card["rows"]["in"] == 60 and card["rows"]["dropped"] == {"bad_json": 15, "bad_row": 15}
     assert card["source_rows"] == 60
 
@@ -279,10 +278,10 @@ def test_all_bad_rows_are_named_in_one_pass(renderer: Renderer, tmp_path: Path) 
 def test_nothing_left(renderer: Renderer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "", "completion": "x"}] * 3)
     with pytest.raises(UserError, match=r"no training row is left of 3 \(3 empty\)"):
-        prepare_conversations(options(path, on_bad_row=OnBadRow.drop), renderer, LONG, 0)
+        prepare(RowKind.conversations, options(path, on_bad_row=OnBadRow.drop), renderer, LONG, 0)
     path.write_text("oops\n")
     with pytest.raises(UserError, match="no row could be read of 1"):
-        prepare_conversations(options(path, on_bad_row=OnBadRow.drop), renderer, LONG, 0)
+        prepare(RowKind.conversations, options(path, on_bad_row=OnBadRow.drop), renderer, LONG, 0)
 
 
 def test_identical_pairs_are_bad_rows(renderer: Renderer, tmp_path: Path) -> None:
@@ -290,8 +289,10 @@ def test_identical_pairs_are_bad_rows(renderer: Renderer, tmp_path: Path) -> Non
     rows[3]["rejected"] = rows[3]["chosen"]
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     with pytest.raises(UserError, match=r"a\.jsonl:4:rejected: the same as chosen"):
-        prepare_preferences(options(path, "preferences"), renderer, LONG, 0)
-    card = checked(prepare_preferences(options(path, "preferences", on_bad_row=OnBadRow.drop), renderer, LONG, 0))
+        prepare(RowKind.preferences, options(path, "preferences"), renderer, LONG, 0)
+    card = checked(
+        prepare(RowKind.preferences, options(path, "preferences", on_bad_row=OnBadRow.drop), renderer, LONG, 0)
+    )
     assert card["rows"]["dropped"] == {"identical_pair": 1}
 
 
@@ -299,12 +300,12 @@ def test_rows_that_the_template_refuses_are_bad_rows(renderer: Renderer, tmp_pat
     said = [{"role": "tool", "content": "x"}, {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     path = write_jsonl(tmp_path / "a.jsonl", [{"messages": said[1:]}, {"messages": said}])
     with pytest.raises(UserError, match=r"a\.jsonl:2: the chat template refuses .*unknown role tool"):
-        prepare_conversations(options(path), renderer, LONG, 0)
+        prepare(RowKind.conversations, options(path), renderer, LONG, 0)
 
 
 def test_repeated_prompts_are_counted(renderer: Renderer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"prompt": f"q{n % 10}"} for n in range(30)])
-    card = checked(prepare_prompts(options(path, "prompts"), renderer, LONG, 0))
+    card = checked(prepare(RowKind.prompts, options(path, "prompts"), renderer, LONG, 0))
     assert card["rows"]["kept"] == 10 and card["rows"]["dropped"] == {"duplicate_prompt": 20}
 
 
@@ -317,27 +318,29 @@ def test_system_message_for_rows_without_one(renderer: Renderer, tmp_path: Path)
     ]
     data = options(write_jsonl(tmp_path / "a.jsonl", [{"messages": own}, {"messages": own[1:]}]), eval_share=0.0)
     data.system = "be kind"
-    texts = [renderer.tokenizer.decode(row.ids) for row in prepare_conversations(data, renderer, LONG, 0).train]
+    texts = [
+        renderer.tokenizer.decode(row.ids) for row in prepare(RowKind.conversations, data, renderer, LONG, 0).train
+    ]
     assert texts[0].startswith("<|system|>own<|end|>") and texts[1].startswith("<|system|>be kind<|end|>")
     data.preferences.path = str(write_jsonl(tmp_path / "p.jsonl", pairs(2)))
-    assert "be kind" in renderer.tokenizer.decode(prepare_preferences(data, renderer, LONG, 0).train[0].prompt)
-    prompts = prepare_prompts(data, renderer, LONG, 0)
+    assert "be kind" in renderer.tokenizer.decode(prepare(RowKind.preferences, data, renderer, LONG, 0).train[0].prompt)
+    prompts = prepare(RowKind.prompts, data, renderer, LONG, 0)
     assert sum("be kind" in renderer.tokenizer.decode(row.ids) for row in prompts.train + prompts.eval) == 1
 
 
 def test_columns_and_format_and_limit(renderer: Renderer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"frage": f"q{n}", "antwort": f"a{n}"} for n in range(9)])
     names = {"frage": "prompt", "antwort": "completion"}
-    card = checked(prepare_conversations(options(path, columns=names, limit=4), renderer, LONG, 0))
+    card = checked(prepare(RowKind.conversations, options(path, columns=names, limit=4), renderer, LONG, 0))
     assert card["rows"]["in"] == 4 and card["format"] == "prompt_completion"
     with pytest.raises(UserError, match="format text yields document rows"):
-        prepare_conversations(options(path, format="text"), renderer, LONG, 0)
+        prepare(RowKind.conversations, options(path, format="text"), renderer, LONG, 0)
     with pytest.raises(UserError, match=r"a\.jsonl:1:instruction: is missing .*, and 8 more bad rows"):
-        prepare_conversations(options(path, format="alpaca"), renderer, LONG, 0)
+        prepare(RowKind.conversations, options(path, format="alpaca"), renderer, LONG, 0)
     ours = {"prompt": "frage", "completion": "antwort"}
-    assert prepare_conversations(options(path, columns=ours, limit=4), renderer, LONG, 0).train[0].ids
+    assert prepare(RowKind.conversations, options(path, columns=ours, limit=4), renderer, LONG, 0).train[0].ids
     with pytest.raises(UserError, match=r"columns\.prompt: the rows have no column 'fragen' .did you mean 'frage'"):
-        prepare_conversations(options(path, columns={**ours, "prompt": "fragen"}), renderer, LONG, 0)
+        prepare(RowKind.conversations, options(path, columns={**ours, "prompt": "fragen"}), renderer, LONG, 0)
 
 
 def test_options_are_legal_for_omegaconf() -> None:
@@ -361,12 +364,12 @@ def test_source_rows(tmp_path: Path) -> None:
 def test_digest_follows_what_decides_the_rows(renderer: Renderer, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "x" / "a.jsonl", talks(20))
     copy = write_jsonl(tmp_path / "y" / "a.jsonl", talks(20))
-    first = prepare_conversations(options(path), renderer, LONG, 0).digest
-    assert first == prepare_conversations(options(copy), renderer, LONG, 0).digest
+    first = prepare(RowKind.conversations, options(path), renderer, LONG, 0).digest
+    assert first == prepare(RowKind.conversations, options(copy), renderer, LONG, 0).digest
     other = Renderer(tiny_tokenizer("{# changed #}" + renderer.tokenizer.chat_template))
-    assert first != prepare_conversations(options(path), other, LONG, 0).digest
+    assert first != prepare(RowKind.conversations, options(path), other, LONG, 0).digest
     write_jsonl(copy, talks(21))
-    assert first != prepare_conversations(options(copy), renderer, LONG, 0).digest
+    assert first != prepare(RowKind.conversations, options(copy), renderer, LONG, 0).digest
 
 
 def test_data_digest(tmp_path: Path) -> None:
@@ -397,10 +400,10 @@ def test_the_embedded_data_set_goes_through(renderer: Renderer) -> None:
         conversations=source, preferences=source, prompts=source, text=SourceOptions(generator="smalltalk", limit=50)
     )
     length = LengthOptions(512)
-    for prepare in (prepare_conversations, prepare_preferences, prepare_prompts, prepare_text):
-        card = checked(prepare(data, renderer, length, 0))  # type: ignore[operator]
+    for kind in (RowKind.conversations, RowKind.preferences, RowKind.prompts, RowKind.text):
+        card = checked(prepare(kind, data, renderer, length, 0))
         assert card["rows"]["kept"] and card["splits"]["eval"]
-    assert {row.meta["split"] for row in prepare_prompts(data, renderer, length, 0).eval} == {"eval"}
+    assert {row.meta["split"] for row in prepare(RowKind.prompts, data, renderer, length, 0).eval} == {"eval"}
 
 
 # ------------------------------------------------------------------------------------------------ overlap
@@ -418,7 +421,7 @@ def test_near_copies_of_evaluation_rows_are_told(renderer: Renderer, tmp_path: P
     ]
     train = write_jsonl(tmp_path / "train.jsonl", rows)
     data = options(train, eval_path=str(write_jsonl(tmp_path / "eval.jsonl", held)))
-    overlap = checked(prepare_conversations(data, renderer, LengthOptions(2048), 0))["overlap"]
+    overlap = checked(prepare(RowKind.conversations, data, renderer, LengthOptions(2048), 0))["overlap"]
     assert overlap["near"] == 1 and overlap["near_rows"] == [f"{train}:4 like {tmp_path}/eval.jsonl:1"]
     assert overlap["exact"] == overlap["question"] == 0 and "near_of" not in overlap
 
@@ -430,7 +433,7 @@ def test_the_work_on_near_copies_is_bounded_and_says_so(
     near = [{"prompt": " ".join([*WORDS, str(n)]), "completion": "yes"} for n in range(20)]
     train = write_jsonl(tmp_path / "train.jsonl", [*talks(10), *near])
     held = write_jsonl(tmp_path / "eval.jsonl", [{"prompt": " ".join(WORDS), "completion": "yes"}])
-    overlap = checked(prepare_conversations(options(train, eval_path=str(held)), renderer, LengthOptions(2048), 0))[
-        "overlap"
-    ]
+    overlap = checked(
+        prepare(RowKind.conversations, options(train, eval_path=str(held)), renderer, LengthOptions(2048), 0)
+    )["overlap"]
     assert overlap["near"] == 5 and overlap["near_of"] == 15

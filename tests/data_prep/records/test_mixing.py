@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, LengthOptions, SourceOptions
-from data_prep.prepare.prepare import Renderer, data_digest, prepare_conversations
+from data_prep.prepare.prepare import Renderer, data_digest, prepare
 from data_prep.records.mixing import Source, draws, sources_for
 from data_prep.records.stream import Given
+from data_prep.types import RowKind
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 LENGTH = LengthOptions(max_length=64)
@@ -60,7 +61,7 @@ def test_weighted_draws_are_as_many_as_the_rows(sizes: list[tuple[int, float]], 
 def test_what_is_drawn_is_in_the_card_and_in_the_rows(renderer: Renderer, tmp_path: Path) -> None:
     mix = files(tmp_path, big=200, small=40)
     mix["small"] |= {"weight": 5}
-    prepared = prepare_conversations(mixed(mix), renderer, LENGTH, 0)
+    prepared = prepare(RowKind.conversations, mixed(mix), renderer, LENGTH, 0)
     card = prepared.card["mixture"]["sources"]
     by_task = Counter(row.task for row in prepared.train)
     assert {name: one["drawn"] for name, one in card.items()} == by_task
@@ -80,7 +81,7 @@ def test_every_source_is_held_out_by_its_own_rule(renderer: Renderer, tmp_path: 
     mix = files(tmp_path, a=100, b=100)
     mix["a"] |= {"eval_share": 0.0}
     mix["b"] |= {"eval_share": 0.3}
-    held = Counter(row.task for row in prepare_conversations(mixed(mix), renderer, LENGTH, 0).eval)
+    held = Counter(row.task for row in prepare(RowKind.conversations, mixed(mix), renderer, LENGTH, 0).eval)
     assert held["a"] == 0 and 15 < held["b"] < 45
 
 
@@ -91,7 +92,7 @@ def test_a_question_held_out_in_one_source_trains_in_none(renderer: Renderer, tm
         "a": {"path": str(write_jsonl(tmp_path / "a.jsonl", rows)), "eval_share": 0.2},
         "b": {"path": str(write_jsonl(tmp_path / "b.jsonl", other)), "eval_share": 0.0},
     }
-    prepared = prepare_conversations(mixed(mix), renderer, LENGTH, 0)
+    prepared = prepare(RowKind.conversations, mixed(mix), renderer, LENGTH, 0)
     held = {renderer.decode(row.ids).split("answer")[0] for row in prepared.eval}
     assert prepared.eval and prepared.card["rows"]["dropped"] == {"question_in_eval": len(prepared.eval)}
     assert len(held) == len(prepared.eval)
@@ -105,16 +106,16 @@ def test_a_leak_is_dropped_only_where_every_source_allows_it(renderer: Renderer,
     with pytest.raises(
         UserError, match=r"one\.jsonl:1: trains on .*, and 1 more; .* set data\.conversations\.mix\.two\.on"
     ):
-        prepare_conversations(mixed({"one": one, "two": two}), renderer, LengthOptions(64), 0)
+        prepare(RowKind.conversations, mixed({"one": one, "two": two}), renderer, LengthOptions(64), 0)
     two["on_leak"] = "drop"
-    card = prepare_conversations(mixed({"one": one, "two": two}), renderer, LengthOptions(64), 0).card
+    card = prepare(RowKind.conversations, mixed({"one": one, "two": two}), renderer, LengthOptions(64), 0).card
     assert card["rows"]["dropped"] == {"leak": 2}
 
 
 def test_the_seed_decides_what_is_drawn_again(renderer: Renderer, tmp_path: Path) -> None:
     mix = files(tmp_path, a=50, b=50)
     mix["a"] |= {"epochs": 1.5}
-    one, same, other = (prepare_conversations(mixed(mix), renderer, LENGTH, seed) for seed in (0, 0, 1))
+    one, same, other = (prepare(RowKind.conversations, mixed(mix), renderer, LENGTH, seed) for seed in (0, 0, 1))
     assert one.digest == same.digest != other.digest
     assert [row.id for row in one.train] == [row.id for row in same.train]
 
@@ -158,4 +159,4 @@ def test_wrong_mixtures_are_refused(entry: Any, said: str) -> None:
 def test_a_mix_beside_a_path_is_refused() -> None:
     data = DataOptions(conversations=SourceOptions(path="a.jsonl", mix={"a": {"path": "b.jsonl"}}))
     with pytest.raises(UserError, match="both a mix and a path"):
-        sources_for(data, "conversation")
+        sources_for(data, RowKind.conversations)

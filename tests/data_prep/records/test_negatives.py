@@ -11,7 +11,7 @@ import pytest
 from align.config.compose import compose
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, LengthOptions, SourceOptions
-from data_prep.prepare.prepare import Renderer, data_digest, prepare_preferences
+from data_prep.prepare.prepare import Renderer, data_digest, prepare
 from data_prep.records.negatives import KINDS, Negatives, negatives_of
 from data_prep.records.stream import check_options, source_for
 from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Message, Preference
@@ -169,7 +169,7 @@ def test_the_data_card_counts_them_and_the_rows_know_their_kind(tmp_path: Path) 
     plain = DataOptions(preferences=SourceOptions(path=path, eval_share=0.2))
     data = DataOptions(preferences=SourceOptions(path=path, eval_share=0.2, negatives=["off_topic", "repeated"]))
     renderer = Renderer(tiny_tokenizer())
-    before, prepared = (prepare_preferences(one, renderer, LengthOptions(128), 0) for one in (plain, data))
+    before, prepared = (prepare(PREFERENCE, one, renderer, LengthOptions(128), 0) for one in (plain, data))
     assert len(prepared.train) == 3 * len(before.train) and len(prepared.eval) == 3 * len(before.eval)
     assert Counter(row.task for row in prepared.eval) == dict.fromkeys(
         [None, "off_topic", "repeated"], len(before.eval)
@@ -186,7 +186,7 @@ def test_a_mixture_takes_them_for_all_its_sources(tmp_path: Path) -> None:
         mix[name] = {"path": str(write_jsonl(tmp_path / f"{name}.jsonl", rows))}
     mix["b"]["negatives"] = [{"shuffled": 2}]
     data = DataOptions(preferences=SourceOptions(mix=mix, negatives=["truncated"]))
-    prepared = prepare_preferences(data, Renderer(tiny_tokenizer()), LengthOptions(128), 0)
+    prepared = prepare(PREFERENCE, data, Renderer(tiny_tokenizer()), LengthOptions(128), 0)
     counts = Counter(row.task for row in [*prepared.train, *prepared.eval])
     assert counts["truncated"] == 40 and counts["shuffled"] > 60
     assert {name: set(one["negatives"]) for name, one in prepared.card["sources"].items()} == {

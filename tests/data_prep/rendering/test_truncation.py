@@ -12,16 +12,9 @@ from hypothesis import strategies as st
 
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, Keep, LengthOptions, OnBadRow, OnLong, OnLongAnswer, SourceOptions
-from data_prep.prepare.prepare import (
-    Prepared,
-    Renderer,
-    prepare_conversations,
-    prepare_preferences,
-    prepare_prompts,
-    prepare_unpaired,
-)
+from data_prep.prepare.prepare import Prepared, Renderer, prepare
 from data_prep.rendering.truncation import Shortener, TooLong, length_of
-from data_prep.types import Conversation, Labelled, Message, Preference, Prompt, Tokens
+from data_prep.types import Conversation, Labelled, Message, Preference, Prompt, RowKind, Tokens
 from tests.tiny import tiny_tokenizer, write_jsonl
 
 MOST = 40
@@ -39,14 +32,9 @@ def rules(on_long: OnLong = OnLong.truncate, answer: OnLongAnswer | None = None,
 def prepared(
     tmp_path: Path, rows: list[dict[str, Any]], length: LengthOptions, kind: str = "conversations"
 ) -> Prepared[Any]:
-    prepare: dict[str, Any] = {
-        "conversations": prepare_conversations,
-        "preferences": prepare_preferences,
-        "prompts": prepare_prompts,
-    }
     path = write_jsonl(tmp_path / "a.jsonl", rows)
     data = DataOptions(**{kind: SourceOptions(path=str(path), eval_share=0.0)})
-    found = prepare[kind](data, renderer(), length, 0)
+    found = prepare(RowKind[kind], data, renderer(), length, 0)
     counts = found.card["rows"]
     assert counts["in"] == counts["kept"] + sum(counts["dropped"].values()) == len(rows)
     assert all(length_of(row) <= length.max_length for row in found.train)
@@ -137,7 +125,7 @@ def test_pairs_that_are_equal_once_cut_are_bad_rows(tmp_path: Path) -> None:
         data = DataOptions(
             preferences=SourceOptions(str(tmp_path / "a.jsonl"), eval_share=0.0, on_bad_row=OnBadRow.drop)
         )
-        card = prepare_preferences(data, renderer(), length, 0).card
+        card = prepare(RowKind.preferences, data, renderer(), length, 0).card
         assert card["rows"] == {"in": 2, "kept": 1, "dropped": {"identical_pair": 1}, "truncated": 0}
     assert prepared(tmp_path, rows, rules(), "preferences").card["rows"]["dropped"] == {"too_long": 1}
 
@@ -259,5 +247,5 @@ def test_unpaired_rows_too(tmp_path: Path) -> None:
         {"prompt": "hi", "completion": "n" * 90, "label": False},
     ]
     data = DataOptions(preferences=SourceOptions(path=str(write_jsonl(tmp_path / "a.jsonl", rows)), eval_share=0.0))
-    card = prepare_unpaired(data, renderer(), rules(), 0).card
+    card = prepare(RowKind.unpaired, data, renderer(), rules(), 0).card
     assert card["rows"] == {"in": 2, "kept": 1, "dropped": {"too_long": 1}, "truncated": 1}
