@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -19,7 +20,7 @@ from align.config.schema import RunConfig, StageSpec
 from align.models.fingerprint import read_model_config
 from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
-from align.training.data import Reading, context_of
+from align.training.data import Reading, context_of, remarks_of
 from align.training.optimizer import autocast
 from align.training.resume import StateSaver
 from data_prep.prepare.prepare import Prepared, Renderer
@@ -84,6 +85,9 @@ class StageContext:
         config = read_model_config(self.bases.folder)
         prepared = Reading(self.spec, self.renderer, config, self.context, self.seed).rows(kind)
         self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
+        if self.is_main:
+            for remark in remarks_of(prepared.card):
+                print(f"{self.spec.name}: {remark}", file=sys.stderr)
         return prepared
 
     @property
