@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Optional
 
-from data_prep.core.options import option
+from data_prep.core.options import listing, option
 
 
 class OnBadRow(Enum):
@@ -131,6 +131,11 @@ class DataOptions:
     train_on: TrainOn = field(
         default=TrainOn.all, metadata={"help": "all|last: which turns of the assistant the loss of dialogues covers"}
     )
+    unused: list[str] = listing("columns to leave out of all rows, though answers may depend on them")
+    special_tokens: list[str] = listing(
+        "special tokens of the tokenizer that contents may hold, as tokens: ['<think>']; others are read as text"
+    )
+    keep: dict[str, Any] = _map("only rows whose columns hold this: {score: '>=4', is_safe: true, lang: [en, de]}")
     filters: dict[str, Any] = _map("filters of rows, in this order: {dedup: {near: 0.8}, refusal: {}}")
     conversations: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "dialogues to imitate"})
     preferences: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "pairs of replies"})

@@ -10,6 +10,9 @@ from typing import Any
 from data_prep.core.errors import UserError
 from data_prep.core.options import option
 
+_ENDS = re.compile(r"embed|lm_head|\bwte\b|\bwpe\b")
+"""Names of input embeddings and output heads."""
+
 
 def targets_option() -> Any:
     """The option field shared by every method that targets linear layers."""
@@ -40,10 +43,14 @@ def chosen(names: Sequence[str], targets: Any, layers: Any = "all") -> list[str]
     if wanted != ["all-linear"]:
         for pattern in wanted:
             if not any(fits(pattern, name) for name in names):
+                ends = _ENDS.search(pattern)
+                what = "is none of the layers that adapters train: embeddings and output head stay as they are"
                 raise UserError(
-                    f"'{pattern}' matches no linear layer (could match: {', '.join(short_names(names))})",
+                    f"'{pattern}' {what if ends else 'matches no linear layer'} "
+                    f"(could match: {', '.join(short_names(names))})",
                     field="adapter.target_modules",
                     code="no_target",
+                    hint="adapter=full trains them, as new tokens need" if ends else None,
                 )
         found = [name for name in names if any(fits(pattern, name) for pattern in wanted)]
     blocks = block_numbers(layers, names)

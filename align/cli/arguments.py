@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import typing
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import yaml
 
-from align.config.overrides import is_text, parse, raw_value
+from align.config.overrides import is_text, parse, raw_value, text_value
 from data_prep.core.errors import UserError, nearest
 from data_prep.core.options import build, option_types, unknown_key
 
@@ -21,11 +22,15 @@ def say(args: argparse.Namespace, *lines: str) -> None:
 
 
 def split_words(words: Sequence[str], most: int) -> tuple[list[str], list[str]]:
-    """The plain words of a command and its overrides; at most so many plain words."""
-    plain_words = [word for word in words if "=" not in word and not word.startswith("~")]
+    """The plain words of a command and its overrides; at most so many plain words. What exists is a path."""
+    plain_words = [word for word in words if ("=" not in word and word[:1] != "~") or _exists(word)]
     if len(plain_words) > most:
         raise UserError(f"unexpected '{plain_words[most]}'", hint="overrides are KEY=VALUE", code="bad_override")
     return plain_words, [word for word in words if word not in plain_words]
+
+
+def _exists(word: str) -> bool:
+    return os.path.exists(os.path.expanduser(word))
 
 
 def run_folder(overrides: Sequence[str]) -> str:
@@ -45,7 +50,7 @@ def _places(overrides: Sequence[str], known: Sequence[str]) -> dict[str, str]:
                 hint=f"did you mean '{near}'?" if near else f"this verb takes {takes}=DIR",
                 code="unknown_key",
             )
-        found[override.key_or_group] = raw_value(override)
+        found[override.key_or_group] = text_value(override)
     return found
 
 

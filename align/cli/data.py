@@ -51,6 +51,7 @@ def stats(args: argparse.Namespace) -> Answer:
     try:
         stream.tally.check_whole()
         stream.tally.check_bad_rows(options.on_bad_row)
+        stream.check_left_out()
     except UserError as problem:
         print(problem.in_full("align"), file=sys.stderr)
         return problem.exit_code, {**answer, "error": problem.as_dict()}
@@ -70,6 +71,9 @@ def show(args: argparse.Namespace) -> Answer:
     if not records:
         stream.tally.check_bad_rows(options.on_bad_row)
         raise UserError(f"has no row {first} (got {stream.tally.seen} rows)", file=path, code="no_rows")
+    for problem in (stream.left_out.problem(path), *stream.left_out.warnings(path)):
+        if problem is not None:
+            print(f"warning  {problem}", file=sys.stderr)
     renderer = renderer_of(options.model)
     shown: list[dict[str, Any]] = []
     for row in renderer.render(stream.kind, records):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from data_prep.core.options import mapping, option
+from data_prep.core.options import listing, mapping, option
 from data_prep.filters.dedup import By
 from data_prep.options import DataOptions, OnBadRow, SourceOptions
 from data_prep.quality.minhash import NEAR
@@ -22,6 +22,8 @@ class FileOptions:
     parse: dict[str, str] = mapping("take texts apart into columns: {text: 'IN: {prompt} OUT: {completion}'}")
     options: dict[str, Any] = mapping("options of the format")
     limit: int | None = option(None, "read only the first rows, as many as this", low=1)
+    unused: list[str] = listing("columns to leave out, though answers may depend on them")
+    keep: dict[str, Any] = mapping("only rows whose columns hold this: {score: '>=4', is_safe: true}")
     on_bad_row: OnBadRow = option(OnBadRow.refuse, "refuse (name them) or drop (drop and count) bad rows")
 
     def source(self, path: str) -> SourceOptions:
@@ -38,7 +40,7 @@ class FileOptions:
 
     def given(self, path: str) -> Given:
         """The file as it is read."""
-        return Given(DataOptions(), self.source(path))
+        return Given(DataOptions(unused=self.unused, keep=self.keep), self.source(path))
 
 
 @dataclass
@@ -52,7 +54,8 @@ class ReadOptions(FileOptions):
 
     def given(self, path: str) -> Given:
         """The file as it is read."""
-        return Given(DataOptions(filters=dict(self.filters)), self.source(path))
+        data = DataOptions(filters=dict(self.filters), unused=self.unused, keep=self.keep)
+        return Given(data, self.source(path))
 
 
 @dataclass

@@ -30,6 +30,7 @@ def _file(card: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "rows", f"{rows['in']:,} in, {rows['kept']:,} kept"
     yield "dropped", ", ".join(f"{count:,} {reason}" for reason, count in rows["dropped"].items()) or "none"
     yield from (("note", f"{note}: {count:,}") for note, count in card["notes"].items() if count)
+    yield from (("left out", f"{one['field']}: {one['message']}; {one['hint']}") for one in card.get("left_out", ()))
     for one in card["filters"]:
         yield "filter", f"{one['name']}: {one['dropped']:,} of {one['in']:,} dropped"
 

@@ -15,7 +15,7 @@ from align.cli.arguments import run_folder, say, split_words, target_of
 from align.cli.option_rows import options_of, summary
 from align.config.compose import explain
 from align.config.hydra_loader import group_choices, recipe_comment, recipes
-from align.config.overrides import parse, raw_value
+from align.config.overrides import parse, text_value
 from align.config.registries import adapters, stages, trackers
 from data_prep.core.errors import UserError, nearest, unknown
 from data_prep.core.options import plain
@@ -124,7 +124,7 @@ def _annotated(node: dict[str, Any], origins: dict[str, str], above: str = "") -
 
 def _saved_recipe(target: str, overrides: Sequence[str]) -> str | None:
     """The `recipe.yaml` of a run or checkpoint, if `target` is one."""
-    out = next((raw_value(item) for item in parse(overrides) if item.key_or_group == "out"), "runs")
+    out = next((text_value(item) for item in parse(overrides) if item.key_or_group == "out"), "runs")
     for folder in (Path(target), Path(out) / target):
         if (folder / "recipe.yaml").is_file():
             return (folder / "recipe.yaml").read_text(encoding="utf-8")

@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
+import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,12 @@ NAMES = {"adapter": "method", "data": "name"}
 """The key by which a stage's own adapter or data names a preset."""
 
 
+_PATHS = ("path", "eval_path", "root", "out")
+"""Options whose commas are part of a path."""
+_FORMS = ("[", "{", "'", '"', "(")
+"""How values begin that are meant as a list, a mapping or a quoted text."""
+
+
 @dataclass(frozen=True)
 class Landscape:
     """What overrides may refer to: group choices, and the stages of the chosen pipeline."""
@@ -45,8 +53,12 @@ class Landscape:
     """Stage name -> its dataclass."""
 
 
-def parse(overrides: Sequence[str]) -> list[Override]:
-    """Hydra's reading of the overrides.
+def parse(overrides: Sequence[str], sweeps: bool = False) -> list[Override]:
+    """Hydra's reading of the overrides; a value that is none of its forms, or a path, is text as it stands.
+
+    Args:
+        overrides: the words.
+        sweeps: whether commas stand between values of a sweep, in paths too.
 
     Raises:
         UserError: a word that is not `KEY=VALUE`.
@@ -56,15 +68,34 @@ def parse(overrides: Sequence[str]) -> list[Override]:
     for text in overrides:
         if ("=" not in text and not text.startswith("~")) or text.lstrip("+~").startswith("="):
             raise UserError(f"'{text}' is not an override", hint="overrides are KEY=VALUE", code="bad_override")
-        try:
-            words = parser.parse_overrides([text])
-        except HydraException as problem:
-            hint = "quote a value that holds spaces or any of ,:=~{}[]() as in \"key='value'\""
-            raise UserError(f"override '{text}' cannot be read", hint=hint, code="bad_override") from problem
+        words = _read(parser, text, sweeps)
         for override in words:
             _check_plain(override)
         parsed += words
     return parsed
+
+
+def _read(parser: OverridesParser, text: str, sweeps: bool) -> list[Override]:
+    """One word as Hydra reads it; where it cannot, or would take a path apart, with its value in quotes."""
+    key, _, value = text.partition("=")
+    quoted = f"{key}='{_escaped(value)}'"
+    try:
+        words = parser.parse_overrides([text])
+    except HydraException as problem:
+        if os.path.exists(value) or (not value.startswith(_FORMS) and "${" not in value):
+            with suppress(HydraException):
+                return parser.parse_overrides([quoted])
+        hint = "quote a value that holds spaces or any of ,:=~{}[]() as in \"key='value'\""
+        raise UserError(f"override '{text}' cannot be read", hint=hint, code="bad_override") from problem
+    apart = [word for word in words if word.is_sweep_override() or isinstance(word.value(), list | dict)]
+    if apart and not sweeps and (os.path.exists(value) or key.rpartition(".")[2] in _PATHS):
+        return parser.parse_overrides([quoted])
+    return words
+
+
+def _escaped(value: str) -> str:
+    """A text as it stands between Hydra's single quotes: quotes, and backslashes before them, are escaped."""
+    return re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value)
 
 
 def _check_plain(override: Override) -> None:
@@ -97,6 +128,12 @@ def is_group(override: Override) -> bool:
 def raw_value(override: Override) -> str:
     """The right-hand side as typed."""
     return str(override.input_line or "").partition("=")[2]
+
+
+def text_value(override: Override) -> str:
+    """The right-hand side as a text, without the quotes around it."""
+    value = None if override.is_sweep_override() else override.value()
+    return value if isinstance(value, str) else raw_value(override)
 
 
 def first_choice(override: Override) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from align.training.data import Reading, ids_of
+from align.training.data import Reading, ids_of, remarks_of
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, OnBadRow, OnLong
 from data_prep.prepare.arrow_rows import lengths_of
+from data_prep.records.left_out import JOINT
 from data_prep.types import LabelledTokens, PairTokens, RowKind, Tokens
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class Shelf:
         dropped = prepared.card["rows"]["dropped"].get("too_long", 0)
         if dropped and not any(problem.code == "too_long" for problem in problems):
             self.found.add(stage, _too_long(reading, kind), "warning")
+        self.found.add(stage, remarks_of(prepared.card), "warning")
         ends = end_share(prepared)
         if ends is not None and ends < 1:
             self.found.add(stage, [_ends(ends)], "error" if ends == 0 else "warning")
@@ -93,19 +95,28 @@ def read_on(reading: Reading, kind: str) -> tuple[Prepared[Any] | None, list[Use
         try:
             return reading.rows(kind), problems
         except UserError as problem:
-            fault = "long" if problem.code == "too_long" else "bad"
+            fault = {"too_long": "long", "left_out": f"left out {problem.field}"}.get(problem.code, "bad")
             if not (problems and problem.code == "no_rows"):  # all rows are among those complained of
                 problems += [problem, *problem.others]
             if fault in left_out:
                 return None, problems
             left_out.add(fault)
-            reading = _without_long(reading) if fault == "long" else _without_bad(reading)
+            if problem.code == "left_out":
+                reading = _without_columns(reading, str(problem.field).split(JOINT))
+            else:
+                reading = _without_long(reading) if fault == "long" else _without_bad(reading)
 
 
 def _without_long(reading: Reading) -> Reading:
     """The same reading, with over-long rows dropped however many they are."""
     stage = replace(reading.spec.stage, on_long=OnLong.drop, on_long_answer=None, max_lost=1.0)
     return replace(reading, spec=replace(reading.spec, stage=stage))
+
+
+def _without_columns(reading: Reading, columns: list[str]) -> Reading:
+    """The same reading, without columns that it would not leave out in silence."""
+    data = replace(reading.spec.data, unused=[*reading.spec.data.unused, *columns])
+    return replace(reading, spec=replace(reading.spec, data=data))
 
 
 def _without_bad(reading: Reading) -> Reading:

@@ -59,7 +59,7 @@ def sweep(overrides: Sequence[str], config_dir: str | None) -> tuple[int, dict[s
         UserError: a mistake in any combination, before the first job starts; or another process is at work here.
         KeyboardInterrupt: interrupted; sweep.json says how far it got.
     """
-    given = parse(overrides)
+    given = parse(overrides, sweeps=True)
     _check(given)
     with recipes(config_dir):
         _check_plugins(given)
@@ -93,7 +93,9 @@ def _with_lists_of_the_recipe(given: Sequence[Override]) -> tuple[list[Override]
     every = list(given)
     if not any(item.key_or_group == "hydra/sweeper" for item in given):
         named = {item.key_or_group for item in given}
-        every += parse([f"{key}={values}" for key, values in composition.swept.items() if key not in named])
+        every += parse(
+            [f"{key}={values}" for key, values in composition.swept.items() if key not in named], sweeps=True
+        )
     if len(every) > len(given):  # among them may be an adapter for every stage
         land = survey([item for item in every if not _is_hydra(item)])[1]
     return every, rewrite(every, land)

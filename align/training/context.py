@@ -20,7 +20,7 @@ from align.config.schema import RunConfig, StageSpec
 from align.models.fingerprint import read_model_config
 from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
-from align.training.data import Reading, context_of
+from align.training.data import Reading, context_of, remarks_of
 from align.training.optimizer import autocast
 from align.training.processes import one_first
 from align.training.resume import WARNINGS, StateSaver
@@ -87,6 +87,9 @@ class StageContext:
         with one_first(self.accelerator):  # the others of a machine find its rows in the cache
             prepared = Reading(self.spec, self.renderer, config, self.context, self.seed).rows(kind)
         self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
+        if self.is_main:
+            for remark in remarks_of(prepared.card):
+                print(f"{self.spec.name}: {remark}", file=sys.stderr)
         return prepared
 
     @property

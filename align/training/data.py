@@ -12,6 +12,7 @@ from align.models.fingerprint import context_length
 from data_prep.core.errors import UserError
 from data_prep.options import LengthOptions
 from data_prep.prepare.prepare import prepare
+from data_prep.records.tally import LongRows
 from data_prep.types import LabelledTokens, PairTokens, RowKind
 
 if TYPE_CHECKING:
@@ -64,26 +65,19 @@ class Reading:
         lengths = self.lengths(kind)
         try:
             prepared = prepare(RowKind[kind], self.spec.data, self.renderer, lengths, self.seed)
-        except UserError as problem:
-            if problem.code == "too_long":
-                problem.hint = self.room(lengths)
+        except LongRows as problem:
+            problem.hint = self.room(problem)
             raise
         self._check_vocabulary(prepared)
         return prepared
 
-    def room(self, lengths: LengthOptions) -> str:
+    def room(self, problem: LongRows) -> str:
         """What can be done about rows over a length: raise max_length, unless the model's context is the limit."""
-        where = f"stages.{self.spec.name}"
+        where = f"stages.{self.spec.name}."
         if self.context is not None and self.spec.stage.max_length >= self.context:
-            return (
-                f"the model's context of {self.context} is the limit: shorten or split the rows, "
-                f"or set {where}.on_long=truncate, or {where}.max_lost to lose them"
-            )
+            return f"the model's context of {self.context} is the limit: {problem.ways(where)}"
         limit = f", at most {self.context} (the model's context)" if self.context else ""
-        return (
-            f"raise {where}.max_length (now {self.spec.stage.max_length}{limit}), set {where}.on_long=truncate, "
-            f"or {where}.max_lost to lose them"
-        )
+        return f"raise {where}max_length (now {self.spec.stage.max_length}{limit}), {problem.ways(where)}"
 
     def _check_vocabulary(self, prepared: Prepared[Any]) -> None:
         """Every token id has a row in the model's embedding."""
@@ -112,3 +106,11 @@ def ids_of(row: Any) -> list[list[int]]:
     if isinstance(row, LabelledTokens):
         return [row.prompt, row.reply]
     return [row.ids]
+
+
+def remarks_of(card: dict[str, Any]) -> list[UserError]:
+    """What a data card says of columns that are not used, although they grade rows or hold thoughts."""
+    cards = [card, *card.get("sources", {}).values()]
+    keys = ("code", "hint", "file", "field")
+    said = [one for each in cards for one in each.get("left_out", ()) if one["code"] != "left_out"]
+    return [UserError(one["message"], **{key: one[key] for key in keys}) for one in said]

@@ -207,3 +207,8 @@ def option(default: Any, help: str, **bounds: float) -> Any:
 def mapping(help: str) -> Any:
     """A dataclass field that holds a mapping, empty by default."""
     return field(default_factory=dict, metadata={"help": help})
+
+
+def listing(help: str) -> Any:
+    """A dataclass field that holds a list, empty by default."""
+    return field(default_factory=list, metadata={"help": help})

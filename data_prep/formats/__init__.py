@@ -6,6 +6,7 @@ becomes records. See base.py.
 
 from __future__ import annotations
 
-from data_prep.formats.base import FORMATS, Format, detect_format
+from data_prep.formats.base import FORMATS, Format
+from data_prep.formats.detection import detect_format
 
 __all__ = ["FORMATS", "Format", "detect_format"]

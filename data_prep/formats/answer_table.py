@@ -1,6 +1,7 @@
 """answer_table: one question and one answer per style column, {"prompt", "<style>": answer, ..., "<topic column>"}.
 
-From such a table come dialogues (a mixture of styles), preferences (one style over another) and the negatives that a
+No column says that the others are answers, so the format is read only where it is named (`format=answer_table`). From
+such a table come dialogues (a mixture of styles), preferences (one style over another) and the negatives that a
 reward model needs to learn more than style: answers of another topic, and damaged answers. Every draw is a hash of
 the prompt and the seed, so it does not depend on the order of rows or on the platform.
 
@@ -24,7 +25,6 @@ from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Conversation, Mess
 
 TOPICS = ("topic", "scenario")
 _NOT_STYLES = {"prompt", "split", "task", "id", "source", *TOPICS}
-_OTHER_FORMATS = {"completion", "response", "answer", "output", "chosen", "rejected", "messages", "text"}
 
 
 @FORMATS.register("answer_table")
@@ -33,6 +33,7 @@ class AnswerTable(Format):
 
     kinds = (CONVERSATION, PREFERENCE, PROMPT)
     spellings = (("prompt", *TOPICS),)
+    by_name = True
     option_help: ClassVar[Mapping[str, str]] = {
         "topic": "column that holds the topic (default: topic or scenario)",
         "styles": "style column -> weight in the mixture of dialogues (default: all columns of answers alike)",
@@ -50,15 +51,9 @@ class AnswerTable(Format):
         self.malformed = self._number("malformed")
 
     @classmethod
-    def uses(cls, keys: frozenset[str]) -> frozenset[str]:
-        """A prompt, a topic, and at least two more columns, none of which is another format's."""
-        fits = (
-            keys.issuperset(("prompt",))
-            and keys & set(TOPICS)
-            and len(keys - _NOT_STYLES) >= 2
-            and not keys & _OTHER_FORMATS
-        )
-        return keys if fits else frozenset()
+    def reads(cls, keys: frozenset[str], kind: str) -> frozenset[str]:
+        """All columns: those without another meaning are answers."""
+        return keys
 
     # ----------------------------------------------------------------- records
     def conversation(self, row: Row) -> Conversation:

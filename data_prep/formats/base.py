@@ -1,13 +1,13 @@
-"""What a format is, and how it is found from the columns of the rows."""
+"""What a format is: which columns it reads, and how one row becomes records."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
-from data_prep.core.errors import UserError, nearest, unknown
+from data_prep.core.errors import UserError, unknown
 from data_prep.core.registry import Registry
 from data_prep.sources.rows import Row, Skip, short
 from data_prep.types import (
@@ -46,6 +46,8 @@ class Format:
         extras: further columns that it reads where they are.
         option_help: option name -> what it does.
         writes: the kind of record that `written` turns into a row; "": it writes none.
+        whole: its rows hold whole dialogues as messages, so that columns of their parts only repeat them.
+        by_name: it is used where the options name it, and never found from columns.
         notes: what was changed on the way, counted; goes into the data card.
 
     Raises:
@@ -58,6 +60,8 @@ class Format:
     extras: ClassVar[tuple[str, ...]] = ()
     option_help: ClassVar[Mapping[str, str]] = MappingProxyType({})
     writes: ClassVar[str] = ""
+    by_name: ClassVar[bool] = False
+    whole: ClassVar[bool] = False
 
     def __init__(self, options: dict[str, Any] | None = None, seed: int = 0) -> None:
         self.options = dict(options or {})
@@ -72,6 +76,20 @@ class Format:
         """The columns that it would read of rows with these keys; none if they are not of this format."""
         fitting = next((spelling for spelling in cls.spellings if keys.issuperset(spelling)), ())
         return keys.intersection((*fitting, *cls.extras)) if fitting else frozenset()
+
+    @classmethod
+    def reads(cls, keys: frozenset[str], kind: str) -> frozenset[str]:
+        """The columns that decide a record of this kind, of rows with these keys that are of this format."""
+        named = {column for spelling in cls.spellings for column in spelling}
+        return cls.uses(keys) or keys.intersection({*named, *cls.extras})
+
+    @classmethod
+    def doubt(cls, rows: Sequence[Mapping[str, Any]], kind: str, options: Mapping[str, Any]) -> UserError | None:
+        """Why rows with the columns of this format are none of it after all, if they are not.
+
+        It is said to the user where it has a hint and no other format fits.
+        """
+        return None
 
     def choice(self, option: str, *choices: str) -> str:
         """The value of an option that names one of `choices`; the first is the default.
@@ -162,10 +180,6 @@ _ALL_ROWS = {
 FORMATS = Registry("format", "data_prep.formats")
 
 
-_LISTED = 20
-"""Columns that an error names."""
-
-
 def each(parse: Callable[[Row], Several[Record]], rows: Iterable[Row]) -> Found[Record]:
     """What every row gives, or its error, one after another.
 
@@ -212,64 +226,3 @@ def pair(
             code="identical_pair",
         )
     return Preference(prompt, chosen, rejected, row.id + suffix, **more)
-
-
-# ---------------------------------------------------------------------------------------------------------- detection
-def detect_format(keys: Iterable[str], kind: RowKind, file: str | None = None) -> tuple[type[Format], str]:
-    """The format whose rows have these keys and yield `kind`, and the evidence for the data card.
-
-    A format that reads all columns of another, and more, goes before it.
-
-    Raises:
-        UserError: none or several fit; says what was seen.
-    """
-    seen = frozenset(keys)
-    used = {name: form.uses(seen) for name, form in FORMATS.items()}
-    fitting = [name for name, own in used.items() if own and not any(own < other for other in used.values())]
-    useful = [name for name in fitting if kind in FORMATS.get(name).kinds]
-    useful = useful or [name for name in fitting if FORMATS.get(name).yields(kind)]
-    shown = _listed(seen)
-    if len(useful) == 1:
-        rest = seen - used[useful[0]] - {"split", "task"}  # which every format reads
-        return FORMATS.get(useful[0]), f"columns {_listed(used[useful[0]])}" + (
-            f"; unused {_listed(rest)}" * bool(rest)
-        )
-    if useful:
-        names = "; ".join(f"{name} (columns {_listed(used[name])})" for name in useful)
-        raise UserError(
-            f"the columns {shown} fit several formats: {names}",
-            code="format",
-            hint=f"set format to one of them: {', '.join(useful)}",
-            file=file,
-        )
-    if fitting:
-        form = FORMATS.get(fitting[0])
-        raise UserError(
-            f"rows with the columns {shown} are of the format {form.name}, which yields {' and '.join(form.kinds)} "
-            f"rows (expected {kind} rows)",
-            code="format_kind",
-            hint="set format, or name the columns with columns={ours: theirs}",
-            file=file,
-        )
-    raise _no_format(seen, file)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """The names in order; of very many, or very long ones, the first."""
-    listed = [short(name) or "(without a name)" for name in sorted(names)]
-    more = f" and {len(listed) - _LISTED} more" if len(listed) > _LISTED else ""
-    return ", ".join(listed[:_LISTED]) + more or "none"
-
-
-def _no_format(seen: frozenset[str], file: str | None) -> UserError:
-    """The error for keys that no format knows, with the nearest known column."""
-    known = sorted({c for _, form in FORMATS.items() for columns in (*form.spellings, form.extras) for c in columns})
-    near = {key: nearest(key, known) for key in sorted(seen)[:_LISTED] if key not in known}
-    guesses = ", ".join(f"'{guess}' for '{key}'" for key, guess in near.items() if guess and guess not in seen)
-    guess = f"did you mean the column {guesses}? " if guesses else ""
-    return UserError(
-        f"no format knows rows with the columns {_listed(seen)} ({guess}formats: {', '.join(FORMATS.names())})",
-        code="unknown_format",
-        hint="set format, or name the columns with columns={ours: theirs}",
-        file=file,
-    )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 from data_prep.core.errors import nearest
-from data_prep.sources.rows import Row, kind_of, short
+from data_prep.formats.spelled import like_messages, value_of
+from data_prep.sources.rows import Row, kind_of, short, side_of
 
 _BLANK = re.compile("[\\s\u200b-\u200f\u2060\ufeff]*")
-_SPLITS = {"train": "train", "eval": "eval", "validation": "eval", "valid": "eval", "dev": "eval", "test": "eval"}
 
 
 def find_key(row: Row, names: Sequence[str]) -> str:
@@ -52,9 +53,20 @@ def text_of(row: Row, field: str, value: Any, *, empty: bool = False) -> str:
 
 
 def text_field(row: Row, *names: str, empty: bool = False) -> str:
-    """The text of the first of these columns that the row has."""
+    """The text of the first of these columns that the row has.
+
+    Raises:
+        UserError: none is there, it is no text, or it spells messages, which would be read as words.
+    """
     field = find_key(row, names)
-    return text_of(row, field, row.data[field], empty=empty)
+    value = row.data[field]
+    if isinstance(value, str) and like_messages(value):
+        raise row.problem(
+            field,
+            f"spells messages (got {short(value)!r}; expected text; columns={{messages: {field}}}, or prompt, "
+            "completion, chosen and rejected in its place, reads them)",
+        )
+    return text_of(row, field, value, empty=empty)
 
 
 def optional_text(row: Row, *names: str) -> str:
@@ -65,6 +77,15 @@ def optional_text(row: Row, *names: str) -> str:
     return ""
 
 
+def written_out(row: Row, field: str, notes: Counter[str]) -> Row:
+    """The row with a number, or true or false, in an answer's column written as JSON writes it; counted in `notes`."""
+    value = row.data.get(field)
+    if not isinstance(value, bool | int | float) or value != value or value in (float("inf"), float("-inf")):
+        return row
+    notes["answers that are numbers, or true or false, read as text"] += 1
+    return Row(row.file, row.row, {**row.data, field: json.dumps(value)})
+
+
 def meta_of(row: Row) -> dict[str, Any]:
     """{"split": "train" | "eval", "task": text}: what the row's columns of these names say, if it has them."""
     found, task, value = {}, row.data.get("task"), row.data.get("split")
@@ -72,9 +93,23 @@ def meta_of(row: Row) -> dict[str, Any]:
         found["task"] = task.strip()
     if value is None or value == "":
         return found
-    if not isinstance(value, str) or value not in _SPLITS:
+    side = side_of(value) if isinstance(value, str) else None
+    if side is None:
         raise row.problem("split", f"unknown split (got {short(str(value))!r}; expected train or eval)")
-    return {**found, "split": _SPLITS[value]}
+    return {**found, "split": side}
+
+
+TRUTHS = ("ground_truth", "reference_answer")
+"""Columns that hold the right answer to a prompt, for rules that compare replies with it."""
+
+
+def truth_of(row: Row) -> dict[str, Any]:
+    """{"ground_truth": what the row's column of that name holds}, where there is one."""
+    value = next((row.data[name] for name in TRUTHS if row.data.get(name) is not None), None)
+    judge = row.data.get("reward_model")
+    if value is None and isinstance(judge, dict):  # verl
+        value = judge.get("ground_truth")
+    return {} if value is None else {"ground_truth": value if isinstance(value, str | int | float) else str(value)}
 
 
 def number_of(row: Row, field: str, value: Any) -> float:
@@ -114,8 +149,10 @@ def list_field(row: Row, *names: str) -> tuple[str, list[Any]]:
 
 
 def listed(row: Row, field: str, value: Any) -> Any:
-    """`value`, or the list that it spells in JSON (tables have no other way to hold one)."""
-    return json_of(row, field, value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+    """`value`, or the list that it spells (tables have no other way to hold one)."""
+    return (
+        json_of(row, field, value) if isinstance(value, str) and value.lstrip().startswith(("[", "array(")) else value
+    )
 
 
 def object_of(row: Row, field: str, value: Any) -> dict[str, Any]:
@@ -132,13 +169,12 @@ def object_of(row: Row, field: str, value: Any) -> dict[str, Any]:
 
 
 def json_of(row: Row, field: str, text: str) -> Any:
-    """The JSON value that a text spells.
+    """The value that a text spells, in JSON or as Python prints it.
 
     Raises:
-        UserError: it is not JSON.
+        UserError: it spells none.
     """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as problem:
-        what = "nested too deeply" if isinstance(problem, RecursionError) else problem
-        raise row.problem(field, f"invalid JSON: {what} (got {short(text)!r}; expected JSON)") from problem
+        return value_of(text)
+    except ValueError as problem:
+        raise row.problem(field, f"invalid JSON: {problem} (got {short(text)!r}; expected JSON)") from problem

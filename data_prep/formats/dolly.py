@@ -5,7 +5,7 @@ A non-empty `context` follows the instruction after a blank line.
 
 from __future__ import annotations
 
-from data_prep.formats.alpaca import Alpaca
+from data_prep.formats.alpaca import SYSTEM, Alpaca
 from data_prep.formats.base import FORMATS
 
 
@@ -14,6 +14,6 @@ class Dolly(Alpaca):
     """One instruction, an optional context, one response."""
 
     spellings = (("instruction", "context", "response"), ("instruction", "context", "output"))
-    extras = ("category", "system")
+    extras = ("category", "history", *SYSTEM)
     about = "context"
     answers = ("response", "output")

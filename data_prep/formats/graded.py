@@ -17,6 +17,7 @@ from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import FORMATS, Found, Several, each, pair
 from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
 from data_prep.formats.column_checks import find_key, meta_of, number_of, text_field
+from data_prep.formats.message_lists import TOOLS
 from data_prep.formats.ranked import pairs_of
 from data_prep.sources.rows import Row, Skip
 from data_prep.types import PREFERENCE, PROMPT, Preference, Prompt
@@ -39,7 +40,7 @@ class Graded(ChatFormat):
 
     kinds = (PREFERENCE, PROMPT)
     spellings = tuple((name, *sides, grade[0]) for sides, grade in _SIDES.items() for name in _PROMPTS)
-    extras = ("input", "score_1", "tools", *SYSTEM)
+    extras = ("input", "score_1", *TOOLS, *SYSTEM)
     option_help: ClassVar[Mapping[str, str]] = {
         **CHAT_OPTIONS,
         "min_gap": "least distance from a tie, as a share of the whole scale (default 0: only ties are skipped)",

@@ -12,9 +12,9 @@ from data_prep.formats.base import FORMATS, pair
 from data_prep.formats.chat_format import ChatFormat
 from data_prep.formats.column_checks import find_key, listed, meta_of, number_field, text_of
 from data_prep.formats.transcripts import turns_of
-from data_prep.formats.turns import shared_prompt
+from data_prep.formats.turns import need_question, reply_of, shared_prompt
 from data_prep.sources.rows import Row, short
-from data_prep.types import PREFERENCE, PROMPT, Message, Preference
+from data_prep.types import PREFERENCE, PROMPT, Message, Preference, Prompt
 
 
 @FORMATS.register("hh")
@@ -30,6 +30,12 @@ class HelpfulHarmless(ChatFormat):
         prompt, chosen, rejected = shared_prompt(row, sides[0][0], sides[1][0])
         more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": meta_of(row), "tools": sides[0][1]}
         return pair(row, prompt, chosen, rejected, **more)
+
+    def prompt(self, row: Row) -> Prompt:
+        """The shared turns, whatever is said of the replies."""
+        messages, tools = self._side(row, "chosen")
+        reply_of(row, "chosen", messages)
+        return Prompt(need_question(row, "chosen", messages[:-1]), row.id, meta_of(row), tools)
 
     def _side(self, row: Row, field: str) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
         value = row.data[find_key(row, (field,))]

@@ -16,7 +16,7 @@ from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import FORMATS, Found, Several, each, pair
 from data_prep.formats.chat_format import ChatFormat
 from data_prep.formats.column_checks import find_key, meta_of
-from data_prep.formats.message_lists import SHAREGPT_ROLES, asked_columns, more_columns
+from data_prep.formats.message_lists import SHAREGPT_ROLES, TOOLS, asked_columns, more_columns
 from data_prep.formats.turns import need_question, reply_of
 from data_prep.sources.rows import Row, Skip, kind_of, short
 from data_prep.types import (
@@ -49,9 +49,15 @@ class Kto(ChatFormat):
         ("instruction", "output", "kto_tag"),
         ("instruction", "response", "kto_tag"),
     )
-    extras = ("input", "tools", *SYSTEM)
+    extras = ("input", "history", *TOOLS, *SYSTEM)
     roles = SHAREGPT_ROLES
     writes = UNPAIRED
+
+    @classmethod
+    def uses(cls, keys: frozenset[str]) -> frozenset[str]:
+        """The columns it would read of such rows; beside messages, nothing else is asked."""
+        found = super().uses(keys)
+        return found if found.isdisjoint(_LISTS) else found - {"input", "history"}
 
     def written(self, record: Any) -> dict[str, Any]:
         """The prompt, the reply as text, and its label."""
@@ -68,12 +74,11 @@ class Kto(ChatFormat):
         field = find_key(row, (*_LISTS, *_PROMPTS))
         if field in _LISTS:
             messages, tools = self.messages_of(row, field)
-            reply, asked = reply_of(row, field, messages), messages[:-1]
-        else:
-            asked, tools = self.asked_of(row, field)
-            right = find_key(row, _REPLIES)
-            reply = reply_of(row, right, self.replied(row, right))
-        return Labelled(need_question(row, field, asked), reply, good, row.id, meta_of(row), tools)
+            reply, asked = reply_of(row, field, messages), need_question(row, field, messages[:-1])
+            return Labelled(asked, reply, good, row.id, meta_of(row), tools)
+        one = self.prompt(row)
+        right = find_key(row, _REPLIES)
+        return Labelled(one.messages, reply_of(row, right, self.replied(row, right)), good, row.id, one.meta, one.tools)
 
     def conversation(self, row: Row) -> Several[Conversation]:
         """The dialogue, if its reply is good."""
@@ -84,9 +89,14 @@ class Kto(ChatFormat):
         return Conversation((*quiet, Message("assistant", one.reply)), one.id, one.meta, one.tools)
 
     def prompt(self, row: Row) -> Prompt:
-        """What the reply answers, good or bad."""
-        one = self.labelled(row)
-        return Prompt(one.prompt, one.id, one.meta, one.tools)
+        """What the reply answers, good or bad; neither reply nor label need be there."""
+        field = find_key(row, (*_LISTS, *_PROMPTS))
+        if field in _LISTS:
+            messages, tools = self.messages_of(row, field)
+            messages = messages[:-1] if messages and messages[-1].role == "assistant" else messages
+        else:
+            messages, tools = self.asked_of(row, field)
+        return Prompt(need_question(row, field, messages), row.id, meta_of(row), tools)
 
     def preferences(self, rows: Iterable[Row]) -> Found[Preference]:
         """Every good reply over every bad one to the same prompt; prompts with one sort of reply are skipped."""

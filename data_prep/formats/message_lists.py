@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from data_prep.core.errors import nearest
 from data_prep.formats.column_checks import json_of, listed, number_of, object_of, text_of
+from data_prep.formats.spelled import like_messages, value_of
 from data_prep.sources.rows import Row, kind_of, short
 from data_prep.types import Message
 
@@ -20,6 +21,8 @@ OPENAI_ROLES = {
     "tool": "tool",
     "function": "tool",
 }
+TOOLS = ("tools", "functions")
+"""Columns of tool schemas; OpenAI called them functions first."""
 CALL = "call"  # a turn of ShareGPT whose text is a tool call
 SHAREGPT_ROLES: Mapping[str, str] = {
     "human": "user",
@@ -50,16 +53,25 @@ def content_of(row: Row, field: str, value: Any, *, empty: bool = False) -> str:
     return text_of(row, field, value, empty=empty)
 
 
-def spelled_messages(value: Any) -> Any:
-    """A list of messages from what stands in a row: the list, one message, or text that spells either in JSON.
+def spelled_messages(row: Row, field: str, value: Any) -> Any:
+    """A list of messages from what stands in a row: the list, one message, or text that spells either.
 
     Anything else comes back as it is: a question may well begin with a bracket, an answer be an object.
+
+    Raises:
+        UserError: a text begins as messages do and is none (a spreadsheet has cut it off): it is no text to train on.
     """
     found = value
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{", "a"):
+        if value.lstrip()[:1] == "a" and not like_messages(value):
+            return value
         try:
-            found = json.loads(value)
-        except (ValueError, RecursionError):
+            found = value_of(value)
+        except ValueError as problem:
+            if like_messages(value):
+                raise row.problem(
+                    field, f"begins as a list of messages and is none: {problem} (got {short(value)!r})"
+                ) from problem
             return value
     found = [found] if isinstance(found, dict) else found
     if isinstance(value, list) or (isinstance(found, list) and found and all(_is_message(entry) for entry in found)):
@@ -197,12 +209,18 @@ def _calls_in_text(row: Row, field: str, text: str) -> tuple[dict[str, Any], ...
     return tuple(_call(row, field, item) for item in listed)
 
 
-def parse_tools(row: Row, field: str = "tools") -> tuple[dict[str, Any], ...]:
-    """The row's tool schemas, from a list or from text that spells one in JSON, in OpenAI's form.
+def parse_tools(row: Row, field: str | None = None) -> tuple[dict[str, Any], ...]:
+    """The row's tool schemas, from lists or from texts that spell one in JSON, in OpenAI's form.
+
+    Args:
+        row: the row.
+        field: the column; None: those of `TOOLS`.
 
     Raises:
         UserError: not such a list, or a tool without a name.
     """
+    if field is None:
+        return tuple(_distinct(tool for name in TOOLS for tool in parse_tools(row, name)))
     value = row.data.get(field)
     if isinstance(value, str):
         value = json_of(row, field, value) if value.strip() else None
@@ -218,6 +236,27 @@ def parse_tools(row: Row, field: str = "tools") -> tuple[dict[str, Any], ...]:
         text_of(row, f"{where}.name", tool.get("name"))
         tools.append({"type": "function", "function": tool})
     return tuple(tools)
+
+
+def _distinct(tools: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tools, each once."""
+    found: list[dict[str, Any]] = []
+    for tool in tools:
+        if tool not in found:
+            found.append(tool)
+    return found
+
+
+def without_nulls(value: Any) -> tuple[Any, int]:
+    """(a value without the null members of its objects, how many these were); nulls in lists stay."""
+    if isinstance(value, list):
+        parts = [without_nulls(one) for one in value]
+        return [part for part, _ in parts], sum(count for _, count in parts)
+    if not isinstance(value, dict):
+        return value, 0
+    inner = {key: without_nulls(one) for key, one in value.items() if one is not None}
+    lost = len(value) - len(inner) + sum(count for _, count in inner.values())
+    return {key: part for key, (part, _) in inner.items()}, lost
 
 
 def tools_as_text(messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...]) -> tuple[Message, ...]:

@@ -1,7 +1,7 @@
 """pairs: {"prompt", "chosen", "rejected"}, each as text or as message lists (TRL's explicit prompt); `margin` if known.
 
-The prompt may also be called question or instruction (with `input`); `system` is read when present. Message lists in
-`chosen` and `rejected` hold the reply alone, or repeat the prompt before it (UltraFeedback).
+The prompt may also be called question, query, input or instruction (with `input`); `system` is read when present.
+Message lists in `chosen` and `rejected` hold the reply alone, or repeat the prompt before it (UltraFeedback).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import FORMATS, Spellings, pair
 from data_prep.formats.chat_format import ChatFormat
 from data_prep.formats.column_checks import find_key, meta_of, number_field
-from data_prep.formats.message_lists import asked_columns, more_columns
+from data_prep.formats.message_lists import TOOLS, asked_columns, more_columns
 from data_prep.formats.turns import reply_of
 from data_prep.sources.rows import Row
 from data_prep.types import PREFERENCE, PROMPT, Message, Preference, Prompt
@@ -23,15 +23,18 @@ class Pairs(ChatFormat):
     """A prompt and two replies."""
 
     kinds = (PREFERENCE, PROMPT)
-    prompts_are: ClassVar[tuple[str, ...]] = ("prompt", "question", "instruction")
+    prompts_are: ClassVar[tuple[str, ...]] = ("prompt", "question", "instruction", "query", "input")
     sides: ClassVar[tuple[str, str]] = ("chosen", "rejected")
     writes: ClassVar[str] = PREFERENCE
     spellings: ClassVar[Spellings] = (
         ("prompt", "chosen", "rejected"),
         ("question", "chosen", "rejected"),
         ("instruction", "chosen", "rejected"),
+        ("query", "chosen", "rejected"),
+        ("input", "chosen", "rejected"),
     )
-    extras: ClassVar[tuple[str, ...]] = ("input", "margin", "tools", *SYSTEM)
+    extras: ClassVar[tuple[str, ...]] = ("input", "margin", "history", *TOOLS, *SYSTEM)
+    takes_context: ClassVar[bool] = True
 
     def preference(self, row: Row) -> Preference:
         """The prompt and both replies."""

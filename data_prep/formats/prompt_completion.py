@@ -35,6 +35,8 @@ class PromptCompletion(ChatFormat):
         ("input", "output"),
         ("user", "assistant"),
     )
+    extras: ClassVar[tuple[str, ...]] = (*ChatFormat.extras, "history")
+    takes_context: ClassVar[bool] = True
     writes: ClassVar[str] = CONVERSATION
     option_help: ClassVar[Mapping[str, str]] = {
         **CHAT_OPTIONS,
@@ -84,7 +86,7 @@ class PromptCompletion(ChatFormat):
     def replied(self, row: Row, field: str) -> tuple[Message, ...]:
         """The answer without marks at its end."""
         found = super().replied(row, field)
-        if not isinstance(row.data[field], str):
+        if not isinstance(row.data[field], str) or len(found) != 1 or found[-1].content != row.data[field]:
             return found
         return (*found[:-1], replace(found[-1], content=self._without(row, field, found[-1].content, self.end_marks)))
 

@@ -1,6 +1,7 @@
 """prompts: {"prompt"} alone, as text or as a message list: something to reply to, for PPO and evaluation.
 
-It may also be called question, query or instruction (with `input`). `topic` is kept for rule rewards.
+It may also be called question, query or instruction (with `input`). `topic` and `ground_truth` are kept
+for rule rewards.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ from typing import Any
 from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import FORMATS
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.column_checks import find_key, meta_of
-from data_prep.formats.message_lists import asked_columns, more_columns
+from data_prep.formats.column_checks import TRUTHS, find_key, meta_of, truth_of
+from data_prep.formats.message_lists import TOOLS, asked_columns, more_columns
 from data_prep.sources.rows import Row
 from data_prep.types import PROMPT, Prompt
 
-_NAMES = ("prompt", "question", "query", "instruction")
+_NAMES = ("prompt", "question", "query", "instruction", "problem")
 
 
 @FORMATS.register("prompts")
@@ -24,7 +25,8 @@ class Prompts(ChatFormat):
 
     kinds = (PROMPT,)
     spellings = tuple((name,) for name in _NAMES)
-    extras = ("topic", "input", "tools", *SYSTEM)
+    extras = ("topic", "input", "history", *TRUTHS, *TOOLS, *SYSTEM)
+    takes_context = True
 
     writes = PROMPT
 
@@ -37,7 +39,7 @@ class Prompts(ChatFormat):
         """The prompt's messages."""
         field = find_key(row, _NAMES)
         messages, tools = self.asked_of(row, field)
-        meta = meta_of(row)
+        meta = {**meta_of(row), **truth_of(row)}
         if row.data.get("topic") is not None:
             meta["topic"] = str(row.data["topic"])
         return Prompt(messages, row.id, meta, tools)

@@ -16,8 +16,10 @@ from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import FORMATS, Several, pair
 from data_prep.formats.chat_format import CHAT_OPTIONS, ChatFormat
 from data_prep.formats.column_checks import find_key, list_field, listed, meta_of, number_of, text_of
+from data_prep.formats.message_lists import TOOLS
+from data_prep.formats.spelled import value_of
 from data_prep.sources.rows import Row, Skip
-from data_prep.types import PREFERENCE, PROMPT, Preference, Prompt
+from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Preference, Prompt
 
 _PROMPTS = ("prompt", "question", "instruction", "query")
 _LISTS = ("responses", "answers", "completions", "replies")
@@ -42,13 +44,22 @@ def _gap(better: Graded, worse: Graded) -> float | None:
     return None if better[2] is None or worse[2] is None else better[2] - worse[2]
 
 
+def _unfolded(value: Any) -> Any:
+    """A list that a table holds as text."""
+    try:
+        return value_of(value) if isinstance(value, str) and value.lstrip()[:1] == "[" else value
+    except ValueError:
+        return value
+
+
 @FORMATS.register("ranked")
 class Ranked(ChatFormat):
     """A prompt and replies from best to worst."""
 
     kinds = (PREFERENCE, PROMPT)
     spellings = tuple((left, right) for left in _PROMPTS for right in _LISTS)
-    extras = ("input", "tools", *_RANKS, *_SCORES, *SYSTEM)
+    extras = ("input", "history", *TOOLS, *_RANKS, *_SCORES, *SYSTEM)
+    takes_context = True
     option_help: ClassVar[Mapping[str, str]] = {
         **CHAT_OPTIONS,
         "order": "best_first or worst_first: what the order of a bare list means (else such lists are refused)",
@@ -59,6 +70,35 @@ class Ranked(ChatFormat):
         super().__init__(options, seed)
         self.order = self.choice("order", "", "best_first", "worst_first")
         self.pairs = self.choice("pairs", "all", "neighbours", "best_worst")
+
+    @classmethod
+    def doubt(cls, rows: Sequence[Mapping[str, Any]], kind: str, options: Mapping[str, Any]) -> UserError | None:
+        """Replies without ranks or scores are no ranking, and answers that are no list no replies at all."""
+        if kind not in (CONVERSATION, PREFERENCE) or options.get("order") or not rows:
+            return None
+        found = [(name, _unfolded(row[name])) for row in rows for name in _LISTS if row.get(name) is not None]
+        if any(key in row for row in rows for key in (*_RANKS, *_SCORES)) or not found:
+            return None
+        field = found[0][0]
+        values = [value for _, given in found for value in (given if isinstance(given, list) else [given])]
+        graded = [value for value in values if isinstance(value, dict) and not value.keys().isdisjoint(_TEXTS)]
+        if graded and not any(isinstance(value, str) for value in values):
+            return None
+        if any(isinstance(row.get("labels"), list) for row in rows):
+            return UserError(
+                f"{field} are the steps of one answer, each with a label: no stage reads stepwise rewards",
+                code="stepwise",
+                hint="give whole replies: {prompt, chosen, rejected}, or {prompt, completion, label} with one label",
+            )
+        alone = f"columns={{answer: {field}.0}} imitates the first of them"
+        return UserError(
+            f"the replies of {field} have no ranks or scores, so that none is known to be better",
+            code="no_ranking",
+            hint=alone
+            if kind == CONVERSATION
+            else "give ranks or scores; options.order=best_first says that each list stands from best to worst; "
+            f"where all are right answers, {alone}",
+        )
 
     def preference(self, row: Row) -> Several[Preference]:
         """The pairs of the row's ranking."""

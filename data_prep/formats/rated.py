@@ -49,6 +49,11 @@ class Rated(PromptCompletion):
             )
         self.min_gap = float(gap)
 
+    @classmethod
+    def reads(cls, keys: frozenset[str], kind: str) -> frozenset[str]:
+        """Prompt and reply; grades too where rows are compared by them."""
+        return cls.uses(keys) - frozenset(_SCORES if kind == CONVERSATION else ())
+
     def preferences(self, rows: Iterable[Row]) -> Found[Preference]:
         """Replies to one prompt, the better over the worse; a prompt with one reply or with ties alone is skipped."""
         groups: dict[str, list[tuple[float, str, Row, Prompt]]] = {}

@@ -47,6 +47,9 @@ def content_digest(data: DataOptions, kind: RowKind) -> str:
             "train_on": data.train_on.value,
             "source": [data.temperature, mixed] if mixed else source_digest(data, sources[0].given.source),
             **({"filters": filters} if filters else {}),
+            **({"unused": data.unused} if data.unused else {}),
+            **({"keep": data.keep} if data.keep else {}),
+            **({"special_tokens": data.special_tokens} if data.special_tokens else {}),
         }
     )
 

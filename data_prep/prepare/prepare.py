@@ -17,6 +17,7 @@ from data_prep.prepare.render_chunk import Chunks
 from data_prep.prepare.row_cache import Kept, code_digest, stamps
 from data_prep.prepare.workers import chunked, rendered
 from data_prep.quality.pair_bias import PairNumbers
+from data_prep.quality.template_marks import spelled_texts
 from data_prep.quality.text_keys import digest as digest_of
 from data_prep.records.mixing import sources_for
 from data_prep.records.stream import Stream, open_stream, source_rows
@@ -34,7 +35,8 @@ class Preparation:
     """One kind of rows on its way from options to `Prepared`."""
 
     def __init__(self, data: DataOptions, kind: RowKind, renderer: Renderer, length: LengthOptions, seed: int) -> None:
-        self.data, self.kind, self.renderer, self.length, self.seed = data, kind, renderer, length, seed
+        self.data, self.kind, self.length, self.seed = data, kind, length, seed
+        self.renderer = renderer.reading(data.special_tokens) if data.special_tokens else renderer
         self.sources = sources_for(data, kind)
         self.pairs = PairNumbers()
         self.seen: set[bytes] = set()
@@ -105,6 +107,7 @@ class Preparation:
             if stream.foreign():
                 kept.forget()  # code from elsewhere is no part of the key
             self.streams.append(stream)
+            stream.check_left_out()
             for record in stream:
                 if self.kind == RowKind.prompts and self._repeated(record):
                     stream.tally.dropped["duplicate_prompt"] += 1
@@ -113,9 +116,12 @@ class Preparation:
                     self.pairs.add(record)
                 if source.name is not None:
                     record.meta.setdefault("task", source.name)
+                for token in self.renderer.spelled_controls(spelled_texts(record)):
+                    stream.form.notes[f"rows whose text spells '{token}', a special token, read as plain text"] += 1
                 count += 1
                 yield record
             stream.tally.check_whole()
+            stream.check_left_out()
             self.ends.append(count)
 
     def _numbers(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ _MARKS = re.compile(
 
 def note_marks(record: Any, notes: Counter[str]) -> None:
     """Count a record under every mark that its texts spell."""
-    whole = "\n".join(_texts(record))
+    whole = "\n".join(spelled_texts(record))
     if not any(sign in whole for sign in _SIGNS):
         return
     found = set(_MARKS.findall(whole))
@@ -26,7 +26,8 @@ def note_marks(record: Any, notes: Counter[str]) -> None:
         notes[f"rows whose text spells '{mark}', as if a chat template had been applied before"] += 1
 
 
-def _texts(record: Any) -> list[str]:
+def spelled_texts(record: Any) -> list[str]:
+    """Every text of a record that a template writes, or a document's."""
     if isinstance(record, Document):
         return [record.text]
     if isinstance(record, Preference):

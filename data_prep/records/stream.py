@@ -9,13 +9,16 @@ from itertools import chain, islice
 from typing import Any
 
 from data_prep.core.errors import UserError, nearest, unknown
-from data_prep.formats.base import FORMATS, Format, detect_format
+from data_prep.formats.base import FORMATS, Format
+from data_prep.formats.detection import detect_format
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.quality.template_marks import note_marks
 from data_prep.records.filter import Filtering, make_filters
+from data_prep.records.keep import Condition, kept
+from data_prep.records.left_out import LeftOut
 from data_prep.records.negatives import Negatives, negatives_of
 from data_prep.records.tally import Tally
-from data_prep.sources.column_mapping import mapped
+from data_prep.sources.column_mapping import made_from, mapped
 from data_prep.sources.files import find_files, is_hub_id, read_path, resolve
 from data_prep.sources.generated import generated_rows
 from data_prep.sources.rows import Row, RowOrProblem, Skip
@@ -23,6 +26,8 @@ from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
 
 VERSION = 4  # raise it when the same files and options give other rows
 _KEY_ROWS = 50
+_NO_FORMAT = ("format_kind", "unknown_format", "format")
+"""Codes of the errors that no, or no one format fits."""
 _FALLBACKS = {PROMPT: (CONVERSATION, PREFERENCE)}
 
 
@@ -66,7 +71,8 @@ class Given:
 def source_for(data: DataOptions, kind: RowKind) -> Given:
     """The source for rows of a kind.
 
-    Prompts fall back on conversations, then preferences; any kind falls back on `data.path`.
+    Prompts fall back on conversations, then preferences; any kind falls back on `data.path`, where prompts are read
+    with the options (format, columns, ...) of conversations or preferences unless they have their own.
 
     Raises:
         UserError: nothing is given for this kind, or both a path and a generator.
@@ -95,8 +101,9 @@ def source_for(data: DataOptions, kind: RowKind) -> Given:
     if data.mix:
         return Given(data, getattr(data, kind.option), "data.mix")
     if data.path:
-        own: SourceOptions = getattr(data, kind.option)
-        return Given(data, replace(own, path=data.path), option=f"data.{kind.option}.")
+        names = [name.option for name in (kind, *_FALLBACKS.get(kind, ()))]
+        name = next((name for name in names if getattr(data, name) != SourceOptions()), names[0])
+        return Given(data, replace(getattr(data, name), path=data.path), option=f"data.{name}.")
     raise UserError(
         f"data '{data.name}' has no {kind.option}",
         code="no_source",
@@ -136,11 +143,31 @@ def _rows(given: Given, kind: RowKind | None, path: str | None, tally: Tally) ->
     Raises:
         UserError: nothing can be read at all.
     """
-    source = given.source
+    source, data = given.source, given.data
     raw = mapped(iter(_raw(given, kind, path)), source.columns, source.parse)
+    rows = _readable(raw, None if path else source.limit, tally)
+    if data.unused:
+        rows = (_without(row, frozenset(data.unused)) for row in rows)
+    if not data.keep:
+        yield from rows
+        return
+
+    def drop(row: Row, why: str | UserError) -> None:
+        tally.seen += 1
+        if isinstance(why, UserError):
+            tally.bad(why)
+        else:
+            tally.dropped["not_kept"] += 1
+
+    conditions = [Condition(column, wanted) for column, wanted in data.keep.items()]
+    yield from kept(rows, conditions, drop, None if ".mix." in given.option else given.label)
+
+
+def _readable(raw: Iterator[RowOrProblem], limit: int | None, tally: Tally) -> Iterator[Row]:
+    """The first rows, without those that could not be read; these are counted as bad."""
     read = 0
     try:
-        for row in islice(raw, None if path else source.limit):
+        for row in islice(raw, limit):
             read += 1
             tally.source_rows += 1
             if isinstance(row, UserError):
@@ -152,6 +179,13 @@ def _rows(given: Given, kind: RowKind | None, path: str | None, tally: Tally) ->
         if not read:
             raise
         tally.broken(problem)
+
+
+def _without(row: Row, columns: frozenset[str]) -> Row:
+    """The row without columns that are to be left out."""
+    if columns.isdisjoint(row.data):
+        return row
+    return Row(row.file, row.row, {name: value for name, value in row.data.items() if name not in columns})
 
 
 def source_rows(data: DataOptions, source: SourceOptions) -> list[dict[str, Any]]:
@@ -177,7 +211,7 @@ def _format_of(rows: Sequence[Row], source: SourceOptions, kind: RowKind, label:
             )
         return form, "set in the options"
     keys = {str(key) for row in rows for key in row.data}
-    return detect_format(keys, kind, label)
+    return detect_format(keys, kind, label, [row.data for row in rows], source.options)
 
 
 def check_options(given: Given, kind: RowKind) -> None:
@@ -219,6 +253,8 @@ class Stream:
     rows: Iterable[Row]
     tally: Tally
     filtering: Filtering
+    left_out: LeftOut
+    """What the format leaves out of these rows although it matters."""
     negatives: Negatives | None
     read_as: RowKind
     """The kind of record that the rows are read as: pairs where labelled replies are asked of a format of pairs."""
@@ -243,18 +279,45 @@ class Stream:
 
     def _given(self) -> Iterator[Any]:
         """The records of the rows themselves."""
-        source = self.given.source
         records = _parsed(self.form, self.read_as, self.rows, self.tally)
-        if source.eval_path:
-            held = _rows(self.given, self.kind, source.eval_path, self.tally)
-            evaluate = _parsed(self.form, self.read_as, held, self.tally)
-            records = chain(_on_side("train", records), _on_side("eval", evaluate))
+        if self.given.source.eval_path:
+            records = chain(_on_side("train", records), _on_side("eval", self._held()))
         for record in self.filtering.through(records):
             if isinstance(record, Skip):
                 self.tally.dropped[record.reason] += 1
             else:
                 note_marks(record, self.form.notes)
                 yield record
+
+    def _held(self) -> Iterator[Any]:
+        """The records of `eval_path`, by the format of the other rows, or their own where they lack its columns."""
+        source, path = self.given.source, str(self.given.source.eval_path)
+        rows = _rows(self.given, self.kind, path, self.tally)
+        first = list(islice(rows, _KEY_ROWS))
+        form = self.form
+        if source.format == "auto" and not form.uses(frozenset(str(key) for row in first for key in row.data)):
+            try:
+                chosen, evidence = _format_of(first, source, self.read_as, path)
+            except UserError as problem:
+                if problem.code not in _NO_FORMAT:
+                    raise
+            else:
+                form = chosen(_known_options(_split_options(source, chosen)[1], chosen), form.seed)
+                self.evidence += f"; of eval_path {chosen.name} ({evidence})"
+        left_out = _left_out(self.given, type(form), self.read_as)
+        yield from _parsed(form, self.read_as, left_out.watch(chain(first, rows)), self.tally)
+        self.left_out.take(left_out)
+        if form is not self.form:
+            self.form.notes += form.notes
+
+    def check_left_out(self) -> None:
+        """Refuse rows, of those that were read so far, that would lose what their answers may depend on.
+
+        Raises:
+            UserError: names the columns, and what to do.
+        """
+        if (problem := self.left_out.problem(self.given.label)) is not None:
+            raise problem
 
     def foreign(self) -> bool:
         """Whether code from outside this package has a say: a format or a filter of a plugin."""
@@ -271,6 +334,7 @@ class Stream:
             "notes": dict(self.form.notes),
             "filters": self.filtering.card(),
             **({"negatives": self.negatives.card()} if self.negatives else {}),
+            **({"left_out": left_out} if (left_out := self.left_out.card(self.given.label)) else {}),
         }
 
 
@@ -288,14 +352,30 @@ def open_stream(given: Given, kind: RowKind, seed: int) -> Stream:
         tally.check_bad_rows(source.on_bad_row)
         raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
     chosen, evidence = _format_of(first, source, kind, given.label)
-    form = chosen(_split_options(source, chosen)[1], seed)
+    options = _split_options(source, chosen)[1]
+    form = chosen(_known_options(options, chosen) if kind == PROMPT else options, seed)
     read_as = kind if kind in form.kinds else PREFERENCE
+    left_out = _left_out(given, chosen, read_as)
+    seen = list(left_out.watch(first))
     shares = negatives_of(source, given.option) if kind in (PREFERENCE, UNPAIRED) else {}
     if shares and read_as != PREFERENCE:
         raise _no_pairs(given, kind, f"leave {given.option}negatives out, or give pairs")
     negatives = Negatives(shares, source, seed) if shares else None
     filtering = Filtering(make_filters(given.data.filters, read_as), given.data.root)
-    return Stream(given, kind, form, evidence, chain(first, rows), tally, filtering, negatives, read_as)
+    rows = chain(seen, left_out.watch(rows))
+    return Stream(given, kind, form, evidence, rows, tally, filtering, left_out, negatives, read_as)
+
+
+def _left_out(given: Given, form: type[Format], kind: RowKind) -> LeftOut:
+    """What counts the columns that a format leaves out of the rows of a source."""
+    source = given.source
+    return LeftOut(form, kind, made_from(source.columns, source.parse), source.columns, given.option)
+
+
+def _known_options(options: dict[str, Any], form: type[Format]) -> dict[str, Any]:
+    """The options without those of other formats, where rows are read by another one than the options were set for."""
+    others = {name for _, other in FORMATS.items() for name in other.option_help} - set(form.option_help)
+    return {name: value for name, value in options.items() if name not in others}
 
 
 def _on_side(side: str, records: Iterable[Any]) -> Iterator[Any]:
@@ -341,12 +421,13 @@ def open_any(given: Given, kinds: Sequence[RowKind] = KINDS, seed: int = 0) -> S
         try:
             stream = open_stream(given, kind, seed)
         except UserError as problem:
-            if problem.code not in ("format_kind", "unknown_format", "format"):
+            if problem.code not in _NO_FORMAT:
                 raise
             problems.append(problem)
             continue
         own = stream.form.kinds[0]
-        return stream if own == kind or tuple(kinds) != KINDS else open_stream(given, own, seed)
+        tried = kinds[: kinds.index(kind)]
+        return stream if own in (kind, *tried) or tuple(kinds) != KINDS else open_stream(given, own, seed)
     raise next((problem for problem in problems if problem.code == "format"), problems[0])
 
 

@@ -93,6 +93,20 @@ class Tally:
         raise refused
 
 
+class LongRows(UserError):
+    """Rows that are too long: how many of them for their prompts, and how many for their answers."""
+
+    default_code = "too_long"
+    prompts = 0
+    answers = 0
+
+    def ways(self, where: str = "") -> str:
+        """What helps beside a longer `max_length`: only prompts are cut without a loss of what is learnt."""
+        shorter = [f"set {where}on_long=truncate to cut prompts"] if self.prompts else []
+        shorter += ["shorten or split the answers"] if self.answers else []
+        return f"{', '.join(shorter)}, or set {where}max_lost to lose such rows"
+
+
 def check_long(long: Sequence[TooLong], rows: int, length: LengthOptions) -> None:
     """Stop if rows longer than `max_length` are not allowed, or if too many would be lost.
 
@@ -113,11 +127,12 @@ def check_long(long: Sequence[TooLong], rows: int, length: LengthOptions) -> Non
     limit = "" if strict else f", over max_lost={length.max_lost:g}"
     answers = sum(row.answer for row in named)
     blamed = f", {answers} for their answers" if answers else ""
-    raise UserError(
+    problem = LongRows(
         f"{len(named)} of {rows} rows ({100 * len(named) / rows:.1f}%{limit}) are longer than "
         f"max_length={length.max_length} tokens{blamed}: {listed}{', ...' if len(named) > 3 else ''}; "
         f"the longest has {max(row.tokens for row in named)}",
-        code="too_long",
-        hint="raise max_length as far as the model's context allows, set on_long=truncate, or max_lost to lose them",
         details=[f"{row.id}: {row.tokens} tokens" for row in named[:SHOWN]],
     )
+    problem.prompts, problem.answers = len(named) - answers, answers
+    problem.hint = f"raise max_length as far as the model's context allows, {problem.ways()}"
+    raise problem

@@ -239,7 +239,7 @@ class ChatTemplate:
             raise UserError(
                 f"the chat template refuses this conversation: {problem} (roles: {roles})",
                 code="template_refuses",
-                hint=_AS_TEXT if tools or any(m.calls or m.role == "tool" for m in messages) else None,
+                hint=_refused_hint(messages, tools),
             ) from problem
         return found, marks
 
@@ -327,14 +327,33 @@ class ChatTemplate:
         spans: list[Span | UserError] = []
         for turn, start in zip(turns, starts, strict=True):
             if start is None:
-                prompt, _ = self._render(messages[:turn], True, tools)
-                start = len(prompt) if text.startswith(prompt) else -1
+                start = self._start(text, messages[:turn], tools)
             called = self._end_of_call(text, start, messages[: turn + 1], tools) if messages[turn].calls else None
             if start < 0 or (called is None and not self._as_reply(text, start, messages[turn])):
                 spans.append(self._turn_problem(turn, "renders it otherwise inside the conversation than as a reply"))
             else:
                 spans.append(self._span(text, marks, turn, start, called))
         return Layout(text, tuple(spans))
+
+    def _start(self, text: str, before: Sequence[Message], tools: Tools) -> int:
+        """Where the turn behind these messages starts: where their prompt ends; -1 if the text does not begin so.
+
+        Many templates cannot be asked for a prompt of no messages. A turn that stands first starts behind the first
+        generation prompt of the text: contents are escaped, so that none of them spells one.
+        """
+        try:
+            prompt, _ = self._render(before, True, tools)
+        except UserError:
+            if before:
+                raise
+            prompt = None
+        if prompt is not None and (text.startswith(prompt) or before):
+            return len(prompt) if text.startswith(prompt) else -1
+        asked = [Message("user", _USER)]
+        opened, closed = self._render(asked, True)[0], self._render(asked, False)[0]
+        opening = opened.removeprefix(closed) if opened.startswith(closed) else ""
+        found = text.find(opening) if opening else -1
+        return found + len(opening) if found >= 0 else -1
 
     def _as_reply(self, text: str, start: int, said: Message) -> bool:
         """Whether a turn opens as a reply of that content does (contents with thoughts may change the opening)."""
@@ -385,6 +404,15 @@ class ChatTemplate:
         """The training form of this template that TRL has, where TRL is installed and that form can be trained with."""
         twin = training_twin(self.source)
         return twin if twin and self._works(twin) else None
+
+
+def _refused_hint(messages: Sequence[Message], tools: Tools) -> str | None:
+    """What may help against a template that refuses these messages."""
+    if tools or any(message.calls or message.role == "tool" for message in messages):
+        return _AS_TEXT
+    if next((message.role for message in messages if message.role != "system"), "") == "assistant":
+        return "the assistant begins: take its first turn out, or use a chat_template.jinja that takes any order"
+    return None
 
 
 def _tail(text: str) -> str:

@@ -33,6 +33,21 @@ class Escapes:
             return {self.escape(str(key)): self.escape_all(item) for key, item in value.items()}
         return [self.escape_all(item) for item in value] if isinstance(value, (list, tuple)) else value
 
+    def string(self, number: int) -> str:
+        """The control string of this number."""
+        return self._strings[number]
+
+    def spelled(self, content: str) -> set[str]:
+        """The control strings that a content spells."""
+        if not any(sign in content for sign in self._first):
+            return set()
+        return {found[0] for found in self._pattern.finditer(content)} - {_OPEN, _CLOSE}
+
+    def marks_of(self, strings: Iterable[str]) -> re.Pattern[str]:
+        """What stands for these strings in escaped text: one group, the number of the string."""
+        numbers = "|".join(str(self._index[text]) for text in strings)
+        return re.compile(f"{_OPEN}({numbers}){_CLOSE}")
+
     def unescape(self, text: str) -> str:
         """The original text; halves of a sequence that a template tore apart vanish."""
         if _OPEN not in text and _CLOSE not in text:

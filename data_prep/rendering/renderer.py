@@ -12,11 +12,13 @@ Rules, each held by a test:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
-from data_prep.core.errors import UserError, at_row
+from data_prep.core.errors import UserError, at_row, unknown
 from data_prep.rendering.chat_template import ChatTemplate, Layout, Tools
 from data_prep.rendering.digests import digest_of_template, digest_of_tokenizer, template_digest, tokenizer_digest
 from data_prep.rendering.encoder import CONTROL, JOIN, START, PlainEncoder, Section
@@ -94,6 +96,8 @@ class Renderer:
         self.bos_token_id: int | None = tokenizer.bos_token_id
         self._say_choices()
         self.template_digest = digest_of_template(self._template.source)
+        self._inside: re.Pattern[str] | None = None
+        """Control tokens that contents may hold, as escaped text spells them."""
         self._tokenizer_digest: str | None = None
 
     @property
@@ -107,6 +111,28 @@ class Renderer:
     def control_ids(self) -> frozenset[int]:
         """Ids of the tokens that are no plain text: the template's and the tokenizer's own."""
         return frozenset(self._template.controls.values())
+
+    def reading(self, tokens: Sequence[str]) -> Renderer:
+        """A renderer that reads these special tokens as what they are where contents spell them, not as words.
+
+        Raises:
+            UserError: one is no special token of this tokenizer, or ends a turn.
+        """
+        for token in tokens:
+            if token not in self._template.controls:
+                raise _of_special_tokens(unknown("special token", token, self._template.controls))
+            if token == self._template.end:
+                raise _of_special_tokens(UserError(f"{token} ends a turn: no content may hold it", code="end_inside"))
+        other = copy(self)
+        other.choices = {**self.choices, "special_tokens": f"contents may hold {', '.join(tokens)}, read as such"}
+        other._inside = self._template.escapes.marks_of(tokens)
+        return other
+
+    def spelled_controls(self, texts: Iterable[str]) -> set[str]:
+        """The special tokens that texts spell and that are read as plain text all the same."""
+        found = {token for text in texts for token in self._template.escapes.spelled(text)}
+        inside = self._inside
+        return {token for token in found if not (inside and inside.fullmatch(self._template.escapes.escape(token)))}
 
     def _say_choices(self) -> None:
         """Name what was decided about bos and the mask."""
@@ -248,13 +274,13 @@ class Renderer:
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of plain documents: a bos when the tokenizer adds one itself, the text, the eos token if there is one."""
-        sections = [(START, text) for text in texts]
-        encoded = self._encoder.encode(sections)
+        escape = self._template.escapes.escape
+        encoded = self._encode_all([self._said(escape(text), START) for text in texts])
         bos = self.bos_token_id
         front = [bos] if bos is not None and self._adds_bos() else []
         eos = self.tokenizer.eos_token_id
         back = [int(eos)] if eos is not None else []
-        return [[*front, *encoded[section], *back] for section in sections]
+        return [[*front, *one.ids, *back] for one in encoded]
 
     # ------------------------------------------------------------------ insides
     def _adds_bos(self) -> bool:
@@ -288,8 +314,8 @@ class Renderer:
                 if found and found[0] in template.swallow_left:
                     text = text.rstrip()
                 if text:
-                    pieces.append(Piece((before, template.escapes.unescape(text)), None, turn))
-                    before, strip_left = JOIN, False
+                    pieces += self._said(text, before, turn)
+                    before, strip_left = CONTROL if pieces[-1].control else JOIN, False
                 if found:
                     pieces.append(Piece((CONTROL, ""), found[0], turn))
                     before, start, strip_left = CONTROL, found.end(), found[0] in template.swallow_right
@@ -297,6 +323,21 @@ class Renderer:
         while bos and len(pieces) > 1 and pieces[0].control == bos == pieces[1].control:
             self.choices["bos"] = "the template writes bos twice at the front: folded into one"
             pieces.pop(0)
+        return pieces
+
+    def _said(self, text: str, before: str, turn: int | None = None) -> list[Piece]:
+        """Escaped text between control tokens of the template: one section, or several around tokens that it holds."""
+        unescape = self._template.escapes.unescape
+        if self._inside is None:
+            return [Piece((before, unescape(text)), None, turn)]
+        pieces: list[Piece] = []
+        for place, part in enumerate(self._inside.split(text)):
+            if place % 2:
+                pieces.append(Piece((CONTROL, ""), self._template.escapes.string(int(part)), turn))
+                before = CONTROL
+            elif part:
+                pieces.append(Piece((before, unescape(part)), None, turn))
+                before = JOIN
         return pieces
 
     def _encode_all(self, rows: Sequence[list[Piece]]) -> list[Encoded]:
@@ -341,6 +382,11 @@ class Renderer:
             else:
                 result.append(tokens(row, [next(encoded) for _ in parts]))
         return result
+
+
+def _of_special_tokens(problem: UserError) -> UserError:
+    problem.field = "data.special_tokens"
+    return problem
 
 
 def _as_asked(piece: Piece, said: Message) -> Piece:

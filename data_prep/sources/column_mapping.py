@@ -1,7 +1,8 @@
 """A recipe's own columns: texts taken apart by a pattern (`parse`), columns renamed or put together (`columns`).
 
 Templates are "{name}" and literal text, nothing else: no format specifications, attributes or code. "{a.b}" looks into
-an object, "{a.0}" into a list; "{{" and "}}" are braces.
+an object, "{a.0}" into a list; "{{" and "}}" are braces, and "\\n", which a command line cannot say otherwise, ends a
+line.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ def parts_of(template: str, option: str) -> list[Part]:
     parts: list[Part] = []
     before = ""  # a brace ends a part of its own
     for literal, name, _, _ in parsed:
-        before += literal
+        before += literal.replace("\\n", "\n")
         if name is not None:
             parts.append((before, name))
             before = ""
@@ -180,6 +181,15 @@ def _text(row: Row, path: str) -> str:
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise row.problem(path, f"wrong type (got {kind_of(value)}; expected text or a number for the template)")
     return str(value)
+
+
+def made_from(columns: Mapping[str, str], parse: Mapping[str, str]) -> set[str]:
+    """The columns that these options read: those that others are made of, and texts that are taken apart."""
+    paths = set(parse)
+    for left, right in columns.items():
+        named = [name for _, name in parts_of(right, f"columns.{left}") if name] if "{" in right else [right]
+        paths.update(part for name in named for part in (name, name.split(".")[0]))
+    return paths
 
 
 def mapped(

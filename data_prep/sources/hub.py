@@ -7,11 +7,13 @@ import re
 from collections.abc import Iterator
 
 from data_prep.core.errors import UserError
-from data_prep.sources.rows import Row, RowOrProblem, short
+from data_prep.sources.rows import Row, RowOrProblem, short, side_of
 
 
 def read_hub(name: str) -> Iterator[RowOrProblem]:
-    """The rows of a hub data set: its train split, or its only one. Without a network only what is cached is found.
+    """The rows of a hub data set: its train split (train_sft is one), or its only one.
+
+    Without a network only what is cached is found.
 
     Raises:
         UserError: the hub or the data set cannot be reached, it comes as a script, or it has several splits and none
@@ -30,10 +32,12 @@ def read_hub(name: str) -> Iterator[RowOrProblem]:
     finally:
         client.setLevel(level)
     splits = list(found)
-    split = "train" if "train" in splits else splits[0]
-    if split != "train" and len(splits) > 1:
-        raise UserError(f"has no train split (it has {', '.join(splits)}; save one as JSONL)", code="hub", file=name)
-    for number, value in enumerate(found[split], start=1):
+    trains = [split for split in splits if side_of(split) == "train"]
+    choices = ["train"] if "train" in splits else trains if trains else splits
+    if len(choices) > 1:
+        what = f"has {'several' if trains else 'no'} train split{'s' * bool(trains)} and none called train"
+        raise UserError(f"{what} (it has {', '.join(splits)}; save one as JSONL)", code="hub", file=name)
+    for number, value in enumerate(found[choices[0]], start=1):
         yield Row(name, number, dict(value))
 
 

@@ -11,6 +11,8 @@ from data_prep.core.errors import UserError
 BOM = b"\xef\xbb\xbf"
 BROKEN = re.compile("[\udc80-\udcff]")  # bytes that are not UTF-8, as surrogateescape writes them
 
+_ARROW = re.compile(r"\.(parquet|arrow|feather)(\.\w+)?$|^[^/.]+/[^/]+$")
+
 
 @dataclass(frozen=True)
 class Row:
@@ -25,12 +27,30 @@ class Row:
         """`file:row`."""
         return f"{self.file}:{self.row}"
 
+    @property
+    def of_table(self) -> bool:
+        """Whether it stood in an Arrow table (Parquet, Arrow, the hub), whose objects all have the same members."""
+        return bool(_ARROW.search(self.file))
+
     def problem(self, field: str | None, message: str, code: str = "bad_row") -> UserError:
         """An error that names this row."""
         return UserError(message, code=code, file=self.file, row=self.row, field=field)
 
 
 RowOrProblem = Row | UserError
+_SIDE = re.compile(
+    r"(training|train)|(?:testing|test|validation|valid|val|development|dev|evaluation|eval|held[_ -]?out)",
+    re.IGNORECASE,
+)
+
+
+def side_of(split: str) -> str | None:
+    """The side that a split's name means: "train" (train_sft, train1), "eval" (val, test_sft, dev) or none."""
+    name = split.strip()
+    found = _SIDE.match(name)
+    if found is None or name[found.end() : found.end() + 1].isalpha():
+        return None
+    return "train" if found[1] else "eval"
 
 
 @dataclass(frozen=True)

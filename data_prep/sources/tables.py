@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
 from typing import IO, Any
 
 from data_prep.core.errors import UserError
@@ -18,15 +21,22 @@ from data_prep.sources.rows import BOM, BROKEN, Row, RowOrProblem, bad_byte, emp
 
 _DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 _BATCH = 1000
+_LOOKED_AT = 200
+"""Lines of a TSV that tell whether its fields are quoted."""
+_SEPARATOR = re.compile(r"sep=([,;|\t])\s*")
+_NUMBER = re.compile(r"[-+]?[\d.,]+(?:[eE][-+]?\d+)?")
 Reader = Callable[[str, IO[bytes]], Iterator[RowOrProblem]]
 
 
 # ------------------------------------------------------------------------------------------------------------ tables
-def _table(path: str, file: IO[bytes], **dialect: Any) -> Iterator[RowOrProblem]:
+def _table(path: str, lines: Iterable[str], delimiter: str, quotes: bool = True) -> Iterator[RowOrProblem]:
+    """The rows of a table from its lines; `quotes`: whether fields may stand in them."""
     csv.field_size_limit(2**31 - 1)
-    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    records = csv.reader(text, strict=True, **dialect)
-    header = _header(path, records, dialect.get("delimiter", ","))
+    quoting = csv.QUOTE_MINIMAL if quotes else csv.QUOTE_NONE
+    records = csv.reader(lines, strict=True, delimiter=delimiter, quoting=quoting)  # type: ignore[arg-type]
+    header = _header(path, records, delimiter)
+    nameless = [at for at, name in enumerate(header) if not name] if header.count("") > 1 else []
+    header = [name for at, name in enumerate(header) if at not in nameless]
     number = 0
     while header:
         try:
@@ -50,10 +60,20 @@ def _table(path: str, file: IO[bytes], **dialect: Any) -> Iterator[RowOrProblem]
         if not record or (len(record) == 1 < len(header) and not record[0].strip()):
             continue
         number += 1
-        yield _wrong_in(path, number, record, header, quotes=not dialect) or Row(
+        wrong_column = next((at for at in nameless if at < len(record) and record[at].strip()), None)
+        if wrong_column is not None:
+            yield UserError(
+                f"a value under a column without a name (got {short(record[wrong_column])!r} in column "
+                f"{wrong_column + 1}; expected nothing, or a name in the header)",
+                code="bad_row",
+                file=path,
+                row=number,
+            )
+            continue
+        record = [value for at, value in enumerate(record) if at not in nameless] if nameless else record
+        yield _wrong_in(path, number, record, header, quotes=quotes) or Row(
             path, number, dict(zip(header, record, strict=True))
         )
-    text.detach()
     if header and not number:
         raise empty(path, " (a header without rows)")
 
@@ -106,7 +126,7 @@ def _header(path: str, records: Iterator[list[str]], delimiter: str) -> list[str
         if bad := BROKEN.search(name):
             raise bad_byte(path, None, bad[0], "header")
     header = [name.strip() for name in header]
-    twice = [name for name in header if header.count(name) > 1]
+    twice = [name for name in header if name and header.count(name) > 1]
     if twice:
         raise UserError(
             f"the header names the column '{twice[0]}' twice (got {', '.join(header)}; expected different names)",
@@ -127,13 +147,37 @@ def _header(path: str, records: Iterator[list[str]], delimiter: str) -> list[str
 
 
 def read_csv(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
-    """Comma-separated records with a header (RFC 4180)."""
-    return _table(path, file)
+    """Comma-separated records with a header (RFC 4180); a first line `sep=;`, as Excel has it, names another sign."""
+    with _text(file) as text:
+        first = next(text, "")
+        named = _SEPARATOR.fullmatch(first)
+        yield from _table(path, text if named else chain([first], text), named[1] if named else ",")
 
 
 def read_tsv(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
-    """Tab-separated lines with a header; quotes are ordinary signs."""
-    return _table(path, file, delimiter="\t", quoting=csv.QUOTE_NONE)
+    """Tab-separated lines with a header; quotes are ordinary signs, unless every field of the first lines has them."""
+    with _text(file) as text:
+        first = list(islice(text, _LOOKED_AT))
+        yield from _table(path, chain(first, text), "\t", quotes=_all_quoted(first[1:]))
+
+
+@contextmanager
+def _text(file: IO[bytes]) -> Iterator[io.TextIOWrapper]:
+    """The lines of a table, with their ends; bytes that are not UTF-8 as surrogates."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    try:
+        yield text
+    finally:
+        text.detach()
+
+
+def _all_quoted(lines: Sequence[str]) -> bool:
+    """Whether every field that is neither empty nor a number stands in quotes, the first of any number of lines."""
+    fields = [field for line in lines for field in line.rstrip("\r\n").split("\t")]
+    worded = [field for field in fields if field and not _NUMBER.fullmatch(field)]
+    return bool(worded) and all(
+        len(field) > 1 and field[0] == '"' == field[-1] and '"' not in field[1:-1].replace('""', "") for field in worded
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ others

@@ -127,14 +127,17 @@ def _each_row(given: Given, verb: str) -> tuple[Stream, Iterator[tuple[Row, Any]
                 yield row, records[0]
             else:
                 stream.tally.dropped[next((r.reason for r in found if isinstance(r, Skip)), "nothing")] += 1
-        _check(stream)
+        _check(stream, verb == "dedup")  # a split asks for the question alone
 
     return stream, pairs()
 
 
-def _check(stream: Stream) -> None:
+def _check(stream: Stream, whole: bool = True) -> None:
+    """Refuse bad rows; where records stand for their rows (`whole`), also those that leave out what matters."""
     stream.tally.check_whole()
     stream.tally.check_bad_rows(stream.given.source.on_bad_row)
+    if whole:
+        stream.check_left_out()
 
 
 def dedup(given: Given, one: Dedup, to: str) -> Written:

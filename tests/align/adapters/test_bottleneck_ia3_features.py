@@ -162,6 +162,7 @@ def test_a_tied_head_gets_weights_of_its_own():
     [
         ("feature_extraction", {"last_blocks": 4}, "the model has 3 blocks"),
         ("ia3", {"target_modules": ["zz"]}, "'zz' matches no linear layer"),
+        ("ia3", {"target_modules": ["lm_head"]}, "'lm_head' is none of the layers that adapters train: embeddings and"),
         ("bottleneck", {"layers": "top_9"}, "top_1 to top_3"),
     ],
 )

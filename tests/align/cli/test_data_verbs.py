@@ -91,7 +91,7 @@ def test_pairs_are_looked_at_as_pairs(command, tmp_path):
 
 
 def test_bad_rows_are_listed_beside_the_numbers(command, tmp_path):
-    rows = [*talks(3), {"prompt": "", "completion": "a"}, {"prompt": "a", "completion": 7}]
+    rows = [*talks(3), {"prompt": "", "completion": "a"}, {"prompt": "a", "completion": {"x": 7}}]
     source = write_jsonl(tmp_path / "a.jsonl", rows)
     code, out, err = command("stats", source, "--json")
     card = json.loads(out)

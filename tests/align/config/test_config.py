@@ -322,3 +322,29 @@ def test_sources_are_checked_before_the_first_stage(tmp_path):
     ]:
         with pytest.raises(UserError, match=line):
             check_sources(compose(overrides))
+
+
+PATHS = ["ä.jsonl", "it's.jsonl", "a#b.jsonl", "a,b.jsonl", "a=b.jsonl", "copy (1).jsonl", "a:b;c&d!.jsonl", "a{b}$"]
+PATHS += ["a 'b' \\'c\\.jsonl", "a\\", "日本/データ.jsonl", "50%  off.jsonl", "0012"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_is_read_as_it_stands(path):
+    from align.cli.arguments import run_folder
+
+    config = compose(["pipeline=sft", "data=files", f"data.path={path}", f"out={path}", f"data.root={path}"])
+    data = config.stages[0].data
+    assert (data.path, data.root, config.out) == (path, path, path)
+    assert run_folder([f"out={path}"]) == path
+
+
+def test_a_comma_still_sweeps_where_it_is_asked_to_and_what_exists_is_a_path(tmp_path, monkeypatch):
+    from align.cli.arguments import split_words
+    from align.config.overrides import parse
+
+    (word,) = parse(["data.path=a.jsonl,b.jsonl"], sweeps=True)
+    assert word.is_sweep_override()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "[draft] x=1.jsonl").write_text("{}")
+    assert compose(["pipeline=sft", "data=files", "data.path=[draft] x=1.jsonl"]).stages[0].data.path
+    assert split_words(["[draft] x=1.jsonl", "limit=3"], 1) == (["[draft] x=1.jsonl"], ["limit=3"])

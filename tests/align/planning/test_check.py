@@ -141,7 +141,12 @@ def test_an_answer_that_max_length_would_cut_off(tmp_path):
     assert "t.jsonl:8" in line and "raise stages.sft.max_length (now 64, at most 256" in line
     rows[7]["messages"][0]["content"] = "say " * 300
     words = sft(tmp_path, *own_data(tmp_path / "t.jsonl", rows), "stages.sft.max_length=900")
-    assert "the model's context of 256 is the limit" in only(found(*words), "warning")
+    line = only(found(*words), "warning")
+    assert "the model's context of 256 is the limit: set stages.sft.on_long=truncate to cut prompts, or set" in line
+    rows[7]["messages"].reverse()
+    rows[7]["messages"][0]["role"], rows[7]["messages"][1]["role"] = "user", "assistant"
+    line = only(found(*sft(tmp_path, *own_data(tmp_path / "t.jsonl", rows), "stages.sft.max_length=900")), "warning")
+    assert "is the limit: shorten or split the answers, or set stages.sft.max_lost to lose such rows" in line
 
 
 def test_no_row_is_short_enough(tmp_path):
@@ -351,3 +356,18 @@ def test_answers_that_are_cut_open_are_said(tmp_path):
     assert "end of turn is supervised in 97.5% of the rows" in only(findings, "warning")
     assert findings.rows()["truncated"] == 1
     assert "t.jsonl:8" in " ".join(shown(findings, width=140).split("cut short")[1].split("splits")[0].split())
+
+
+def test_columns_that_would_be_left_out_and_grades_that_are_not_used(tmp_path, capfd):
+    rows = [{"prompt": f"Why {n}?", "completion": "So.", "context": f"It rains {n}.", "score": n} for n in range(40)]
+    words = sft(tmp_path, f"data.conversations.path={write_jsonl(tmp_path / 'a.jsonl', rows)}")
+    findings = found(*words)
+    assert f"{tmp_path / 'a.jsonl'}:context: is left out, though answers may depend on it" in only(findings)
+    assert "a.jsonl:score: is not used: all rows are read alike; data.keep={score:" in only(findings, "warning")
+    kept = found(*words, "data.unused=[context]", "data.keep={score: '>=10'}")
+    assert kept.ok and kept.rows()["dropped"]["not_kept"] == 10
+    capfd.readouterr()
+    assert main(["run", *words]) == 2
+    assert capfd.readouterr().err.splitlines()[-1].startswith(f"align: {tmp_path / 'a.jsonl'}:context: is left out")
+    assert main(["run", *words, "data.unused=[context]", "stages.sft.max_steps=1"]) == 0
+    assert f"sft: {tmp_path / 'a.jsonl'}:score: is not used" in capfd.readouterr().err

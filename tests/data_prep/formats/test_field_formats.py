@@ -291,7 +291,7 @@ def test_a_mapping_for_names_of_any_sort(tmp_path: Path, renderer: Renderer) -> 
     (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
     columns = {"prompt": "{Frage (de)}", "completion": "meta.answers.0.text"}
     source = SourceOptions(path=str(tmp_path / "rows.jsonl"), columns=columns, eval_share=0.0)
-    prepared = prepare(C, DataOptions(conversations=source), renderer, LengthOptions(512), 0)
+    prepared = prepare(C, DataOptions(conversations=source, unused=["context"]), renderer, LengthOptions(512), 0)
     assert [shown(renderer, row) for row in prepared.train] == [ONE]
 
 

@@ -143,7 +143,7 @@ def test_no_golden_row_is_ambiguous() -> None:
         ({"prompt", "chosen", "rejected"}, CONVERSATION, "format pairs"),
         ({"conversations", "chosen", "rejected"}, CONVERSATION, "format sharegpt_ranking"),
         ({"instruction", "output", "prompt", "completion"}, CONVERSATION, "set format to one of them: alpaca, prompt"),
-        ({"prompt", "completion", "messages"}, CONVERSATION, "messages (columns messages); prompt_completion (col"),
+        ({"conversations", "messages"}, CONVERSATION, "messages (columns messages); sharegpt (columns conversations)"),
         ({"question", "response_j", "chosen", "rejected", "response_k"}, PREFERENCE, "one of them: pairs, stack_exch"),
     ],
 )
@@ -155,7 +155,7 @@ def test_keys_that_no_format_serves(keys: set[str], kind: str, words: str) -> No
 
 GOOD = {"role": A, "content": "b"}
 BAD: list[tuple[str, str, dict[str, Any], str]] = [
-    ("alpaca", "output", {"instruction": "a", "output": 3}, "wrong type (got a number 3; expected text)"),
+    ("alpaca", "instruction", {"instruction": 3, "output": "b"}, "wrong type (got a number 3; expected text)"),
     ("alpaca", "output", {"instruction": "a", "output": None}, "is missing (got null; expected text)"),
     ("alpaca", "output", {"instruction": "a", "output": " \n"}, "empty (got ' \\n'; expected text)"),
     ("alpaca", "output", {"instruction": "a", "ouput": "b"}, "did you mean the column 'ouput'?"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -296,11 +297,21 @@ GOLDEN: list[Golden] = [
     ("prompts", PROMPT, {"instruction": "Hi", "input": "x"}, {}, [f"{U}Hi\n\nx{E}\n{A}"]),
     ("text", DOCUMENT, {"text": "once", "title": "t"}, {}, [f"[once{E}]"]),
     (
-        "answer_table",
+        "squad",
         CONVERSATION,
-        {"prompt": "Hi", "topic": "t", "calm": "yo", "loud": "yo"},
+        [
+            {"context": "Ann sang.", "question": "Who?", "answers": {"text": ["Ann", "An"], "answer_start": [0, 0]}},
+            {"context": "Ann sang.", "question": "When?", "answers": {"text": [], "answer_start": []}},
+        ],
         {},
-        [f"{ASKED}[yo{E}]\n"],
+        [f"{U}Ann sang.\n\nWho?{E}\n{A}[Ann{E}]\n"],
+    ),
+    (
+        "xlam",
+        CONVERSATION,
+        {"query": "1+1?", "answers": f"[{CALL_TEXT}]", "tools": json.dumps([TOOL])},
+        {"tools": "text"},
+        [f"{S}{TOOL_TEXT}{E}\n{U}1+1?{E}\n{A}[{CALL_TEXT}{E}]\n"],
     ),
 ]
 
@@ -345,6 +356,6 @@ def test_golden(
 
 def test_every_format_and_kind_has_a_golden_row() -> None:
     here = {(name, kind) for name, kind, *_ in GOLDEN}
-    assert {name for name, _ in here} == set(FORMATS.names())
+    assert {name for name, _ in here} | {"answer_table"} == set(FORMATS.names())
     missing = {(name, kind) for name, form in FORMATS.items() for kind in form.kinds if kind != PROMPT} - here
-    assert missing == {("answer_table", PREFERENCE)}  # test_answer_table.py
+    assert missing == {("answer_table", CONVERSATION), ("answer_table", PREFERENCE)}  # test_answer_table.py

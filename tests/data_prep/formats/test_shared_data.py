@@ -97,7 +97,10 @@ def options_of(case: str, kind: str) -> DataOptions:
 
 @pytest.mark.parametrize(("case", "kind", "form", "count", "dropped"), CASES)
 def test_every_file_loads(case: str, kind: str, form: str, count: int, dropped: dict[str, int]) -> None:
-    records, tally, about = read_records(source_for(options_of(case, kind), kind), kind, 0)
+    data = options_of(case, kind)
+    if form == "answer_table":  # by name alone
+        getattr(data, _NAMES[kind]).format = form
+    records, tally, about = read_records(source_for(data, kind), kind, 0)
     assert (about["format"], tally.seen) == (form, count)
     assert {reason: n for reason, n in tally.dropped.items() if n} == dropped
     assert len(records) + sum(dropped.values()) == count
@@ -166,14 +169,15 @@ def test_persona_preferences(renderer: Renderer) -> None:
     ).card
     assert card["format"] == "pairs" and card["rows"] == {"in": 2000, "kept": 2000, "dropped": {}, "truncated": 0}
     options = {"topic": "scenario", "preferred": "enthusiastic", "other": "professional", "off_topic": 0.5}
-    table = data("chitchat/persona_table.jsonl.gz", "preferences", options=options, limit=2000)
+    table = data("chitchat/persona_table.jsonl.gz", "preferences", format="answer_table", options=options, limit=2000)
     card = prepare(RowKind.preferences, table, renderer, LENGTH, 0).card
     assert card["rows"]["dropped"] == {}
     assert 850 < card["rows"]["in"] - 2000 < 1150
 
 
 def test_prompts_and_text(renderer: Renderer) -> None:
-    prompts = prepare(RowKind.prompts, data("chitchat/persona_table.jsonl.gz", "prompts"), renderer, LENGTH, 0)
+    table = data("chitchat/persona_table.jsonl.gz", "prompts", format="answer_table")
+    prompts = prepare(RowKind.prompts, table, renderer, LENGTH, 0)
     assert prompts.train[0].meta["topic"].isdigit() and prompts.train[0].ids
     card = prepare(RowKind.text, data("corpus/fairytales.jsonl.gz", "text"), renderer, LENGTH, 0).card
     assert card["source_rows"] == 255 and card["notes"]["documents cut into pieces"] > 200

@@ -124,3 +124,22 @@ def test_a_tokenizer_that_would_make_control_ids_from_pieces_is_stopped_short() 
     renderer = Renderer(tiny_tokenizer(merges=merges, split_words=False))
     ids = renderer.reply("a<|end|>b")
     assert ids.count(renderer.end_token_id) == 1 and renderer.decode(ids) == "a<|end|>b"
+
+
+FIRST = (
+    "{% if messages[0]['role'] == 'system' %}{{ '<|system|>' + messages[0]['content'] + '<|end|>' }}"
+    "{% else %}{{ '<|system|>Be kind.<|end|>' }}{% endif %}{% for m in messages %}{% if m['role'] != 'system' %}"
+    "{{ '<|' + m['role'] + '|>' + m['content'] + '<|end|>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("template", [FIRST, CHATML, PLAIN])
+def test_a_dialogue_that_the_assistant_begins(template: str) -> None:
+    """Templates that read messages[0] cannot be asked for a prompt of no messages."""
+    tokenizer = tiny_tokenizer(template)
+    renderer = Renderer(tokenizer)
+    said = ("assistant", "Hi <|assistant|>"), ("user", "q"), ("assistant", "a")
+    tokens = renderer.conversation(Conversation(tuple(Message(*one) for one in said), "f:1"))
+    said_ids = [token for token, kept in zip(tokens.ids, tokens.mask, strict=True) if kept]
+    assert said_ids == renderer.reply("Hi <|assistant|>") + renderer.reply("a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from data_prep.core.errors import UserError
 from data_prep.rendering.renderer import Renderer
 from data_prep.types import Conversation, Message, Preference, Prompt
-from tests.tiny import CONTROLS, TEMPLATE, tiny_tokenizer
+from tests.tiny import CONTROLS, TEMPLATE, tiny_tokenizer, write_jsonl
 
 CHATML = (
     "{% for m in messages %}{{ '<|' + m['role'] + '|>\\n' + m['content'] + '<|end|>\\n' }}{% endfor %}"
@@ -395,3 +396,43 @@ def test_a_template_that_prints_the_date_says_so() -> None:
     renderer = Renderer(tiny_tokenizer(fixed + TEMPLATE))
     assert "date" not in renderer.choices
     assert "26 Jul 2024" in renderer.tokenizer.decode(renderer.prompt([Message("user", "a")]))
+
+
+def test_special_tokens_that_contents_may_hold(tmp_path: Path) -> None:
+    """Contents never become control tokens, and what they spell is counted; named ones are read as what they are."""
+    from data_prep.options import DataOptions, LengthOptions, SourceOptions
+    from data_prep.prepare.prepare import prepare_conversations, prepare_text
+
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
+    renderer = Renderer(tokenizer)
+    said = "<think>hm</think>yes"
+    rows = [{"prompt": f"Is <think> a word, {n}?", "completion": said} for n in range(4)]
+    path = write_jsonl(tmp_path / "a.jsonl", rows)
+    source = SourceOptions(path=str(path), eval_share=0.0)
+
+    def prepared(*tokens: str) -> Any:
+        data = DataOptions(conversations=source, special_tokens=list(tokens))
+        return prepare_conversations(data, renderer, LengthOptions(512), 0)
+
+    ids = dict(zip(("<think>", "</think>"), tokenizer.convert_tokens_to_ids(["<think>", "</think>"]), strict=True))
+    plain = prepared()
+    assert not set(ids.values()) & set(plain.train[0].ids)
+    notes = plain.card["notes"]
+    assert notes == {f"rows whose text spells '{one}', a special token, read as plain text": 4 for one in ids}
+    read = prepared(*ids)
+    row = read.train[0]
+    assert [row.ids.count(one) for one in ids.values()] == [2, 1] and not read.card["notes"]
+    kept = [token for token, trained in zip(row.ids, row.mask, strict=True) if trained]
+    hm, yes = (tokenizer.encode(one, add_special_tokens=False) for one in ("hm", "yes"))
+    assert kept == [ids["<think>"], *hm, ids["</think>"], *yes, renderer.end_token_id]
+    assert tokenizer.decode(row.ids) == tokenizer.decode(plain.train[0].ids) and read.digest != plain.digest
+    assert "contents may hold <think>, </think>" in read.card["choices"]["special_tokens"]
+    documents = DataOptions(
+        text=SourceOptions(path=str(write_jsonl(tmp_path / "t.jsonl", [{"text": said}]))), special_tokens=["<think>"]
+    )
+    (document,) = prepare_text(documents, renderer, LengthOptions(512), 0).train
+    assert document.ids[0] == ids["<think>"] and ids["</think>"] not in document.ids
+    for token, words in (("<thonk>", "did you mean '<think>'"), ("<|end|>", "ends a turn")):
+        with pytest.raises(UserError, match=words):
+            prepared(token)

@@ -224,6 +224,11 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"a": ROWS, "b": []})
     with pytest.raises(UserError, match="no train split"):
         read("org/name")
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"test_sft": [], "train_sft": ROWS})
+    assert read("org/name") == ROWS
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train_sft": ROWS, "train_gen": ROWS})
+    with pytest.raises(UserError, match="several train splits and none called train"):
+        read("org/name")
 
 
 def test_hub_sets_that_come_as_code_or_need_a_configuration(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,227 @@
+"""What a format leaves out of rows although it changes what they mean: context, another answer, grades of the row.
+
+Rows are looked at on their way to the format. A column is told by its name (`formats/column_roles.py`) and judged by
+what stands in it: one that is empty, that says what is read anyway (a `prompt` beside `messages`), or that spells the
+whole row once more (a rendered `text`) is no loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from data_prep.core.errors import UserError
+from data_prep.formats.base import Format
+from data_prep.formats.column_roles import ANSWER, CONTEXT, GRADE, LONG_CONTEXT, QUESTION, THOUGHT, role_of
+from data_prep.sources.rows import Row
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
+
+_LONG = 80
+"""Characters from which a story, a description and the like is what a question is about, not the name of it."""
+_SHORT = 60
+"""Most characters of a grade in words."""
+_PLAIN = 20
+"""Characters from which a text that stands in another does so on purpose."""
+_NOTHING = frozenset(("", "none", "null", "nan", "n/a", "na", "-", "<noinput>", "no input", "[]", "{}"))
+JOINT = ", "
+"""What stands between the columns that a complaint names."""
+_STOPS: Mapping[str, tuple[str, ...]] = {
+    CONVERSATION: (QUESTION, CONTEXT, LONG_CONTEXT, ANSWER),
+    PREFERENCE: (QUESTION, CONTEXT, LONG_CONTEXT),
+    UNPAIRED: (QUESTION, CONTEXT, LONG_CONTEXT, ANSWER),
+    PROMPT: (QUESTION, CONTEXT, LONG_CONTEXT),
+    DOCUMENT: (),
+}
+"""Kind of record -> the roles of columns that may not be left out of it in silence."""
+_SAID: Mapping[str, tuple[str, ...]] = {
+    CONVERSATION: (GRADE, THOUGHT),
+    PREFERENCE: (GRADE,),
+    UNPAIRED: (GRADE,),
+}
+"""Kind of record -> the roles of columns whose leaving out is only said."""
+
+
+class LeftOut:
+    """Counts the columns of rows that a format does not read although they matter.
+
+    Args:
+        form: the format.
+        kind: the kind of record it reads the rows as.
+        made_from: columns that the recipe has read already (`columns`, `parse`).
+        named: columns that the recipe has made: a question, or an answer, that was named is not asked for again.
+        option: what stands before the names of the source's options: `data.conversations.`, or nothing.
+
+    Attributes:
+        stops: column -> rows where it matters and is left out; such rows may not train in silence.
+        said: column -> rows with a grade, or a thought, that is not used.
+    """
+
+    def __init__(
+        self,
+        form: type[Format],
+        kind: str,
+        made_from: Iterable[str] = (),
+        named: Iterable[str] = (),
+        option: str = "",
+    ) -> None:
+        self._form, self._kind = form, kind
+        self._columns = f"{option}columns"
+        self._unused, self._keep = ("data.unused", "data.keep") if option else ("unused", "keep")
+        self._made_from = frozenset(made_from)
+        self._excused = {role for name in named if (role := role_of(name)) in (QUESTION, ANSWER)}
+        self._known: dict[frozenset[str], tuple[list[tuple[str, str]], list[str]]] = {}
+        self.rows = 0
+        self.stops: Counter[str] = Counter()
+        self.said: Counter[str] = Counter()
+
+    def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """The same rows, looked at."""
+        for row in rows:
+            self.look(row.data)
+            yield row
+
+    def look(self, data: Mapping[str, Any]) -> None:
+        """Look at one row."""
+        self.rows += 1
+        keys = frozenset(data)
+        if keys not in self._known:
+            self._known[keys] = self._left(keys)
+        left, used = self._known[keys]
+        for name, role in left:
+            if role in (GRADE, THOUGHT):
+                self.said[name] += _graded(data[name]) if role == GRADE else not _is_nothing(data[name])
+            elif not _is_nothing(data[name]) and not (role == LONG_CONTEXT and _characters(data[name]) < _LONG):
+                self.stops[name] += not _is_said(data[name], data, used, role)
+
+    def _left(self, keys: frozenset[str]) -> tuple[list[tuple[str, str]], list[str]]:
+        """((column, its role) of what is left out, the columns that are read) of rows with these keys."""
+        names = frozenset(str(key) for key in keys)
+        used = self._form.reads(names, self._kind) | (self._made_from & names)
+        found = []
+        for name in sorted(names - used):
+            role = role_of(name)
+            wanted = role in _STOPS[self._kind] and role not in self._excused
+            if role is not None and (wanted or role in _SAID.get(self._kind, ())):
+                found.append((name, role))
+        return found, sorted(used)
+
+    def take(self, other: LeftOut) -> None:
+        """Add what another look has found."""
+        self.rows += other.rows
+        self.stops += other.stops
+        self.said += other.said
+
+    def card(self, file: str) -> list[dict[str, Any]]:
+        """What is wrong and what is only said, for the data card."""
+        problem = self.problem(file)
+        return [one.as_dict() for one in ([problem] if problem else []) + self.warnings(file)]
+
+    def problem(self, file: str) -> UserError | None:
+        """Why such rows may not train as they are, if they may not."""
+        names = [name for name, count in self.stops.items() if count]
+        if not names:
+            return None
+        first, several = names[0], len(names) > 1
+        are, them = ("are", "them") if several else ("is", "it")
+        if all(role_of(name) == ANSWER for name in names):
+            what, instead = (
+                "may be the answer as well",
+                f"{self._columns}={{completion: {first}}} names the one to train on",
+            )
+        elif _MEDIA.search(first):
+            what, instead = f"{are} left out, as models here read text alone", "take such rows out"
+        else:
+            asked = next(self._questions(), "prompt")
+            what = f"{are} left out, though answers may depend on {them}"
+            instead = f'{self._columns}={{{asked}: "{{{first}}}\\n\\n{{{asked}}}"}} puts it into the prompt'
+        return UserError(
+            f"{what} (in {max(self.stops.values()):,} of {self.rows:,} rows looked at)",
+            code="left_out",
+            hint=f"{instead}, or {self._unused}=[{','.join(names)}] leaves {them} out",
+            file=file,
+            field=JOINT.join(names),
+        )
+
+    def _questions(self) -> Iterator[str]:
+        """The columns of questions that the format has read in these rows."""
+        for _, used in self._known.values():
+            yield from (name for name in used if role_of(name) == QUESTION and name not in _LISTS)
+
+    def warnings(self, file: str) -> list[UserError]:
+        """What is only said: grades and thoughts that are not used."""
+        names = [name for name, count in self.said.items() if count]
+        if not names:
+            return []
+        graded = next((name for name in names if role_of(name) == GRADE), None)
+        hint = f'{self._keep}={{{graded}: ">=4"}} (or a value) keeps rows by it' if graded else None
+        what = f"{'are' if len(names) > 1 else 'is'} not used"
+        return [
+            UserError(
+                f"{what}: all rows are read alike" if graded else f"{what}: replies are read without",
+                code="grades_unused" if graded else "thoughts_unused",
+                hint=hint,
+                file=file,
+                field=JOINT.join(names),
+            )
+        ]
+
+
+_LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue")
+_MEDIA = re.compile(r"image|img|picture|photo|audio|video|speech|pixel", re.IGNORECASE)
+
+
+def _is_nothing(value: Any) -> bool:
+    """Whether a value says nothing: null, blank, an empty list, or a word for nothing."""
+    if isinstance(value, str):
+        return value.strip().lower() in _NOTHING
+    if isinstance(value, Mapping):
+        return all(_is_nothing(one) for one in value.values())
+    if isinstance(value, Sequence):
+        return all(_is_nothing(one) for one in value)
+    return value is None or value != value
+
+
+def _graded(value: Any) -> bool:
+    """Whether a value can be a grade: a number, a truth value, or a word or two."""
+    if isinstance(value, str):
+        return 0 < len(value.strip()) <= _SHORT and not _is_nothing(value)
+    return isinstance(value, bool | int | float) and value == value
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (text for name, one in value.items() if name not in ("role", "from") for text in _texts(one))
+    elif isinstance(value, Sequence):
+        yield from (text for one in value for text in _texts(one))
+
+
+def _characters(value: Any) -> int:
+    return max(map(len, _texts(value)), default=0)
+
+
+def _is_said(value: Any, data: Mapping[str, Any], used: Sequence[str], role: str) -> bool:
+    """Whether a value stands in what is read anyway, or spells all of it once more."""
+    beside = [n for n in used if isinstance(data[n], list) or (role_of(n) == ANSWER) == (role == ANSWER)]
+    if isinstance(value, str) and len(value) >= _PLAIN:  # mostly, and a tenth of the time
+        stripped = value.strip()
+        if any(stripped in text for name in beside for text in _texts(data[name])):
+            return True
+    own = _folded(value)
+    read = {name: _folded(data[name]) for name in used}
+    fitting = " ".join(read[name] for name in beside)
+    if own and re.search(rf"(?<!\w){re.escape(own)}(?!\w)", fitting):
+        return True
+    if not isinstance(value, str):
+        parts = [folded for text in _texts(value) if (folded := _folded(text))]
+        return bool(parts) and all(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", fitting) for part in parts)
+    said = [text for text in read.values() if text]
+    return role != ANSWER and len(said) > 1 and all(text in own for text in said)
+
+
+def _folded(value: Any) -> str:
+    return " ".join(" ".join(_texts(value)).split())

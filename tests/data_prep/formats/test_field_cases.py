@@ -1,0 +1,523 @@
+"""Tables as users have them: a file -> what is read of it, what is warned of, and what is refused.
+
+Small rows of our own in the shapes of public sets; the files of the shared folder too, where they are present.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from align.cli.data_options import StatsOptions
+from data_prep.core.errors import UserError
+from data_prep.formats.column_roles import role_of
+from data_prep.options import DataOptions, SourceOptions
+from data_prep.records.stream import Stream, open_any, open_stream, source_for
+from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Conversation, Message
+from tests.records import read_records
+
+CASES = Path(os.environ.get("ALIGN_SHARED", Path(__file__).resolve().parents[3].parent / "shared")) / "cases" / "data"
+SAID = [
+    ("How do tides form?", "The moon pulls the sea toward it.", "I do not know."),
+    ("Name a river in Spain.", "The Ebro is a river in Spain.", "No idea, look it up."),
+    ("What does a baker do at night?", "A baker mixes the dough at night.", "Sleep, I guess."),
+]
+Rows = list[dict[str, Any]]
+Talk = list[tuple[str, str]]
+
+
+def user(said: str) -> dict[str, Any]:
+    return {"role": "user", "content": said}
+
+
+def assistant(said: str | None, **more: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": said, **more}
+
+
+def rows(make: Callable[[str, str, str], dict[str, Any]]) -> Rows:
+    return [make(*one) for one in SAID]
+
+
+def write(path: Path, content: Rows | str | bytes) -> Path:
+    if isinstance(content, list):
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in content)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def as_csv(content: Rows) -> str:
+    import csv
+
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(content[0]))
+    writer.writeheader()
+    writer.writerows(content)
+    return out.getvalue()
+
+
+def opened(path: Path, kind: str | None = None, **options: Any) -> Stream:
+    given = StatsOptions(**options).given(str(path))
+    return open_any(given) if kind is None else open_stream(given, kind, 0)
+
+
+def turns(messages: tuple[Message, ...]) -> Talk:
+    return [(message.role, message.content) for message in messages]
+
+
+def read(path: Path, kind: str | None = None, **options: Any) -> tuple[list[Any], Stream]:
+    """All records of a file that a run would read: nothing bad, nothing left out."""
+    stream = opened(path, kind, **options)
+    found = list(stream)
+    stream.tally.check_whole()
+    stream.tally.check_bad_rows(stream.given.source.on_bad_row)
+    stream.check_left_out()
+    return found, stream
+
+
+def refused(path: Path, kind: str | None = None, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        read(path, kind, **options)
+    return str(caught.value)
+
+
+# ------------------------------------------------------------------------------------------------------ what is read
+Q, A, W = SAID[0]
+READ: dict[str, tuple[Rows, str, Talk]] = {
+    "context": (rows(lambda q, a, w: {"context": f"Notes: {a}", "question": q, "answer": a}), "question_answer",
+                [("user", f"Notes: {A}\n\n{Q}"), ("assistant", A)]),
+    "passage of a query": (rows(lambda q, a, w: {"query": q, "passage": "Read this.", "response": a}),
+                           "prompt_completion", [("user", f"Read this.\n\n{Q}"), ("assistant", A)]),
+    "two contexts": (rows(lambda q, a, w: {"article": "One.", "background": "Two.", "question": q, "answer": a}),
+                     "question_answer", [("user", f"One.\n\nTwo.\n\n{Q}"), ("assistant", A)]),
+    "no context": (rows(lambda q, a, w: {"context": "", "question": q, "answer": a}), "question_answer",
+                   [("user", Q), ("assistant", A)]),
+    "SQuAD": (rows(lambda q, a, w: {"id": "1", "title": "T", "context": "C.", "question": q,
+                                    "answers": {"text": [a], "answer_start": [0]}}), "squad",
+              [("user", f"C.\n\n{Q}"), ("assistant", A)]),
+    "definition": (rows(lambda q, a, w: {"task_name": "t", "id": "1", "definition": "In French.", "inputs": q,
+                                         "targets": a}), "p3", [("user", f"In French.\n\n{Q}"), ("assistant", A)]),
+    "history and system": (rows(lambda q, a, w: {"system": "Be kind.", "query": q, "response": a,
+                                                 "history": [["I am Ada.", "Hello Ada."]]}), "prompt_completion",
+                           [("system", "Be kind."), ("user", "I am Ada."), ("assistant", "Hello Ada."), ("user", Q),
+                            ("assistant", A)]),
+    "history of messages": (rows(lambda q, a, w: {"prompt": q, "completion": a,
+                                                  "history": [user("Hi"), assistant("Hello")]}), "prompt_completion",
+                            [("user", "Hi"), ("assistant", "Hello"), ("user", Q), ("assistant", A)]),
+    "no history": (rows(lambda q, a, w: {"prompt": q, "completion": a, "history": []}), "prompt_completion",
+                   [("user", Q), ("assistant", A)]),
+    "the longer of both": (rows(lambda q, a, w: {"question": q, "solution": f"Let us think. {a} So 4.", "answer": "4"}),
+                           "question_answer", [("user", Q), ("assistant", f"Let us think. {A} So 4.")]),
+    "Capybara": (rows(lambda q, a, w: {"source": "s", "conversation": [{"input": q, "output": a},
+                                                                       {"input": "More?", "output": "No."}]}),
+                 "sharegpt", [("user", Q), ("assistant", A), ("user", "More?"), ("assistant", "No.")]),
+    "LIMA": (rows(lambda q, a, w: {"conversations": [q, a], "source": "s"}), "sharegpt",
+             [("user", Q), ("assistant", A)]),
+    "UltraChat": (rows(lambda q, a, w: {"prompt": q, "prompt_id": "p", "messages": [user(q), assistant(a)]}),
+                  "messages", [("user", Q), ("assistant", A)]),
+    "UltraFeedback": (rows(lambda q, a, w: {"prompt": q, "chosen": [user(q), assistant(a)],
+                                            "rejected": [user(q), assistant(w)], "messages": [user(q), assistant(a)],
+                                            "score_chosen": 8.5, "score_rejected": 3.0}), "messages",
+                      [("user", Q), ("assistant", A)]),
+    "the parts of a dialogue beside it": (rows(lambda q, a, w: {"problem": q, "solution": a, "messages": [
+        user(q), assistant(a)]}), "messages", [("user", Q), ("assistant", A)]),
+    "a rendering beside": (rows(lambda q, a, w: {"instruction": q, "input": "", "output": a,
+                                                 "text": f"### Instruction:\n{q}\n### Response:\n{a}"}), "alpaca",
+                           [("user", Q), ("assistant", A)]),
+    "harmless columns": (rows(lambda q, a, w: {"prompt": q, "completion": a, "id": 1, "source": "x", "url": "http://x",
+                                               "lang": "en", "num_tokens": 9, "category": "c", "topic": "t",
+                                               "metadata": {"a": 1}, "context_id": "c1", "model_name": "m",
+                                               "created_at": "2026", "difficulty": "easy", "title": "T"}),
+                         "prompt_completion", [("user", Q), ("assistant", A)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", READ)
+def test_it_is_read(tmp_path: Path, name: str) -> None:
+    content, form, expected = READ[name]
+    found, stream = read(write(tmp_path / "rows.jsonl", content))
+    assert (stream.form.name, stream.kind, len(found)) == (form, CONVERSATION, 3)
+    assert turns(found[0].messages) == expected
+
+
+# ------------------------------------------------------------------------------------------------ what is not guessed
+TABLE = rows(lambda q, a, w: {"prompt": q, "topic": "sea", "difficulty": "easy", "ground_truth": "1"})
+SIDES = rows(lambda q, a, w: {"prompt": q, "topic": "sea", "better": a, "worse": w})
+
+
+def test_no_column_is_taken_for_an_answer_by_its_place(tmp_path: Path) -> None:
+    for number, content in enumerate((TABLE, SIDES)):
+        path = write(tmp_path / f"{number}.jsonl", content)
+        assert "yields prompt rows (expected conversation rows)" in refused(path, CONVERSATION)
+        assert open_any(StatsOptions().given(str(path))).kind == PROMPT
+    assert "columns={chosen: better, rejected: worse}" in refused(path, PREFERENCE)
+    found, _ = read(path, PREFERENCE, columns={"chosen": "better", "rejected": "worse"})
+    assert (found[0].chosen, found[0].rejected) == (A, W)
+    styled = rows(lambda q, a, w: {"prompt": q, "topic": "sea", "calm": a, "loud": w})
+    assert "format=answer_table" in refused(write(tmp_path / "t.jsonl", styled), CONVERSATION)
+    found, _ = read(tmp_path / "t.jsonl", CONVERSATION, format="answer_table")
+    assert len(found) == 3
+
+
+LEFT_OUT: dict[str, tuple[Rows, str, str]] = {
+    "context of a prompt": (rows(lambda q, a, w: {"prompt": q, "completion": a, "context": "It rains."}),
+                            "context", 'columns={prompt: "{context}\\n\\n{prompt}"}'),
+    "article and options": (rows(lambda q, a, w: {"article": "Text.", "question": q, "options": ["x", "y"],
+                                                  "answer": a}), "options", '{question: "{options}'),
+    "images": (rows(lambda q, a, w: {"messages": [user(f"<image>{q}"), assistant(a)], "images": ["a.png"]}), "images",
+               "take such rows out"),
+    "a question beside an instruction": (rows(lambda q, a, w: {"input": "Sum up.", "prompt": q, "output": a}),
+                                         "prompt", "puts it into the prompt"),
+    "another answer beside the dialogue": (rows(lambda q, a, w: {"problem": q, "solution": w, "messages": [
+        user(q), assistant(a)]}), "solution", "columns={completion: solution} names the one to train on"),
+    "two answers": (rows(lambda q, a, w: {"prompt": q, "completion": a, "output": w}), "output",
+                    "columns={completion: output} names the one to train on"),
+    "a system prompt without a place": (rows(lambda q, a, w: {"system": "Be kind.", "contents": [
+        {"role": "user", "parts": [{"text": q}]}, {"role": "model", "parts": [{"text": a}]}]}), "system", "unused"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_what_would_be_left_out_is_named(tmp_path: Path, name: str) -> None:
+    content, column, hint = LEFT_OUT[name]
+    path = write(tmp_path / "rows.jsonl", content)
+    said = refused(path, CONVERSATION)
+    assert said.startswith(f"{path}:{column}: ") and hint in said, said
+    assert f"or unused=[{column}] leaves it out" in said
+    assert len(read(path, CONVERSATION, unused=[column])[0]) == 3
+    empty = [{**row, column: [] if isinstance(row[column], list) else ""} for row in content]
+    assert len(read(write(tmp_path / "empty.jsonl", empty), CONVERSATION)[0]) == 3
+
+
+def test_a_column_that_begins_late_is_found_too(tmp_path: Path) -> None:
+    content = [{"prompt": f"q{n}", "completion": "a"} for n in range(60)]
+    content.append({"prompt": "q", "completion": "a", "history": [["b", "c"]], "passage": "late"})
+    assert ":passage: is left out" in refused(write(tmp_path / "rows.jsonl", content), CONVERSATION)
+
+
+def test_grades_are_said_and_can_be_kept_by(tmp_path: Path) -> None:
+    graded = [{"instruction": q, "output": a, "score": n, "is_safe": n > 1} for n, (q, a, _) in enumerate(SAID)]
+    path = write(tmp_path / "rows.jsonl", graded)
+    _, stream = read(path)
+    (line,) = stream.left_out.warnings(str(path))
+    assert str(line).startswith(f"{path}:is_safe, score: are not used: all rows are read alike; keep=")
+    for keep, count in (({"score": ">=1"}, 2), ({"is_safe": True}, 1), ({"score": [0, 2]}, 2), ({"score": "!=1"}, 2)):
+        found, stream = read(path, keep=keep)
+        assert len(found) == count and stream.tally.dropped["not_kept"] == 3 - count and stream.tally.seen == 3
+    assert "did you mean 'score'" in refused(path, keep={"scores": ">1"})
+    assert "wrong condition" in refused(path, keep={"score": ">=high"})
+    rated = write(tmp_path / "rated.jsonl", rows(lambda q, a, w: {"prompt": q, "response": a, "rating": 1}))
+    _, stream = read(rated, CONVERSATION)
+    assert "rating: is not used" in str(stream.left_out.warnings("f")[0])
+    assert not opened(rated, PREFERENCE).left_out.warnings("f")
+
+
+def test_a_kept_table_spells_truth_in_words(tmp_path: Path) -> None:
+    content = as_csv([{"prompt": f"q{n}", "completion": "a", "ok": n == 1, "score": n / 2} for n in range(3)])
+    path = write(tmp_path / "rows.csv", content)
+    assert [one.id[-1] for one in read(path, keep={"ok": True, "score": "<1"})[0]] == ["2"]
+
+
+def test_the_hint_of_a_run_is_a_word_of_a_command(tmp_path: Path) -> None:
+    from align.config.compose import compose
+
+    path = write(tmp_path / "it's, ä #1=.jsonl", LEFT_OUT["context of a prompt"][0])
+    words = ["pipeline=sft", "data=files", f"data.path={path}"]
+    given = source_for(compose(words).stages[0].data, CONVERSATION)
+    with pytest.raises(UserError) as caught:
+        open_stream(given, CONVERSATION, 0).check_left_out()
+    one, other = str(caught.value.hint).removesuffix(" leaves it out").split(" puts it into the prompt, or ")
+    assert one.startswith("data.conversations.columns=") and other == "data.unused=[context]"
+    for word, asked in ((one, f"It rains.\n\n{Q}"), (other, Q)):
+        stream = open_stream(source_for(compose([*words, word]).stages[0].data, CONVERSATION), CONVERSATION, 0)
+        stream.check_left_out()
+        assert turns(next(iter(stream)).messages)[0] == ("user", asked)
+
+
+# ------------------------------------------------------------------------------------------------- lists in a column
+def numpy_text(messages: list[dict[str, Any]]) -> str:
+    return "[" + "\n ".join(map(repr, messages)) + "]"
+
+
+@pytest.mark.parametrize("spell", [repr, numpy_text, json.dumps, lambda one: f"array({one!r}, dtype=object)"])
+def test_messages_that_a_table_holds_as_text(tmp_path: Path, spell: Callable[[Any], str]) -> None:
+    tricky = "It's {a} '} {' b"
+    pairs = [{"prompt": q, "chosen": spell([user(q), assistant(f"{a} {tricky}")]),
+              "rejected": spell([user(q), assistant(w)])} for q, a, w in SAID]  # fmt: skip
+    found, _ = read(write(tmp_path / "pairs.csv", as_csv(pairs)), PREFERENCE)
+    assert (found[0].chosen, found[0].rejected) == (f"{A} {tricky}", W)
+    talks = [{"messages": spell([user(q), assistant(a)])} for q, a, _ in SAID]
+    found, _ = read(write(tmp_path / "talks.csv", as_csv(talks)), CONVERSATION)
+    assert turns(found[0].messages) == [("user", Q), ("assistant", A)]
+    other = [{"instruction": q, "output": spell([assistant(a)])} for q, a, _ in SAID]
+    assert "output: spells messages" in refused(write(tmp_path / "other.csv", as_csv(other)))
+
+
+def test_messages_that_are_cut_off_are_no_text(tmp_path: Path) -> None:
+    content = rows(lambda q, a, w: {"prompt": q, "completion": repr([assistant(a)])[:-8]})
+    said = refused(write(tmp_path / "rows.jsonl", content))
+    assert ":completion: begins as a list of messages and is none" in said
+
+
+# ------------------------------------------------------------------------------------------------------ tool calls
+def tool(name: str, **properties: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": {"type": "object", "properties": properties}}}
+
+
+def called(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"id": "c", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def test_a_table_of_tool_calls_says_what_the_lines_say(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    calls = [called("weather", city="C"), called("add", x=2, y=1)]
+    tools = [[tool("weather", city={"type": "string"})], [tool("add", x={"type": "integer", "description": "d"})]]
+    content = [
+        {"messages": [user("Do"), assistant(None, tool_calls=[call]), assistant("Done")], "tools": own}
+        for call, own in zip(calls, tools, strict=True)
+    ]
+    pa.parquet.write_table(pa.Table.from_pylist(content), tmp_path / "rows.parquet")
+    lines, _ = read(write(tmp_path / "rows.jsonl", content))
+    table, stream = read(tmp_path / "rows.parquet")
+    assert [(one.messages, one.tools) for one in table] == [(one.messages, one.tools) for one in lines]
+    (note,) = stream.form.notes
+    assert note.startswith("null members of tool calls") and stream.form.notes[note] == 5
+    given = [{"messages": [user("Do"), assistant(None, tool_calls=[called("a", b=None)])]}]
+    (record,), _ = read(write(tmp_path / "null.jsonl", given))
+    assert record.messages[1].calls[0]["arguments"] == {"b": None}, "what a line says itself stays"
+
+
+def test_questions_answered_by_calls(tmp_path: Path) -> None:
+    answers = json.dumps([{"name": "tide", "arguments": {"port": "P"}}])
+    content = rows(lambda q, a, w: {"id": 1, "query": q, "answers": answers, "tools": json.dumps([tool("tide")])})
+    found, stream = read(write(tmp_path / "rows.jsonl", content))
+    assert stream.form.name == "xlam" and found[0].tools == (tool("tide"),)
+    assert found[0].messages[1].calls == ({"name": "tide", "arguments": {"port": "P"}},)
+
+
+# ---------------------------------------------------------------------------------------------------------- prompts
+def test_prompts_follow_the_format_that_is_settled(tmp_path: Path) -> None:
+    for name in ("UltraChat", "UltraFeedback"):
+        path = write(tmp_path / f"{name}.jsonl", READ[name][0])
+        found, stream = read(path, PROMPT)
+        assert stream.form.name == "messages" and turns(found[0].messages) == [("user", Q)]
+    options = SourceOptions(columns={"question": "Frage", "answer": "Antwort"}, eval_share=0.3)
+    german = write(tmp_path / "g.jsonl", rows(lambda q, a, w: {"Frage": q, "Antwort": a}))
+    given = source_for(DataOptions(path=str(german), conversations=options), PROMPT)
+    assert given.source.columns == options.columns and given.source.eval_share == 0.3
+    assert turns(read_records(given, PROMPT, 0)[0][0].messages) == [("user", Q)]
+
+
+def test_prompts_take_no_options_of_another_format(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", READ["UltraFeedback"][0])
+    data = DataOptions(path=str(path), preferences=SourceOptions(options={"order": "best_first"}))
+    assert len(read_records(source_for(data, PROMPT), PROMPT, 0)[0]) == 3
+    wrong = DataOptions(path=str(path), preferences=SourceOptions(options={"ordre": "best_first"}))
+    with pytest.raises(UserError, match="unknown option of the format messages 'ordre'"):
+        read_records(source_for(wrong, PROMPT), PROMPT, 0)
+
+
+def test_a_question_alone_is_a_prompt_and_its_truth_is_kept(tmp_path: Path) -> None:
+    content = [{"messages": [user(f"{n}+1?")], "ground_truth": str(n + 1), "dataset": "math"} for n in range(3)]
+    path = write(tmp_path / "rows.jsonl", content)
+    found, stream = read(path)
+    assert stream.kind == PROMPT and found[1].meta == {"ground_truth": "2"}
+    assert "there is no assistant turn to train on; give prompts to PPO" in refused(path, CONVERSATION)
+    verl = [{"prompt": [user("q")], "reward_model": {"ground_truth": "4", "style": "rule"}, "ability": "math"}]
+    assert read(write(tmp_path / "verl.jsonl", verl), PROMPT)[0][0].meta == {"ground_truth": "4"}
+    longer = [{"messages": [user("a"), assistant("b"), user("c")], "ground_truth": 3}]
+    (record,), _ = read(write(tmp_path / "longer.jsonl", longer), PROMPT)
+    assert turns(record.messages)[-1] == ("user", "c") and record.meta["ground_truth"] == 3
+
+
+def test_rows_are_judged_by_the_kind_asked_for(tmp_path: Path) -> None:
+    """What is wrong with the replies is no fault of a prompt."""
+    whole = {"chosen": f"\n\nHuman: {Q}\n\nAssistant: same", "rejected": f"\n\nHuman: {Q}\n\nAssistant: same"}
+    unlabelled = {"prompt": Q, "completion": "", "label": "perhaps"}
+    for number, row in enumerate((whole, unlabelled, {"instruction": Q, "output": ""})):
+        (found,), _ = read(write(tmp_path / f"{number}.jsonl", [row]), PROMPT)
+        assert turns(found.messages) == [("user", Q)]
+
+
+# ------------------------------------------------------------------------------------------------------------ hints
+def test_turns_by_another_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"dialog": [q, a], "act": [1, 2]}))
+    assert "name the column of the turns: columns={messages: dialog}" in refused(path, CONVERSATION)
+    assert turns(read(path, columns={"messages": "dialog"})[0][0].messages) == [("user", Q), ("assistant", A)]
+    pairs = write(tmp_path / "b.jsonl", rows(lambda q, a, w: {"system": "s", "input": q, "chosen": a, "rejected": w}))
+    assert turns(read(pairs, PREFERENCE)[0][0].prompt) == [("system", "s"), ("user", Q)]
+
+
+def test_alternatives_and_steps_are_no_ranking(tmp_path: Path) -> None:
+    several = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"question": q, "answers": [a, w]}))
+    assert "where all are right answers, columns={answer: answers.0}" in refused(several, PREFERENCE)
+    assert "columns={answer: answers.0} imitates the first" in refused(several, CONVERSATION)
+    assert len(read(several, CONVERSATION, columns={"answer": "answers.0"})[0]) == 3
+    found, _ = read(several, PREFERENCE, options={"order": "best_first"})
+    assert found[0].chosen == A
+    steps = rows(lambda q, a, w: {"prompt": q, "completions": [a, w], "labels": [True, False]})
+    said = refused(write(tmp_path / "s.jsonl", steps), PREFERENCE)
+    assert "no stage reads stepwise rewards" in said and "order" not in said
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+TABLES: dict[str, str] = {
+    "quoted.tsv": 'prompt\tcompletion\n"Wie heißt es?"\t"Es heißt ""S"", glaube ich."\n"Und das?"\t"T."\n',
+    "sep.csv": 'sep=;\r\nprompt;completion\r\nWie heißt es?;"Es heißt ""S"", glaube ich."\r\nUnd das?;T.\r\n',
+    "empty.csv": 'prompt,completion,,\nWie heißt es?,"Es heißt ""S"", glaube ich.",,\nUnd das?,T.,,\n',
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, name: str) -> None:
+    found, _ = read(write(tmp_path / name, TABLES[name]))
+    assert turns(found[0].messages) == [("user", "Wie heißt es?"), ("assistant", 'Es heißt "S", glaube ich.')]
+    assert turns(found[1].messages)[1][1] == "T."
+
+
+def test_a_value_without_a_name_is_no_row(tmp_path: Path) -> None:
+    said = refused(write(tmp_path / "rows.csv", "prompt,completion,,\nq,a,,x\n"))
+    assert ":1: a value under a column without a name (got 'x' in column 4; expected nothing" in said
+    plain = write(tmp_path / "rows.tsv", 'prompt\tcompletion\n"a"\tb\nc\td\n')
+    assert read(plain)[0][0].messages[0].content == '"a"', "quotes are ordinary where not every field has them"
+
+
+# -------------------------------------------------------------------------------------------------- splits and sides
+@pytest.mark.parametrize(
+    ("split", "side"),
+    [
+        *((name, "train") for name in ("train", "Train", "training", "train_sft", "train_prefs", "train1", "train-v2")),
+        *((name, "eval") for name in ("val", "valid1", "validation", "dev", "test_sft", "test", "eval", "held_out")),
+    ],
+)
+def test_names_of_splits(tmp_path: Path, split: str, side: str) -> None:
+    (record,), _ = read(write(tmp_path / "a.jsonl", [{"prompt": "q", "completion": "a", "split": split}]))
+    assert record.meta["split"] == side
+
+
+def test_the_evaluation_rows_may_be_of_another_format(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"prompt": q, "completion": a}))
+    held = write(tmp_path / "b.jsonl", [{"messages": [user("Why?"), assistant("So.")]}])
+    given = source_for(DataOptions(conversations=SourceOptions(path=str(train), eval_path=str(held))), CONVERSATION)
+    records, tally, about = read_records(given, CONVERSATION, 0)
+    assert [one.meta["split"] for one in records] == ["train"] * 3 + ["eval"] and not tally.problems
+    assert turns(records[-1].messages) == [("user", "Why?"), ("assistant", "So.")]
+    assert "of eval_path messages" in about["evidence"]
+
+
+# ---------------------------------------------------------------------------------------------------- invented tables
+PLAIN = ["id", "source", "url", "lang", "num_tokens", "category", "topic", "difficulty", "title", "model", "metadata"]
+PLAIN += ["created_at", "dataset", "prompt_id", "domain", "license", "author"]
+WORDS = ["context", "history", "passage", "article", "document", "background", "options", "choices", "definition"]
+WORDS += ["input", "system", "system_prompt", "instructions", "knowledge", "persona", "hint", "evidence", "examples"]
+WORDS += ["text", "paragraph"]
+ASKED = ("prompt", "question", "instruction", "query", "inputs", "messages", "problem")
+ANSWERED = ("completion", "answer", "output", "response", "targets", "solution", "chosen")
+TOGETHER = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("query", "response"),
+            ("inputs", "targets"), ("problem", "solution"), ("messages",))  # fmt: skip
+GRADED = ("score", "label", "rating", "is_correct", "quality")
+
+
+def invented(draw: random.Random) -> tuple[dict[str, Any], set[str]]:
+    """A row of random columns with marked contents, and the names of those that are part of what is asked."""
+    names = draw.sample(PLAIN, draw.randint(0, 4)) + draw.sample(WORDS, draw.choice((0, 0, 1, 1, 2, 3)))
+    names += list(draw.choice(TOGETHER)) if draw.random() < 0.8 else draw.sample(ASKED, 1) + draw.sample(ANSWERED, 1)
+    names += draw.sample([*ASKED, *ANSWERED], 1) if draw.random() < 0.2 else []
+    names += draw.sample(GRADED, draw.choice((0, 0, 1)))
+    names = list(dict.fromkeys(names))
+    draw.shuffle(names)
+    row: dict[str, Any] = {name: f"<{name} {draw.random()}>" for name in names}
+    if "messages" in row:
+        row["messages"] = [user("<messages>"), assistant("<said>")]
+    if "history" in row and draw.random() < 0.5:
+        row["history"] = [["<history>", "<back>"]]
+    if "label" in row:
+        row["label"] = draw.random() < 0.9
+    return row, set(names) & {*WORDS, *ASKED}
+
+
+def test_what_trains_without_a_warning_says_what_is_marked(tmp_path: Path) -> None:
+    draw = random.Random(12)
+    trained = 0
+    for _ in range(400):
+        row, asked = invented(draw)
+        path = write(tmp_path / "rows.jsonl", [row])
+        try:
+            records, stream = read(path, CONVERSATION)
+        except UserError:
+            continue
+        if not records or stream.left_out.warnings("f"):
+            continue
+        (record,) = records
+        trained += 1
+        answers = {str(row[name]) for name in ANSWERED if name in row} | {"<said>"}
+        assert isinstance(record, Conversation) and record.messages[-1].content in answers, row
+        before = "\n".join(message.content for message in record.messages[:-1])
+        for name in asked:
+            marks = [row[name]] if isinstance(row[name], str) else ["<messages>" if name == "messages" else "<history>"]
+            assert all(mark in before for mark in marks), (name, row, before)
+    assert trained > 60, "the test looks at something"
+
+
+def test_names_are_told_by_their_words() -> None:
+    assert {role_of(name) for name in ("chatHistory", "Context", "few_shot_examples", "image_url", "option_a")} == {
+        "context"
+    }
+    for name in ("context_id", "num_passages", "article_url", "document_title", "source", "history_length", "meta"):
+        assert role_of(name) is None, name
+
+
+# ----------------------------------------------------------------------------------------------- the shared small files
+SHARED: dict[str, tuple[str, str | None, str, str]] = {
+    # file -> (format, kind, "read" | "refused" | "warned", words of the line, or of the first record)
+    "bool_answer.jsonl": ("question_answer", CONVERSATION, "read", "true"),
+    "context_question_answer.jsonl": ("question_answer", CONVERSATION, "read", "Notes about the matter: "),
+    "definition_inputs_targets.jsonl": ("p3", CONVERSATION, "read", "In this task answer the question in French."),
+    "empty_cols.csv": ("prompt_completion", CONVERSATION, "read", "Sie heißt S0, glaube ich."),
+    "image_col.jsonl": ("messages", CONVERSATION, "refused", "images: is left out, as models here read text alone"),
+    "input_output_turns.jsonl": ("sharegpt", CONVERSATION, "read", "No more."),
+    "lima.jsonl": ("sharegpt", CONVERSATION, "read", "How do tides form?"),
+    "message_lists_as_python.csv": ("pairs", PREFERENCE, "read", "I do not know."),
+    "prompt_chosen_rejected_messages.jsonl": ("messages", PROMPT, "read", "q0"),
+    "prompt_messages.jsonl": ("messages", PROMPT, "read", "How do tides form?"),
+    "prompt_topic_better_worse.jsonl": ("", PREFERENCE, "refused", "columns={chosen: better, rejected: worse}"),
+    "prompt_topic_difficulty.jsonl": ("", CONVERSATION, "refused", "yields prompt rows"),
+    "prompts_with_ground_truth.jsonl": ("messages", PROMPT, "read", "ground_truth"),
+    "query_answers_tools.jsonl": ("xlam", CONVERSATION, "read", "get_tide"),
+    "query_response_history.jsonl": ("prompt_completion", CONVERSATION, "read", "My name is Ada."),
+    "question_solution_answer.jsonl": ("question_answer", CONVERSATION, "read", "Let us think."),
+    "quoted.tsv": ("prompt_completion", CONVERSATION, "read", "content='Wie heißt Stadt 0?'"),
+    "sep_line.csv": ("prompt_completion", CONVERSATION, "read", "content='Wie heißt Stadt 0?'"),
+    "starts_assistant.jsonl": ("messages", CONVERSATION, "read", "q0"),
+    "tool_calls.jsonl": ("messages", CONVERSATION, "read", "weather"),
+    "tool_calls_arrow.parquet": ("messages", CONVERSATION, "read", "weather"),
+    "ultrafeedback_binarized.jsonl": ("messages", CONVERSATION, "warned", "score_chosen, score_rejected: are not used"),
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="no shared cases here")
+@pytest.mark.parametrize("name", SHARED)
+def test_the_shared_cases(name: str) -> None:
+    form, kind, what, words = SHARED[name]
+    if what == "refused":
+        assert words in refused(CASES / name, kind)
+        return
+    records, stream = read(CASES / name, kind)
+    assert stream.form.name == form and records
+    warned = [str(line) for line in stream.left_out.warnings("f")]
+    assert words in (repr(records[0]) if what == "read" else warned[0])
+
+
+@pytest.mark.skipif(not CASES.is_dir(), reason="no shared cases here")
+def test_every_shared_case_is_looked_at() -> None:
+    assert {path.name for path in CASES.iterdir()} >= SHARED.keys()
+    lines, table = (read(CASES / name)[0] for name in ("tool_calls.jsonl", "tool_calls_arrow.parquet"))
+    assert [(one.messages, one.tools) for one in lines] == [(one.messages, one.tools) for one in table]
