@@ -24,15 +24,12 @@ from benchmarks.results import show
 OUT = Path("runs")
 SETTINGS: dict[str, list[str]] = {
     "default": [],
-    "cautious": ["stages.ppo.lr=2e-4", "stages.ppo.kl_coef=0.05", "stages.ppo.updates=30"],
-    "large-lr": [
-        "stages.ppo.lr=1e-3",
-        "stages.ppo.value_lr_ratio=1",
-        "stages.ppo.kl_coef=0.1",
-        "stages.ppo.updates=50",
-    ],
-    "rloo": ["stages.ppo.advantage=rloo", "stages.ppo.lr=5e-4", "stages.ppo.kl_coef=0.05", "stages.ppo.updates=60"],
-    "rloo-large-lr": ["stages.ppo.advantage=rloo", "stages.ppo.lr=1e-3", "stages.ppo.kl_coef=0.1"],
+    "before": [f"stages.ppo.{word}" for word in ("lr=2e-4", "value_lr_ratio=3", "critic_warmup=5", "updates=30")],
+    "gae-found": [f"stages.ppo.{word}" for word in ("lr=6e-4", "warmup=0.05", "critic_warmup=4", "updates=70")],
+    "gae-large-lr": [f"stages.ppo.{word}" for word in ("lr=1e-3", "value_lr_ratio=1", "kl_coef=0.1", "updates=50")],
+    "rloo": [f"stages.ppo.{word}" for word in ("advantage=rloo", "lr=5e-4", "updates=60")],
+    "rloo-large-lr": [f"stages.ppo.{word}" for word in ("advantage=rloo", "lr=1e-3", "warmup=0.05", "updates=80")],
+    "cooler": ["stages.ppo.temperature=0.7"],
 }
 """Name -> what is changed of the defaults."""
 

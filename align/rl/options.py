@@ -70,7 +70,7 @@ class PPOOptions(TrainingOptions):
     batch_size: int = option(128, "replies per update, over all processes", low=1)
     advantage: Estimator = option(Estimator.gae, "gae|rloo|grpo|reinforce_pp: with a critic, or without one")
     group_size: int | None = option(None, "replies to each prompt (default: 4 with rloo and grpo, else 1)", low=1)
-    updates: int = option(30, "rollout-and-update rounds", low=1)
+    updates: int = option(70, "rollout-and-update rounds", low=1)
     ppo_epochs: int = option(2, "passes over each round's replies", low=1)
     minibatches: int = option(4, "optimiser steps per pass", low=1)
     eps: float = option(1e-5, "denominator constant of Adam", above=0)
@@ -89,13 +89,13 @@ class PPOOptions(TrainingOptions):
     dual_clip: float = option(0.0, "bound of the loss for negative advantages (0: off; usual 3)")
     value_clip: float = option(0.2, "clip of the value's change (0: off)")
     value_coef: float = option(1.0, "weight of the value loss")
-    value_lr_ratio: float = option(3.0, "learning rate of the value role over the policy's")
+    value_lr_ratio: float = option(2.0, "learning rate of the value role over the policy's")
     reward_clip: float = option(10.0, "normalised scores are clipped to this", above=0)
     missing_eos_penalty: float = option(1.0, "subtracted from the reward of a reply that does not end")
     critic: Critic = option(
         Critic.zero, "zero|parent: what values start from, a head of zeros or the critic saved beside init"
     )
-    critic_warmup: int = option(5, "first updates that train the value role alone")
+    critic_warmup: int = option(4, "first updates that train the value role alone")
     max_approx_kl: float = option(0.1, "end an update's passes once KL(old, new) per token passes this", above=0)
     max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this", above=0)
     monitor: Monitor = option(

@@ -39,7 +39,7 @@ class PPO(PPOOptions, TrainingStage):
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
     needs_reward: ClassVar[bool] = True
     makes: ClassVar[str | None] = "policy"
-    base_lr: ClassVar[float] = 2e-5
+    base_lr: ClassVar[float] = 6e-5
     trains_head: ClassVar[bool] = True
 
     def run(self, context: StageContext) -> Checkpoint:
