@@ -117,7 +117,7 @@ def _of_rewards(stage: StageFiles) -> Iterator[Json]:
         text = f"{name} stopped early: its KL per reply passed kl_limit"
         yield notice("kl_limit", text, f"raise stages.{name}.kl_coef or lower stages.{name}.lr", name)
     explained = stage.last("value/explained_var")
-    if explained is not None and explained < 0:
+    if explained is not None and explained < 0 and not any(row.get("code") == "critic" for row in stage.warnings):
         text = f"The critic of {name} ends worse than a constant (explained variance {fixed(explained)})"
         yield notice("critic", text, f"raise stages.{name}.critic_warmup or stages.{name}.value_lr_ratio", name)
     ended = stage.last("response/eos_rate")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from align.inference.generation import RolloutEngine, Sampling
 from align.rl.experience import PPORoles, RewardRule, Rollout, judge, reward, statistics
 from align.training.loop import Best
+from align.training.processes import gathered
 from reward.metrics import paired_difference
 
 if TYPE_CHECKING:
@@ -82,12 +83,8 @@ class HeldOut:
         place = process.process_index % len(self._prompts)  # more processes than prompts: some answer the same
         own = self._prompts[place :: process.num_processes]
         numbers, measures = self._of(own, rule, options)
-        if process.num_processes == 1:
-            return Look(numbers, measures)
-        from accelerate.utils import gather_object
-
-        parts = gather_object([(place, numbers, measures)])
-        every = {found: (theirs, theirs_each) for found, theirs, theirs_each in parts}
+        parts = gathered(process, [(place, numbers, measures)])
+        every = {found: (theirs, each) for ((found, theirs, each),) in parts}
         joined = [every[i % len(every)][1][i // len(every)] for i in range(len(self._prompts))]
         counts = {found: len(each) for found, (_, each) in every.items()}
         weighed = {
