@@ -16,6 +16,7 @@ from tests.tiny_chain import base, copied, finished
 @pytest.fixture
 def opened(monkeypatch):
     """How often each folder was opened."""
+    finished()  # made before the counting
     count, whole = Counter(), Checkpoint.open.__func__
 
     def counted(cls, folder):
