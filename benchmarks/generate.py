@@ -1,6 +1,6 @@
 """The rollout engine against transformers' `generate`, both with a LoRA adapter on a random Llama.
 
-    OMP_NUM_THREADS=1 python benchmarks/generate.py [--size T] [--rows 16] [--new 64] [--rounds 5]
+    OMP_NUM_THREADS=1 python benchmarks/generate.py [--size T] [--rows 16] [--new 64] [--rounds 5] [--document]
 
 Greedy tokens of all ways are compared first; then all of them sample, in turns. `generate` is asked for no scores, so
 it does less than the engine, which also returns the log-probability of every token. Its best setting is a LoRA merged
@@ -9,11 +9,10 @@ into the weights and a static cache; the engine merges nothing.
 
 from __future__ import annotations
 
-import argparse
 import copy
 
 import torch
-from common import SIZES, in_turns, lengths, model_of, table
+from common import SIZES, arguments, cells, finish, in_turns, lengths, model_of
 
 from align.adapters.lora import Lora
 from align.inference.generation import RolloutEngine, Sampling
@@ -22,11 +21,7 @@ from align.roles import Role
 
 def main() -> None:
     """Check that greedy tokens agree, then time sampling."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(SIZES), default="T")
-    for name, default in (("rows", 16), ("new", 64), ("rounds", 5)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    options = parser.parse_args()
+    options = arguments(__doc__, {"size": list(SIZES)}, {"rows": 16, "new": 64, "rounds": 5})
     lora, vocabulary = Lora(rank=16), SIZES[options.size][3]
     ours, theirs = model_of(options.size).eval(), model_of(options.size, "sdpa").eval()
     theirs.load_state_dict(ours.state_dict())
@@ -47,10 +42,11 @@ def main() -> None:
         return found[:, width:].tolist()  # type: ignore[no-any-return]
 
     own = [reply.ids for reply in engine.generate(prompts, Sampling(options.new, greedy=True))]
+    told = []
     for name, other in (("unmerged", peft), ("merged", merged)):
         found = generate(other, do_sample=False)
         same = [a == b for x, y in zip(own, found, strict=True) for a, b in zip(x, y, strict=True)]
-        print(f"equal greedy tokens, generate {name}: {sum(same)} of {len(same)}")
+        told.append(f"Greedy tokens equal to those of generate, {name}: {sum(same)} of {len(same)}.")
     freely = {"do_sample": True, "top_k": 0, "top_p": 1.0}
     ways = {
         "RolloutEngine (align)": lambda: engine.generate(prompts, Sampling(options.new)) and None,
@@ -60,7 +56,8 @@ def main() -> None:
         "generate, merged": lambda: generate(merged, **freely) and None,
         "generate": lambda: generate(peft, **freely) and None,
     }
-    table(in_turns(ways, options.rounds), options.rows * options.new, "tokens")
+    found = cells(in_turns(ways, options.rounds), options.rows * options.new)
+    finish("generate", options, found, "tokens", " ".join(told))
 
 
 def stir(carrier: torch.nn.Module, peft: torch.nn.Module) -> None:

@@ -4,7 +4,8 @@
 
 Sides take turns in processes of their own, each over the same prompts; the first update of a process is not counted.
 TRL's critic is trained in full, as TRL is used: another number of trained tensors than ours, whose critic is a LoRA. So
-losses are not comparable; work is. TRL 1.12 is installed into --peer at the first call.
+losses are not comparable; work is. TRL 1.12 is installed beside the model that is made, in runs/benchmarks, at the
+first call; $ALIGN_BENCHMARKS names another folder.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def prepare(size: str) -> None:
     prompts, replies = drawn(400, 60, 200, 0.7, 0, size), drawn(400, 30, 60, 0.5, 1, size)
     texts = [(text(prompt), text(reply)) for prompt, reply in zip(prompts, replies, strict=True)]
     write(folder / "prompts.jsonl", [{"prompt": prompt} for prompt, _ in texts])
-    write(folder / "pairs.jsonl", [{"prompt": p, "chosen": r, "rejected": r[: len(r) // 2]} for p, r in texts[:64]])
+    write(folder / "pairs.jsonl", [{"prompt": p, "chosen": r, "rejected": text(replies[-1])} for p, r in texts[:64]])
     write(folder / "talk.jsonl", [{"messages": [turn("user", p), turn("assistant", r)]} for p, r in texts[:64]])
     words = [f"data.conversations.path={folder}/talk.jsonl", f"data.preferences.path={folder}/pairs.jsonl"]
     short = ["stages.reward_model.max_steps=1", "stages.reward_model.batch_size=8"]

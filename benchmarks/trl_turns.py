@@ -37,12 +37,13 @@ random order), and the best setting of each precision (rows grouped by length, a
 
 
 def tokenizer(vocabulary: int) -> Any:
-    """A tokenizer that TRL may ask for special tokens; rows are token ids already."""
-    from tokenizers import Tokenizer, models
+    """A tokenizer of the words t2, t3, ...; where rows are token ids already, TRL asks it for special tokens alone."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
     words = {"<pad>": 0, "</s>": 1, **{f"t{number}": number for number in range(2, vocabulary)}}
     made = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>")
 
 

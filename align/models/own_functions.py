@@ -134,11 +134,11 @@ class _ChosenLogprobs(torch.autograd.Function):
         slope_MD = torch.empty_like(hidden_MD) if ctx.needs_input_grad[0] else None
         logprobs_M = torch.empty(hidden_MD.shape[0], dtype=wide, device=hidden_MD.device)
         for part in _chunks(hidden_MD, weight_VD):
-            logits_CV, total_C1 = _logits(hidden_MD[part], weight_VD, bias_V, scale, wide)
+            logits_CV, total_C1, share_CV = _logits(hidden_MD[part], weight_VD, bias_V, scale, wide)
             logprobs_M[part] = (logits_CV.gather(1, targets_M[part, None]) - total_C1)[:, 0]
             if slope_MD is not None:
-                away_CV = _away(logits_CV, total_C1, targets_M[part])
-                slope_MD[part] = (away_CV.to(weight_VD.dtype) @ weight_VD) * scale
+                own_CD = weight_VD[targets_M[part]]
+                slope_MD[part] = torch.addmm(own_CD, share_CV.to(weight_VD.dtype), weight_VD, alpha=-1.0) * scale
         ctx.save_for_backward(slope_MD, *((hidden_MD, weight_VD, bias_V, targets_M) if _head_learns(ctx) else ()))
         ctx.scale = scale
         return logprobs_M
@@ -155,8 +155,8 @@ class _ChosenLogprobs(torch.autograd.Function):
             for_bias = torch.zeros_like(bias_V) if ctx.needs_input_grad[2] else None
             for part in _chunks(hidden_MD, weight_VD):
                 hidden_CD = hidden_MD[part].to(weight_VD.dtype)  # under autocast it is narrower
-                logits_CV, total_C1 = _logits(hidden_CD, weight_VD, bias_V, ctx.scale, gradient.dtype)
-                away_CV = _away(logits_CV, total_C1, targets_M[part]).mul_(gradient[part, None] * ctx.scale)
+                *_, share_CV = _logits(hidden_CD, weight_VD, bias_V, ctx.scale, gradient.dtype)
+                away_CV = _away(share_CV, targets_M[part]).mul_(gradient[part, None] * ctx.scale)
                 if for_weight is not None:
                     for_weight.addmm_(away_CV.to(weight_VD.dtype).T, hidden_CD)
                 if for_bias is not None:
@@ -176,18 +176,22 @@ def _chunks(hidden_MD: Tensor, weight_VD: Tensor) -> list[slice]:
 
 def _logits(
     hidden_CD: Tensor, weight_VD: Tensor, bias_V: Tensor | None, scale: float, wide: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Logits of a chunk, [C, V], and the logarithm of the sum of their exponentials, [C, 1]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of a chunk, [C, V], the logarithm of the sum of their exponentials, [C, 1], and their softmax, [C, V].
+
+    The sum is found from the softmax at the highest logit, which is never 0: exponentials are taken once.
+    """
     logits_CV = F.linear(hidden_CD, weight_VD, bias_V).to(wide)
     if scale != 1.0:
         logits_CV = logits_CV * scale
-    return logits_CV, torch.logsumexp(logits_CV, -1, keepdim=True)
+    share_CV = torch.softmax(logits_CV, -1)
+    highest_C1, place_C1 = logits_CV.max(-1, keepdim=True)
+    return logits_CV, highest_C1 - share_CV.gather(1, place_C1).log(), share_CV
 
 
-def _away(logits_CV: Tensor, total_C1: Tensor, targets_C: Tensor) -> Tensor:
-    """The gradient of the targets' log-probabilities by the logits, 1[y] - p, in the place of the logits."""
-    away_CV = logits_CV.sub_(total_C1).exp_().neg_()
-    return away_CV.scatter_add_(1, targets_C[:, None], torch.ones_like(total_C1))
+def _away(share_CV: Tensor, targets_C: Tensor) -> Tensor:
+    """The gradient of the targets' log-probabilities by the logits, 1[y] - p, in the place of p."""
+    return share_CV.neg_().scatter_add_(1, targets_C[:, None], torch.ones_like(share_CV[:, :1]))
 
 
 def head_logprobs(
@@ -205,8 +209,7 @@ def head_statistics(
     wide = torch.float64 if hidden_MD.dtype == torch.float64 else torch.float32
     logprobs, entropies = [], []
     for part in _chunks(hidden_MD, weight_VD):
-        logits_CV, total_C1 = _logits(hidden_MD[part], weight_VD, bias_V, scale, wide)
+        logits_CV, total_C1, share_CV = _logits(hidden_MD[part], weight_VD, bias_V, scale, wide)
         logprobs.append((logits_CV.gather(1, targets_M[part, None]) - total_C1)[:, 0])
-        logits_CV.sub_(total_C1)
-        entropies.append(-(logits_CV.exp() * logits_CV).sum(-1))
+        entropies.append(-(share_CV.mul_(logits_CV.sub_(total_C1))).sum(-1))
     return torch.cat(logprobs), torch.cat(entropies)

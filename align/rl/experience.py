@@ -12,8 +12,9 @@ all rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,6 +39,13 @@ from reward.shaping import shape_rewards
 if TYPE_CHECKING:
     from align.training.options import TrainingOptions
     from data_prep.types import PromptTokens
+
+
+Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
+"""(prompt, reply) as token ids."""
+_CHECKED = 8  # one reply of so many, and so many at least, are read by the policy once more
+GAP = 1e-3
+"""Largest difference at which a rollout's log-probabilities count as those of training."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,10 @@ class Judged:
     values_BT: Tensor
     entropy_BT: Tensor
     score_B: Tensor
+    checked_BT: Tensor
+    """True on the tokens of those replies whose entropy was measured."""
+    gap: float = 0.0
+    """Largest difference between a log-probability that the rollout kept and the same computed again."""
 
 
 @dataclass(frozen=True)
@@ -123,22 +135,42 @@ class Advantages:
 
 
 @torch.no_grad()
-def judge(roles: PPORoles, rollout: Rollout, temperature: float, options: TrainingOptions) -> Judged:
-    """Log-probabilities of policy and reference, values and scores, as many rows at a time as the options say."""
+def judge(
+    roles: PPORoles, rollout: Rollout, temperature: float, options: TrainingOptions, trusted: bool = False
+) -> Judged:
+    """Log-probabilities of policy and reference, values and scores, as many rows at a time as the options say.
+
+    Every eighth reply, or eight where there are fewer than 64, is read by the policy once more: for its entropy, and
+    to compare. Where the rollout is `trusted` all replies keep the log-probabilities that they were sampled with, which
+    are the same numbers; if the comparison says otherwise, all are computed again.
+    """
     for role in roles.all():
         role.eval()
-    pairs = rollout.pairs
-    lengths_B = torch.tensor([len(reply) for _, reply in pairs])
+    lengths_B = torch.tensor([len(reply) for _, reply in rollout.pairs])
     mask_BT = torch.arange(int(lengths_B.max()))[None] < lengths_B[:, None]
-    passes = in_order(
-        [len(prompt) + len(reply) for prompt, reply in pairs], options.micro_batch_size, options.micro_tokens
-    )
+    stride = max(1, min(_CHECKED, len(lengths_B) // _CHECKED))
+    checked_BT = mask_BT & (torch.arange(len(lengths_B)) % stride == 0)[:, None]
+    logprobs_BT = _unpack(torch.tensor([x for reply in rollout.replies for x in reply.logprobs]), mask_BT)
+
+    def read(through: Callable[[Pairs], list[Tensor]], pairs: Pairs) -> list[Tensor]:
+        sizes = [len(prompt) + len(reply) for prompt, reply in pairs]
+        parts = [
+            through([pairs[i] for i in places])
+            for places in in_order(sizes, options.micro_batch_size, options.micro_tokens)
+        ]
+        return [torch.cat(found).cpu() for found in zip(*parts, strict=True)]
+
     with autocast(options, roles.policy.tree.device):
-        parts = [_pass(roles, [pairs[i] for i in places], temperature) for places in passes]
-    logprobs_BT, reference_BT, values_BT, entropy_BT = (
-        _unpack(torch.cat([part[i] for part in parts]), mask_BT) for i in range(4)
-    )
-    judged = Judged(mask_BT, logprobs_BT, reference_BT, values_BT, entropy_BT, torch.cat([part[4] for part in parts]))
+        again_M, entropy_M = read(partial(_measured, roles.policy, temperature), rollout.pairs[::stride])
+        gap = float((again_M - logprobs_BT[checked_BT]).abs().max())
+        if not (trusted and gap <= GAP):
+            (again_M,) = read(partial(_logprobs, roles.policy, temperature), rollout.pairs)
+            gap = float((again_M - logprobs_BT[mask_BT]).abs().max())
+            logprobs_BT = _unpack(again_M, mask_BT)
+        reference_M, values_M, score_B = read(partial(_pass, roles, temperature), rollout.pairs)
+    reference_BT, values_BT = _unpack(reference_M, mask_BT), _unpack(values_M, mask_BT)
+    entropy_BT = _unpack(entropy_M, checked_BT)
+    judged = Judged(mask_BT, logprobs_BT, reference_BT, values_BT, entropy_BT, score_B, checked_BT, gap)
     for numbers in (judged.score_B, judged.values_BT, judged.logprobs_BT):
         if not torch.isfinite(numbers).all():
             raise TrainingStopped("scores, values or log-probabilities are not finite", code="not_finite")
@@ -172,7 +204,6 @@ def statistics(
     mask_BT, replies = judged.mask_BT, rollout.replies
     kl = _per_reply(rewards.kl_BT, mask_BT)
     length_B = mask_BT.sum(1).float()
-    sampled_BT = _unpack(torch.tensor([x for reply in replies for x in reply.logprobs]), mask_BT)
     critic: dict[str, float] = {}
     if rule.estimator.has_critic and advantages is not None:
         critic["value/explained_var"] = float(explained_variance(judged.values_BT, advantages.returns_BT, mask_BT))
@@ -180,7 +211,7 @@ def statistics(
     return {
         "objective/kl_k1": kl,
         "objective/kl_k3": _per_reply(kl_k3(judged.logprobs_BT, judged.reference_BT), mask_BT),
-        "objective/entropy": float(masked_mean(judged.entropy_BT, mask_BT)),
+        "objective/entropy": float(masked_mean(judged.entropy_BT, judged.checked_BT)),
         "objective/score": float(judged.score_B.mean()),
         "objective/score_shaped": float(rewards.shaped_B.mean()),
         "objective/score_spread": float(rewards.shaped_B.std(unbiased=False)),
@@ -192,24 +223,35 @@ def statistics(
         "response/len_p95": float(torch.quantile(length_B, 0.95)),
         "response/eos_rate": float(torch.tensor([reply.finished for reply in replies]).float().mean()),
         "response/repeat_rate": _repeat_rate(replies),
-        "rollout/logprob_gap": float((sampled_BT - judged.logprobs_BT).abs()[mask_BT].max()),
+        "rollout/logprob_gap": judged.gap,
         "rollout/kl_max": float(rewards.kl_BT[mask_BT].abs().max()),
     }
 
 
-def _pass(roles: PPORoles, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], temperature: float) -> list[Tensor]:
-    """Policy and reference log-probabilities, values, entropies [M], and scores [B], on the CPU."""
+def _pass(roles: PPORoles, temperature: float, pairs: Pairs) -> list[Tensor]:
+    """The reference's log-probabilities, values [M], and scores [B]."""
     batch = pack_responses(pairs).to(roles.policy.tree.device)
-    hidden_MD = roles.policy.hidden(batch.packed)[batch.source_M]
-    logprobs_M, entropy_M = chosen_statistics(roles.policy, hidden_MD, batch.targets_M, temperature)
     hidden_MD = roles.reference.hidden(batch.packed)[batch.source_M]
     reference_M = chosen_logprobs(roles.reference, hidden_MD, batch.targets_M, temperature)
     if roles.value is None:
         values_M = torch.zeros_like(reference_M)
     else:
         values_M = roles.value.scores(batch.packed, batch.source_M)
-    score_B = roles.reward.scores(batch.packed, batch.last_B)
-    return [tensor.cpu() for tensor in (logprobs_M, reference_M, values_M, entropy_M, score_B)]
+    return [reference_M, values_M, roles.reward.scores(batch.packed, batch.last_B)]
+
+
+def _logprobs(policy: Role, temperature: float, pairs: Pairs) -> list[Tensor]:
+    """The policy's log-probabilities [M] of the reply tokens, as training computes them."""
+    batch = pack_responses(pairs).to(policy.tree.device)
+    hidden_MD = policy.hidden(batch.packed)[batch.source_M]
+    return [chosen_logprobs(policy, hidden_MD, batch.targets_M, temperature)]
+
+
+def _measured(policy: Role, temperature: float, pairs: Pairs) -> list[Tensor]:
+    """The same, and the entropies [M] of the distributions that the tokens were drawn from."""
+    batch = pack_responses(pairs).to(policy.tree.device)
+    hidden_MD = policy.hidden(batch.packed)[batch.source_M]
+    return list(chosen_statistics(policy, hidden_MD, batch.targets_M, temperature))
 
 
 def _unpack(values_M: Tensor, mask_BT: Tensor) -> Tensor:

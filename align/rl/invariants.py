@@ -15,7 +15,7 @@ from torch import nn
 
 from align.inference.scoring import score_replies
 from align.models.shared_base import storages
-from align.rl.experience import PPORoles
+from align.rl.experience import GAP, PPORoles
 from align.roles import Bases, Role
 from data_prep.core.errors import TrainingStopped
 
@@ -39,9 +39,9 @@ def require_equal_start(stats: dict[str, float], step0: dict[str, Any], exact: b
             hint="the policy does not start as its parent; report this with the run's recipe.yaml",
         )
     step0["rollout_gap"] = stats["rollout/logprob_gap"]
-    if exact and step0["rollout_gap"] > 1e-3:
+    if exact and step0["rollout_gap"] > GAP:
         raise TrainingStopped(
-            f"the rollout's log-probabilities are {step0['rollout_gap']:.2e} off those that are trained (at most 1e-3)",
+            f"the rollout's log-probabilities are {step0['rollout_gap']:.2e} off those trained with (at most {GAP})",
             code="rollout_gap",
         )
 

@@ -90,7 +90,8 @@ def collect(
     with context.phase("rollout"):
         rollout = rollouts.sample(update)
     with context.phase("score"):
-        judged = judge(roles, rollout, rule.temperature, rollouts.options)
+        trusted = update > 0 and invariants.is_exact(context)
+        judged = judge(roles, rollout, rule.temperature, rollouts.options, trusted)
         rewards = reward(judged, rollout, rule)
         advantages = estimate(rewards, judged, rule, rollouts.summed)
         rows = rollouts.joined(experience(rollout, judged, advantages))

@@ -70,10 +70,12 @@ def sampled(policy: Role, count: int = 6, tokens: int = 7, temperature: float = 
     return prompts, RolloutEngine(policy, END, PAD).generate(prompts, Sampling(tokens, temperature), generator)
 
 
-def gather(roles: PPORoles, prompts, replies, rule=RULE, chunk=100) -> tuple[list[ExperienceRow], dict[str, float]]:
+def gather(
+    roles: PPORoles, prompts, replies, rule=RULE, chunk=100, trusted=False
+) -> tuple[list[ExperienceRow], dict[str, float]]:
     """Experience of the replies, and what is logged of it."""
     rollout = Rollout([PromptTokens(ids, "", f"p:{i}") for i, ids in enumerate(prompts)], replies)
-    judged = judge(roles, rollout, rule.temperature, TrainingOptions(micro_batch_size=chunk))
+    judged = judge(roles, rollout, rule.temperature, TrainingOptions(micro_batch_size=chunk), trusted)
     rewards = reward(judged, rollout, rule)
     advantages = estimate(rewards, judged, rule, lambda total: total)
     stats = statistics(rollout, judged, rewards, advantages, rule)
@@ -102,6 +104,34 @@ def test_ratio_is_one_and_kl_zero_before_the_first_update(dropout, temperature):
             assert float(numbers["policy/clipfrac"]) == 0
     again, _ = gather(roles, prompts, replies, rule, chunk=2)
     assert [row.logprobs for row in again] == [pytest.approx(row.logprobs, abs=CLOSE) for row in rows]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_a_trusted_rollout_is_read_by_the_policy_in_part(temperature, monkeypatch):
+    """Of eighteen replies nine are read again; what the others were sampled with is what training computes."""
+    from dataclasses import replace
+
+    roles, rule, read = troupe(), replace(RULE, temperature=temperature), []
+    prompts, replies = sampled(roles.policy, count=18, temperature=temperature)
+    every, plain = gather(roles, prompts, replies, rule, chunk=4)
+    hidden = roles.policy.hidden
+    monkeypatch.setattr(roles.policy, "hidden", lambda packed: read.append(packed.tokens) or hidden(packed))
+    rows, stats = gather(roles, prompts, replies, rule, chunk=4, trusted=True)
+    assert sum(read) == sum(len(prompts[i]) + len(replies[i].ids) for i in range(0, 18, 2))
+    assert [row.logprobs for row in rows] == [pytest.approx(reply.logprobs, abs=1e-6) for reply in replies]
+    assert [row.logprobs for row in rows] == [pytest.approx(row.logprobs, abs=CLOSE) for row in every]
+    assert stats["objective/entropy"] == plain["objective/entropy"] > 0
+    assert [row.advantages for row in rows] == [pytest.approx(row.advantages, abs=1e-4) for row in every]
+
+
+def test_a_trusted_rollout_that_is_off_is_computed_again():
+    roles = troupe()
+    prompts, replies = sampled(roles.policy, count=9)
+    expected, _ = gather(roles, prompts, replies)
+    replies[8].logprobs[0] -= 0.01
+    rows, stats = gather(roles, prompts, replies, trusted=True)
+    assert [row.logprobs for row in rows] == [row.logprobs for row in expected]
+    assert stats["rollout/logprob_gap"] == pytest.approx(0.01, abs=1e-5)
 
 
 def test_attention_dropout_of_the_base_is_off_too(tmp_path):
