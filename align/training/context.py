@@ -87,9 +87,8 @@ class StageContext:
         with one_first(self.accelerator):  # the others of a machine find its rows in the cache
             prepared = Reading(self.spec, self.renderer, config, self.context, self.seed).rows(kind)
         self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
-        if self.is_main:
-            for remark in remarks_of(prepared.card):
-                print(f"{self.spec.name}: {remark}", file=sys.stderr)
+        for remark in remarks_of(prepared.card):
+            self.warn(remark.code, f"{remark.file}:{remark.field}: {remark.message}", remark.hint)
         return prepared
 
     @property

@@ -370,4 +370,4 @@ def test_columns_that_would_be_left_out_and_grades_that_are_not_used(tmp_path, c
     assert main(["run", *words]) == 2
     assert capfd.readouterr().err.splitlines()[-1].startswith(f"align: {tmp_path / 'a.jsonl'}:context: is left out")
     assert main(["run", *words, "data.unused=[context]", "stages.sft.max_steps=1"]) == 0
-    assert f"sft: {tmp_path / 'a.jsonl'}:score: is not used" in capfd.readouterr().err
+    assert f"sft: warning: {tmp_path / 'a.jsonl'}:score: is not used" in capfd.readouterr().err
