@@ -30,7 +30,7 @@ from align.models.quantised import require_kept
 from align.tracking.trackers.base import check_packages
 from data_prep.core.errors import UserError
 from data_prep.records.mixing import sources_for
-from data_prep.records.stream import check_options, source_for
+from data_prep.records.stream import check_options, open_stream, source_for
 from data_prep.sources.files import find_files, is_hub_id, resolve
 from data_prep.types import RowKind
 
@@ -43,6 +43,16 @@ def check_sources(config: RunConfig) -> None:
     """
     for _, problem in source_problems(config):
         raise problem
+    for spec in config.stages:
+        for kind in spec.stage.needs_data:
+            _check_first_rows(spec, RowKind[kind], config.seed)
+
+
+def _check_first_rows(spec: StageSpec, kind: RowKind, seed: int) -> None:
+    """The first rows of every file are of a format that the stage can read, and leave nothing out that matters."""
+    for one in sources_for(spec.data, kind):
+        if one.given.source.path and not one.given.remote:
+            open_stream(one.given, kind, seed).check_left_out()
 
 
 def source_problems(config: RunConfig) -> Iterator[tuple[str | None, UserError]]:

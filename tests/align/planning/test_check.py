@@ -371,3 +371,15 @@ def test_columns_that_would_be_left_out_and_grades_that_are_not_used(tmp_path, c
     assert capfd.readouterr().err.splitlines()[-1].startswith(f"align: {tmp_path / 'a.jsonl'}:context: is left out")
     assert main(["run", *words, "data.unused=[context]", "stages.sft.max_steps=1"]) == 0
     assert f"sft: warning: {tmp_path / 'a.jsonl'}:score: is not used" in capfd.readouterr().err
+
+
+def test_rows_that_a_later_stage_cannot_read_are_refused_before_anything_is_trained(tmp_path, capsys):
+    """A reward model's pairs that leave an article out are known before SFT has run."""
+    talk = write_jsonl(tmp_path / "talk.jsonl", [{"prompt": f"say {i}", "completion": f"{i}"} for i in range(40)])
+    pairs = [{"prompt": f"say {i}", "chosen": f"{i}", "rejected": "no", "article": "long"} for i in range(40)]
+    path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    words = ["pipeline=rlhf", "model=nano", "data=files", f"data.conversations.path={talk}"]
+    words += [f"data.preferences.path={path}", f"out={tmp_path / 'runs'}", "name=r"]
+    assert main(["run", *words]) == 2
+    said = capsys.readouterr().err
+    assert "article" in said and "data.unused" in said and not (tmp_path / "runs").exists()
