@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data_prep.core.files import write_text
+
 
 def cache_folder() -> Path:
     """Where things are kept that can be made again at any time: ALIGN_CACHE, else `align` in the user's cache."""
@@ -27,12 +29,9 @@ class Remembered:
 
     def put(self, key: str, value: Any) -> None:
         """Keep a value; a cache that cannot be written keeps nothing."""
-        known = {**self._read(), key: value}
-        staging = self._path.with_suffix(f".{os.getpid()}")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            staging.write_text(json.dumps(known), encoding="utf-8")
-            os.replace(staging, self._path)
+            write_text(self._path, json.dumps({**self._read(), key: value}))
         except OSError:
             return
 

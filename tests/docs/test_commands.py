@@ -10,7 +10,7 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from align.cli.arguments import read_options, run_folder, split_words
+from align.cli.arguments import read_options, run_folder, split_words, target_of
 from align.cli.copy import found_recipe
 from align.cli.dispatch import _action, _parser
 from align.cli.verbs import VERBS
@@ -91,7 +91,7 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         if name == "eval":
             compose(["pipeline=evaluate", f"stages.evaluate.init={target}", *overrides])
         else:
-            run_folder(overrides)
+            target_of(args, name)
     else:
         assert name in TARGETED and command.text == f"align {name}"
 
