@@ -169,10 +169,11 @@ def fake_run(folder: Path) -> Path:
     run = folder / "rlhf-1a2b3c4d"
     step0 = {"kl": 1.2e-7, "ratio_dev": 1.4e-6, "reward_parity": 0.0, "grad_roles": ["policy", "value"]}
     memory = {"base_bytes": 5_680_128.0, "bases": 1.0, "beside_bytes": 2_637_824.0, "ratio": 2.6}
+    numbers = {"reference_unchanged": True, "value/loss": 0.1}
     stages = [
         entry("sft", metrics={"eval_loss": 1.273, "perplexity": 3.57}, seconds=61.2, on_parent=None),
         entry("reward_model", metrics={"accuracy": 0.7654, "probe_scores": [1.5, -2.0]}),
-        entry("ppo", seconds=215.0, metrics={"step0": step0, "memory": memory, "reference_unchanged": True}),
+        entry("ppo", seconds=215.0, metrics={**numbers, "step0": step0, "memory": memory}),
         entry("evaluate", trainable=0, total=0, seconds=9.3),
     ]
     parents = ({}, {"init": 0}, {"init": 0, "reward": 1}, {"init": 2, "reward": 1})

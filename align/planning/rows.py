@@ -10,6 +10,7 @@ from align.training.data import Reading, ids_of, remarks_of
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, OnBadRow, OnLong
 from data_prep.prepare.arrow_rows import lengths_of
+from data_prep.quality.card_warnings import card_warnings
 from data_prep.records.left_out import JOINT
 from data_prep.types import LabelledTokens, PairTokens, RowKind, Tokens
 
@@ -76,6 +77,8 @@ class Shelf:
         if dropped and not any(problem.code == "too_long" for problem in problems):
             self.found.add(stage, _too_long(reading, kind), "warning")
         self.found.add(stage, remarks_of(prepared.card), "warning")
+        doubts = [UserError(text, code=code, hint=hint) for code, text, hint in card_warnings(prepared.card)]
+        self.found.add(stage, doubts, "warning")
         ends = end_share(prepared)
         if ends is not None and ends < 1:
             self.found.add(stage, [_ends(ends)], "error" if ends == 0 else "warning")

@@ -7,10 +7,12 @@ These are the warnings of a run: `run.json` has them, the report shows them, the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 from align.report.conclusion import Gain, stages_of
 from align.report.formatting import fixed, number, percent, signed
 from align.report.run_files import Json, StageFiles, finite, mapping, series
+from data_prep.quality.card_warnings import card_warnings
 
 RISE = 1.02
 """A held-out loss this much above its lowest is said to have risen."""
@@ -85,8 +87,8 @@ def _of_judge(judge: Json, stage: str) -> Iterator[Json]:
     gate = mapping(judge.get("gate"))
     if gate.get("verdict") in ("warn", "refuse") and isinstance(gate.get("reasons"), list):
         for reason in gate["reasons"]:
-            text = f"The reward model's gate says {gate['verdict']}: {reason}"
-            yield notice("reward_gate", text, "improve it before PPO follows it: docs/ppo.md says how", stage)
+            said, _, remedy = str(reason).partition("; ")
+            yield notice("reward_gate", f"The reward model's gate says {gate['verdict']}: {said}", remedy, stage)
     length, error = finite(judge.get("length_corr")), finite(judge.get("ece"))
     if length is not None and abs(length) > LENGTH:
         text = f"The reward model's scores go with reply length (rank correlation {signed(length)})"
@@ -130,6 +132,9 @@ def _of_rewards(stage: StageFiles) -> Iterator[Json]:
 
 
 def _of_data(stage: StageFiles) -> Iterator[Json]:
+    with suppress(TypeError, KeyError, AttributeError):  # a card of another shape has nothing to say
+        for code, text, hint in card_warnings(stage.card):
+            yield notice(code, text, hint, stage.name)
     rows = mapping(stage.card.get("rows"))
     seen, kept = finite(rows.get("in")), finite(rows.get("kept"))
     if seen and kept is not None and 1 - kept / seen > DROPPED:

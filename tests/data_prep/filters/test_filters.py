@@ -122,6 +122,7 @@ def test_pair_numbers_of_the_card(tmp_path):
         "contradictory": 2,
         "tied": 1,
         "chosen_longer": 0.5,
+        "both_orders": {"pairs": 1, "of": 9, "rows": 2, "against": 1},
         "chosen_shorter": 0.4,
         "chosen_chars": 5.1,
         "rejected_chars": 4.7,

@@ -1,0 +1,38 @@
+"""What is counted in data is said: near leaks, contradictions, swapped labels, leaked questions, few held out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from data_prep.quality.card_warnings import card_warnings
+from data_prep.quality.pair_bias import PairNumbers
+from data_prep.types import Message, Preference
+
+
+def codes(card: dict[str, Any]) -> list[str]:
+    return [code for code, _, _ in card_warnings(card)]
+
+
+def pair(number: int, chosen: str, rejected: str) -> Preference:
+    return Preference((Message("user", f"question {number}"),), chosen, rejected, id=f"f:{number}")
+
+
+def test_ten_per_cent_swapped_labels_are_noticed() -> None:
+    """Eight pairs of answers under a hundred prompts; every tenth label is swapped."""
+    sound, swapped = PairNumbers(), PairNumbers()
+    for number in range(100):
+        better, worse = f"kind reply {number % 7}", f"rude reply {number % 7}"
+        sound.add(pair(number, better, worse))
+        swapped.add(pair(number, *((worse, better) if number % 10 == 0 else (better, worse))))
+    assert sound.card()["both_orders"] == {"pairs": 0, "of": 7, "rows": 0, "against": 0}
+    assert swapped.card()["both_orders"] == {"pairs": 7, "of": 7, "rows": 100, "against": 10}
+    assert codes({"pairs": sound.card()}) == []
+    assert codes({"pairs": swapped.card()}) == ["reversed_pairs"]
+
+
+def test_what_is_counted_is_said_and_nothing_else() -> None:
+    assert codes({"overlap": {"near": 0, "question": 0}, "pairs": {"contradictory": 0}, "splits": {"eval": 300}}) == []
+    card = {"overlap": {"near": 2, "question": 1}, "pairs": {"contradictory": 4}, "splits": {"train": 111, "eval": 9}}
+    assert codes(card) == ["near_leaks", "leaked_questions", "contradictory_pairs", "few_held_out"]
+    assert codes({"splits": {"train": 120, "eval": 0}}) == [], "nothing held out is a choice"
+    assert codes({"splits": {"train": 40, "eval": 9}}) == [], "there are too few to hold out more"
