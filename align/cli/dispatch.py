@@ -30,6 +30,14 @@ OUR_FAULT_NOT = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQ
 """Operating system errors that a user can mend: full, read-only or forbidden folders."""
 
 
+ELSEWHERE = {
+    "serve": "align chat TARGET --web is a local page; a server loads what align merge or align export writes",
+    "train": "align run trains",
+    "generate": "align chat TARGET answers, line by line from a pipe as well",
+}
+"""What other tools call a verb -> what it is here."""
+
+
 class _Parser(argparse.ArgumentParser):
     """argparse, with errors as one line."""
 
@@ -148,6 +156,8 @@ def _dispatch(words: list[str]) -> tuple[int, dict[str, Any]]:
     if words[0] not in verbs:
         first = _verb_of(words)
         if first not in verbs:
+            if first in ELSEWHERE:
+                raise UserError(f"there is no verb '{first}'", hint=ELSEWHERE[first], code="unknown_verb")
             raise unknown("verb", first, verbs)
         words = [first, *[word for word in words if word != first]]
     verb, words = _action(verbs[words[0]], words)

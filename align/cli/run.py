@@ -80,13 +80,20 @@ def _following(config: RunConfig, folder: Path) -> list[tuple[str, str]]:
     for at in left.values():
         if override := read_json(at / "result.json", []).get("override"):
             following.append(("use it", f"{align} run {override}"))
+    policies = [name for name in trained if read_json(left[name] / "checkpoint.json", []).get("role") == "policy"]
+    if policies:
+        target = f"{config.name}/{policies[-1]}{place}"
+        following.append(("talk to it", f"{align} chat {target}"))
+        following.append(("one set of weights", f"{align} merge {target}"))
+        following.append(("for other tools", f"{align} export {target}"))
     if trained:
         following.append(("what it stands on", f"{align} lineage {config.name}/{trained[-1]}{place}"))
         following.append(("is it intact", f"{align} verify {config.name}{place}"))
     words = [word for word in config.command[2:] if not word.startswith("name=")]
     if len(words) < 4 and not any(word.startswith("adapter") for word in words):
         following.append(("another method", " ".join([align, "run", *words, "adapter=vera"])))
-    following.append(("your own data", f"{align} run pipeline=sft data=files data.path=my.jsonl"))
+    if all(spec.data.name != "files" for spec in config.stages):
+        following.append(("your own data", f"{align} run pipeline=sft data=files data.path=my.jsonl"))
     return following
 
 

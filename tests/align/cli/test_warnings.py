@@ -87,3 +87,12 @@ def test_eval_ends_with_a_verdict(tmp_path: Path, capfd: pytest.CaptureFixture[s
     answer = json.loads(capfd.readouterr().out)
     assert answer["verdict"]["headline"].startswith("Held-out loss went from ")
     assert [warning["code"] for warning in answer["warnings"]] == ["replies_cut"]
+
+
+def test_the_last_lines_lead_on_and_know_whose_data_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    capfd.readouterr()
+    assert cli.main(["run", *sft(tmp_path)]) == 0
+    out = capfd.readouterr().out
+    for verb in ("chat", "merge", "export", "lineage"):
+        assert f" {verb} n/sft out={tmp_path}\n" in out
+    assert "your own data" not in out, "it was the user's own already"
