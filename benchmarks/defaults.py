@@ -22,14 +22,17 @@ import align
 from benchmarks.results import show
 
 OUT = Path("runs")
+_WARM = "temperature=1"
 SETTINGS: dict[str, list[str]] = {
-    "default": [],
-    "before": [f"stages.ppo.{word}" for word in ("lr=2e-4", "value_lr_ratio=3", "critic_warmup=5", "updates=30")],
-    "gae-found": [f"stages.ppo.{word}" for word in ("lr=6e-4", "warmup=0.05", "critic_warmup=4", "updates=70")],
-    "gae-large-lr": [f"stages.ppo.{word}" for word in ("lr=1e-3", "value_lr_ratio=1", "kl_coef=0.1", "updates=50")],
-    "rloo": [f"stages.ppo.{word}" for word in ("advantage=rloo", "lr=5e-4", "updates=60")],
-    "rloo-large-lr": [f"stages.ppo.{word}" for word in ("advantage=rloo", "lr=1e-3", "warmup=0.05", "updates=80")],
-    "cooler": ["stages.ppo.temperature=0.7"],
+    name: [f"stages.ppo.{word}" for word in words]
+    for name, words in {
+        "default": [],
+        "warmer": [_WARM, "warmup=0.05"],
+        "rloo": [_WARM, "advantage=rloo", "lr=5e-4", "updates=60"],
+        "gae-large-lr": [_WARM, "lr=1e-3", "value_lr_ratio=1", "kl_coef=0.1", "critic_warmup=3", "updates=50"],
+        "rloo-large-lr": [_WARM, "advantage=rloo", "lr=1e-3", "warmup=0.05", "updates=80"],
+        "before": [_WARM, "lr=2e-4", "value_lr_ratio=3", "critic_warmup=5", "updates=30"],
+    }.items()
 }
 """Name -> what is changed of the defaults."""
 
