@@ -71,6 +71,7 @@ def _run(config: RunConfig, shared: SharedStages | None) -> dict[str, Any]:
         with work.recorded(is_new):
             for plan in require_plans(config, base_folder) if is_fresh else plans:
                 _stage(work, plan)
+    interrupts.settle()
     if interrupts.wanted:
         raise KeyboardInterrupt("all stages are done")
     return work.record.as_dict()
@@ -91,9 +92,12 @@ def _stage(work: Run, planned: StagePlan[Input]) -> None:
         if entry is None:
             work.begin(home)
             entry = _train(work, plan, digest, home)
+    interrupts.defer()  # a stage that is there is recorded first, and with the last one the run
     work.finish(home, entry)
+    if work.stage == work.config.stages[-1].name:
+        return
     interrupts.settle()
-    if work.stage != work.config.stages[-1].name and work.asked_to_end():
+    if work.asked_to_end():
         raise KeyboardInterrupt(f"{work.stage} is done: the same command goes on behind it")
 
 

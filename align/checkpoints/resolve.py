@@ -47,12 +47,26 @@ def resolve_checkpoint(target: str, out: str, foreign: bool = False) -> Checkpoi
     folder = resolve_target(target, out)
     if (folder / RECORD).is_file():
         return Checkpoint.open(folder)
+    if not is_run(folder):
+        raise _without_weights(folder)
     run = RunRecord.open(folder)
     made = [Checkpoint.open(run.at(entry)) for entry in run.finished(RECORD)]
     speaking = [checkpoint for checkpoint in made if checkpoint.record["role"] == "policy"] or made
     if not speaking:
         raise UserError("this run has no finished stage with weights yet", file=str(folder))
     return speaking[-1]
+
+
+def _without_weights(stage: Path) -> UserError:
+    """The refusal of a stage of a run that is no checkpoint: it keeps none, or is not finished."""
+    run = RunRecord.open(next(filter(is_run, stage.parents)))
+    made = [str(run.at(entry)) for entry in run.finished(RECORD)]
+    return UserError(
+        "this stage keeps no weights, or is not finished: there is no checkpoint in it",
+        code="no_weights",
+        file=str(stage),
+        hint=f"take {' or '.join(made)}" if made else "no stage of its run has weights yet",
+    )
 
 
 def not_a_run(path: Path) -> UserError:

@@ -137,19 +137,24 @@ def print_rows(
 
 
 def _tokens(row: dict[str, Any], console: Console, plain: bool) -> Iterator[Text]:
-    """A row's tokens: those in the loss in green, or in brackets where there is no colour."""
-    pairs = list(zip(row["tokens"], row["mask"], strict=True))
-    left_out = len(pairs) - LONGEST
-    for place, (token, kept) in enumerate(pairs):
-        if left_out > 0 and LONGEST // 2 <= place < len(pairs) - LONGEST // 2:
-            if place == LONGEST // 2:
-                yield Text(f" ... {left_out:,} more tokens ... ", style="dim")
+    """A row's tokens: those in the loss in green, or where there is no colour every run of them in one bracket."""
+    kept = [bool(value) for value in row["mask"]]
+    left_out = range(LONGEST // 2, len(kept) - (LONGEST - LONGEST // 2))
+    bar = _safe("│", console)
+    for place, token in enumerate(row["tokens"]):
+        if place in left_out:
+            if place == left_out.start:
+                yield Text(f" ... {len(left_out):,} more tokens ... ", style="dim")
             continue
         shown = _safe(visible(token), console)
-        if plain:
-            yield Text(f"[{shown}]" if kept else _safe(f"{shown}│", console))
+        if not plain:
+            yield Text(shown, style="bold green" if kept[place] else "").append(bar, style="dim not bold")
+        elif not kept[place]:
+            yield Text(shown + bar)
         else:
-            yield Text(shown, style="bold green" if kept else "").append(_safe("│", console), style="dim not bold")
+            begins = place in (0, left_out.stop) or not kept[place - 1]
+            ends = place + 1 in (len(kept), left_out.start) or not kept[place + 1]
+            yield Text(("[" if begins else "") + shown + ("]" if ends else bar))
 
 
 def _wrapped(parts: Iterable[Text], width: int) -> Iterator[Text]:

@@ -18,7 +18,8 @@ SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Context manager that shows how far a loop is, on stderr.
 
-    On a terminal: a bar with the time left. Elsewhere: a plain line at most every 10 s, and one at the end.
+    On a terminal: a bar with the time left. Elsewhere: a plain line at most every 10 s, and one at the end unless the
+    last one said so already.
 
     Args:
         description: what is being done, for instance the stage's name.
@@ -40,7 +41,8 @@ class Progress:
         self.numbers: dict[str, float] = {}
         self._bar: Bar | None = None
         self._task: TaskID | None = None
-        self._spoke = False
+        self._said: tuple[int, str] | None = None
+        """Steps done and the numbers beside them, as the last line told them."""
         self._began = self._told = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -91,7 +93,8 @@ class Progress:
     def _tell(self) -> None:
         if not self.enabled:
             return
-        self._told, self._spoke = time.monotonic(), True
+        self._told = time.monotonic()
+        self._said = (self.done, self._shown())
         took = self._told - self._began
         if self.total is None:
             speed = (self.done - self._before) / max(took, 1e-9)
@@ -108,5 +111,5 @@ class Progress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
-        elif self.total is not None or self._spoke:
+        elif (self.total is not None or self._said) and self._said != (self.done, self._shown()):
             self._tell()

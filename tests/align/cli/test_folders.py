@@ -59,6 +59,20 @@ def test_a_base_that_has_moved_is_named_and_checked_by_every_verb(tmp_path, capf
     assert code == 0, err
 
 
+@pytest.mark.parametrize("verb", ["merge", "export", "extract", "compress", "combine", "eval"])
+def test_a_stage_without_weights_is_refused_with_the_stages_that_have_some(tmp_path, capfd, verb):
+    run = tmp_path / "n"
+    for stage, file in (("sft", "checkpoint.json"), ("evaluate", "result.json"), (".staging-ppo", "metrics.jsonl")):
+        (run / stage).mkdir(parents=True)
+        (run / stage / file).write_text("{}")
+    done = [{"name": "sft", "digest": "0"}, {"name": "evaluate", "digest": "1"}]
+    (run / "run.json").write_text(json.dumps({"stages": [*done, {"name": "ppo", "dir": ".staging-ppo"}]}))
+    more = {"combine": [str(run / "evaluate"), f"to={tmp_path / 'to'}"], "extract": ["rank=4"], "compress": ["rank=4"]}
+    for stage in ("evaluate", "ppo"):
+        line = refused(*answers(capfd, verb, str(run / stage), *more.get(verb, []), f"out={tmp_path}")[::2])
+        assert "no checkpoint in it" in line and f"; take {run / 'sft'}" in line and "Errno" not in line
+
+
 def test_a_moved_base_in_python():
     run, now = moved()
     with pytest.raises(UserError, match="base=FOLDER"):

@@ -24,7 +24,7 @@ FIRST = "the same command goes on with the first unfinished stage"
 MOMENTS = [
     ("align.training.optimizer:Updater.step", 1, GOES_ON.format(1)),
     ("align.training.loop:HeldOut.evaluate", 1, GOES_ON.format(2)),
-    ("align.stages.sft:SFT.samples", 1, "sft is done: the same command goes on behind it"),
+    ("align.stages.supervised:greedy_samples", 1, "sft is done: the same command goes on behind it"),
     ("align.training.context:StageContext.rows", 1, FIRST),
     ("align.training.saving:save_result", 1, "reward_model is done: the same command goes on behind it"),
     ("align.rl.rollouts:Rollouts.sample", 1, GOES_ON.format(1)),
@@ -32,6 +32,7 @@ MOMENTS = [
     ("align.pipeline:publish", 1, "ppo is done: the same command goes on behind it"),
     ("align.stages.evaluate:Evaluate._replies", 2, FIRST),
     ("align.pipeline:publish", 1, "all stages are done"),
+    ("align.runs.record:Run.finish", 4, "all stages are done"),
 ]
 """Where a signal comes: a function, at which of its calls since the run went on, and what the run says of it."""
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from align.cli.dispatch import main
-from align.cli.terminal import print_findings
+from align.cli.terminal import print_findings, print_rows
 from align.config.compose import compose
 from align.planning.check import check
 from align.planning.findings import Findings
@@ -334,12 +334,24 @@ def test_the_mask_is_in_colour_or_in_brackets(tmp_path, monkeypatch):
     monkeypatch.delenv("NO_COLOR", raising=False)
     findings = found(*sft(tmp_path))
     plain = shown(findings, width=80, force_terminal=False)
-    assert "[<|end|>]" in plain and "[<|user|>]" not in plain and "[ ]: in the loss" in plain
+    assert "│<|end|>]" in plain and "[<|user|>]" not in plain and "[ ]: in the loss" in plain
     coloured = shown(findings, width=80, force_terminal=True, color_system="standard")
-    assert "\x1b[1;32m<|end|>" in coloured and "\x1b[1;32m<|user|>" not in coloured and "[<|end|>]" not in coloured
+    assert "\x1b[1;32m<|end|>" in coloured and "\x1b[1;32m<|user|>" not in coloured and "<|end|>]" not in coloured
     monkeypatch.setenv("NO_COLOR", "1")
     silent = shown(findings, width=80, force_terminal=True, color_system="standard")
-    assert "[<|end|>]" in silent and "32m" not in silent
+    assert "│<|end|>]" in silent and "32m" not in silent
+
+
+def test_neighbours_in_the_loss_stand_in_one_bracket():
+    row = {"kind": "conversations", "part": "whole", "id": "1"}
+    few = {"tokens": ["Hi", "P", "ar", "cel", "<|end|>", "\n", "x"], "mask": [0, 1, 1, 1, 1, 0, 1], "ids": [0] * 7}
+    many = {"tokens": ["a"] * 402, "mask": [1] * 402, "ids": [0] * 402}
+    stream = io.StringIO()
+    print_rows([{**row, **few}, {**row, **many}], Console(file=stream, highlight=False, markup=False, width=2000))
+    lines = [line.strip() for line in stream.getvalue().splitlines()]
+    assert lines[2] == "Hi│[P│ar│cel│<|end|>]\\n│[x]"
+    half = f"[{'│'.join('a' * 200)}]"
+    assert lines[4] == f"{half} ... 2 more tokens ... {half}"
 
 
 def test_a_terminal_that_knows_ascii_alone(tmp_path):

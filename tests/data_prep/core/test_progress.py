@@ -30,7 +30,26 @@ def test_plain_progress_speaks_at_intervals(
             now[0] += 5.0
             progress.advance()
     lines = capsys.readouterr().err.splitlines()
-    assert lines == ["ppo 2/8  30 s left", "ppo 4/8  20 s left", "ppo 4/8  20 s left"]
+    assert lines == ["ppo 2/8  30 s left", "ppo 4/8  20 s left"]
+
+
+def test_the_end_is_told_once_with_its_newest_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    with Progress("sft", 1) as progress:
+        now[0] += 20.0
+        progress.advance(loss=0.5)
+    assert capsys.readouterr().err.splitlines() == ["sft 1/1  loss 0.5  20.0 s"]
+    with Progress("sft", 1) as progress:
+        now[0] += 20.0
+        progress.advance(loss=0.5)
+        progress.show(eval_loss=0.25)
+    assert capsys.readouterr().err.splitlines() == [
+        "sft 1/1  loss 0.5  20.0 s",
+        "sft 1/1  loss 0.5 eval_loss 0.25  20.0 s",
+    ]
 
 
 def test_bar_on_a_terminal_writes_to_stderr(
