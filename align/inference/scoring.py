@@ -64,8 +64,13 @@ def score_replies(role: Role, pairs: Sequence[tuple[Sequence[int], Sequence[int]
     return scores
 
 
-def normalised(scores_B: Tensor, finished_B: Tensor, judge: Checkpoint) -> list[float]:
-    """Raw scores [B] of a reward model as rewards, in deviations of its own scores around their mean; no penalty."""
+def normalised(scores: Sequence[float], judge: Checkpoint) -> list[float]:
+    """Scores of a reward model as rewards: in deviations of its own scores around their mean; no clip, no penalty.
+
+    What is called a reward anywhere (evaluation, report, chat, `align.score`) is this; what the head gives is a score.
+    """
     norm = judge.record["reward_norm"] or {"mean": 0.0, "std": 1.0}
-    rewards: list[float] = shape_rewards(scores_B, finished_B, norm["mean"], norm["std"], None, 0.0).tolist()
+    score_B = torch.tensor(scores)
+    ended_B = torch.ones(len(scores), dtype=torch.bool)
+    rewards: list[float] = shape_rewards(score_B, ended_B, norm["mean"], norm["std"], None, 0.0).tolist()
     return rewards

@@ -75,8 +75,6 @@ def score(
     Raises:
         UserError: no reward model there, unequal counts, or an empty reply.
     """
-    import torch
-
     if len(prompts) != len(replies):
         raise UserError(f"{len(prompts)} prompts for {len(replies)} replies", code="bad_value")
     opened = Opened.target(target, out, base)
@@ -90,5 +88,4 @@ def score(
         (renderer.prompt([Message("user", prompt)]), renderer.reply(reply))
         for prompt, reply in zip(prompts, replies, strict=True)
     ]
-    score_B = torch.tensor(score_replies(role, pairs, 64))
-    return normalised(score_B, torch.ones(len(pairs), dtype=torch.bool), judge)
+    return normalised(score_replies(role, pairs, 64), judge)

@@ -32,7 +32,7 @@ class Gain:
 
 
 def compared(measured: StageFiles) -> Gain | None:
-    """Gold reward of the last policy less that of its baseline, with a 95 % interval.
+    """Gold score of the last policy less that of its baseline, with a 95 % interval.
 
     The interval is that of the paired difference where the evaluation gives one, else of the two standard errors.
     """
@@ -115,10 +115,10 @@ def fallen_parts(measured: StageFiles, gain: Gain) -> list[str]:
 
 
 def _moved(gain: Gain, fallen: Sequence[str]) -> tuple[str, str]:
-    """Tone and headline of a change in gold reward."""
+    """Tone and headline of a change in gold score."""
     tone = _tone(gain.low, gain.high, 0.0)
     words = {"good": "rose from {} to {}", "bad": "fell from {} to {}", "plain": "shows no clear change: {}, then {}"}
-    moved = f"Gold reward {words[tone].format(fixed(gain.before), fixed(gain.after))}"
+    moved = f"Gold score {words[tone].format(fixed(gain.before), fixed(gain.after))}"
     if not fallen:
         return tone, f"{moved}."
     joined = {"good": ", but ", "bad": ", and ", "plain": "; "}[tone]
@@ -138,7 +138,7 @@ def _judged(measured: StageFiles, gain: Gain) -> list[str]:
         return []
     unmatched = after > before and gain.after is not None and gain.low <= 0
     end = ", with no clear gain in gold to match." if unmatched else "."
-    return [f"The reward model's own score went from {fixed(before)} to {fixed(after)}{end}"]
+    return [f"The mean reward, by the reward model, went from {fixed(before)} to {fixed(after)}{end}"]
 
 
 def _lost(measured: StageFiles, gain: Gain) -> str:
@@ -217,7 +217,7 @@ def figures(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | Non
     if gain and gain.after is not None:
         axis = (min(0.0, gain.low) - 0.05, max(0.0, gain.high) + 0.05)
         drawing = svg_figures.interval(gain.change, gain.low, gain.high, axis, 0.0)
-        add("Gain in gold reward", signed(gain.change), f"{signed(gain.low)} to {signed(gain.high)}", drawing)
+        add("Gain in gold score", signed(gain.change), f"{signed(gain.low)} to {signed(gain.high)}", drawing)
     own = next((s.metrics for s in stages if "accuracy" in s.metrics), {})
     judge = mapping(measured.result.get("reward_model")) or own
     wins = mapping(measured.result.get("win_rate"))

@@ -28,7 +28,7 @@ class Shown:
 
 KNOWN = {
     "objective/reward": Shown(
-        "Reward", "score less KL penalty", beside="objective/score_shaped", called="before the penalty"
+        "Reward", "less the KL penalty", beside="objective/score_shaped", called="before the penalty"
     ),
     "gold/score": Shown("Gold score", "held-out replies"),
     "objective/kl_k1": Shown("KL from the parent", "nats per reply"),

@@ -140,8 +140,10 @@ def _row(row: Json, texts: Texts) -> Json:
 
 
 def own_samples(stage: StageFiles, texts: Texts) -> list[Json]:
-    """The stage's samples in the same form: prompts it continued, or pairs it scored."""
+    """The stage's samples in the same form: prompts it continued, or pairs it scored, with scores as rewards."""
     found = []
+    norm = mapping(stage.checkpoint.get("reward_norm"))
+    mean, std = finite(norm.get("mean")) or 0.0, finite(norm.get("std")) or 1.0
     for row in stage.samples:
         answers = []
         for key in ("reply", "chosen", "rejected"):
@@ -149,11 +151,12 @@ def own_samples(stage: StageFiles, texts: Texts) -> list[Json]:
             if held is None:
                 continue
             said = held if isinstance(held, dict) else {"text": held}
+            score = finite(said.get("score"))
             answers.append(
                 {
                     "stage": stage.name if key == "reply" else key,
                     **texts.cut(said.get("text")),
-                    "reward": finite(said.get("score")),
+                    "reward": None if score is None else (score - mean) / std,
                     "gold": None,
                     "finished": row.get("ended", True) if key == "reply" else True,
                 }

@@ -212,6 +212,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
             "processes": run.accelerator.num_processes,
             "seed": run.config.seed,
             **({"plain": True} if run.config.model.plain else {}),
+            **({"revision": spec.stage.revision} if spec.stage.revision else {}),
         }
     )
 

@@ -280,8 +280,7 @@ class Panel:
         """A reply that has ended, with its reward."""
         reply, reward = voice.reply, None
         if self._judging is not None and self._judge is not None and reply.ids:
-            score_B = torch.tensor(score_replies(self._judging, [(prompt, reply.ids)], 1))
-            (reward,) = normalised(score_B, torch.tensor([reply.finished]), self._judge)
+            (reward,) = normalised(score_replies(self._judging, [(prompt, reply.ids)], 1), self._judge)
         return Said(self.renderer.decode(reply.ids), reply.finished, len(reply.ids), reward)
 
 

@@ -61,6 +61,8 @@ class Stage:
     """Whether it runs the optimisation loop."""
     makes: ClassVar[str | None] = None
     """Role of the checkpoint it makes: policy or reward; None where it makes none."""
+    revision: ClassVar[int] = 0
+    """Raised when a change makes equal inputs give another result of this stage: it alone is done anew."""
     has_head: ClassVar[bool] = False
     """Whether its checkpoint has a scalar head beside the adapter."""
 

@@ -36,7 +36,10 @@ class Answers:
 
     texts: list[str]
     finished: list[bool]
+    scores: list[float] | None
+    """Of the reward model, as it gives them."""
     rewards: list[float] | None
+    """The same in deviations of its own scores around their mean, as chat and PPO count them."""
     gold: list[dict[str, float]] | None
     loss: float | None
 
@@ -59,6 +62,7 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
     may_read: ClassVar[tuple[str, ...]] = ("conversations",)
     needs_reward: ClassVar[bool] = True
+    revision: ClassVar[int] = 1
     reward_optional: ClassVar[bool] = True
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
@@ -92,7 +96,7 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
     def _answers(
         self, context: StageContext, checkpoint: Checkpoint | None, rows: Sequence[PromptTokens], judge: Role | None
     ) -> Answers:
-        from align.inference.scoring import score_replies
+        from align.inference.scoring import normalised, score_replies
         from align.roles import Role
 
         load = context.parent_mode.load if checkpoint is None or checkpoint.foreign else _load(checkpoint)
@@ -111,10 +115,12 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
             return score_replies(judge, pairs[start : start + self.batch_size], self.batch_size)
 
         with context.phase("judge"):
+            found = self._each(context, pairs, scores) if judge is not None else None
             return Answers(
                 texts,
                 [reply.finished for reply in replies],
-                self._each(context, pairs, scores) if judge is not None else None,
+                found,
+                normalised(found, context.reward) if found is not None and context.reward is not None else None,
                 gold(rows, texts, replies) if gold is not None else None,
                 self._loss(context, role),
             )
@@ -247,6 +253,7 @@ def _summary(found: Answers) -> dict[str, Any]:
         "finished": sum(found.finished) / count,
         "loss": found.loss,
         "reward": sum(found.rewards) / count if found.rewards else None,
+        "score": sum(found.scores) / count if found.scores else None,
         "gold": None,
     }
     if found.gold:
@@ -284,6 +291,7 @@ def _write_samples(context: StageContext, rows: Sequence[PromptTokens], answers:
                 name: {
                     "text": found.texts[i],
                     "reward": found.rewards[i] if found.rewards else None,
+                    "score": found.scores[i] if found.scores else None,
                     "gold": found.gold[i]["score"] if found.gold else None,
                     "finished": found.finished[i],
                 }

@@ -57,8 +57,15 @@ talks = [
 ]
 batch = tokenizer.apply_chat_template(talks, padding=True, return_tensors="pt", return_dict=True)
 with torch.no_grad():
-    print(model(**batch).logits[:, 0].tolist())
+    scores = model(**batch).logits[:, 0] + OFFSET
+print(((scores - MEAN) / STD).tolist())  # rewards, as chat, evaluation and PPO count them
 """
+_NOTES = {
+    "score_offset": "what the head added to every score, which a stock head cannot",
+    "reward_norm": "mean and deviation of its scores: a reward is (score - mean) / std",
+    "read_at": "where a score is read",
+}
+"""Keys of the record that a user of a reward model must know."""
 _SECOND = _SPEAK.splitlines(keepends=True)[2]
 """The second talk, which makes it a batch."""
 _CODE = {"merged": _WHOLE + _SPEAK, "sequence_classification": _SCORE}
@@ -109,11 +116,21 @@ def _whole(base_folder: Path, record: dict[str, Any], parts: list[str]) -> str:
     facts = {"base_model": base, "library_name": "peft" if adapter else "transformers", "tags": ["align"]}
     if licence := _licence(base_folder):
         facts["license"] = licence
-    code = _CODE.get(form) or _ADAPTER.replace('"BASE"', f'"{base}"  # a hub id, or the folder of the base') + _SPEAK
+    on_base = _ADAPTER.replace('"BASE"', f'"{base}"  # a hub id, or the folder of the base') + _SPEAK
+    code = _with_numbers(_CODE[form], record) if form in _CODE else on_base
     if adapter and "padded" in record and "left" not in record["padded"]:  # virtual tokens stand before the padding
         code = code.replace(_SECOND, "")
     front = yaml.safe_dump(facts, sort_keys=True, allow_unicode=True)
     return "\n".join([f"---\n{front}---", *parts, "## Load it\n", f"```python\n{code}```", ""])
+
+
+def _with_numbers(code: str, record: dict[str, Any]) -> str:
+    """Code with the numbers that make rewards of a reward model's logits."""
+    norm = record.get("reward_norm") or {"mean": 0.0, "std": 1.0}
+    told = {"OFFSET": record.get("score_offset") or 0.0, "MEAN": norm["mean"], "STD": norm["std"]}
+    for name, number in told.items():
+        code = code.replace(name, repr(float(number)))
+    return code
 
 
 def _of_base(folder: Path, name: str, fingerprint: str | None) -> list[str]:
@@ -160,6 +177,5 @@ def _measured(metrics: dict[str, Any], record: dict[str, Any]) -> list[str]:
     numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
     told = {"KL to what was trained (nats per token)": drift.get("kl"), "largest difference": drift.get("max_logit")}
     rows = [f"| {name} | {value:.6g} |" for name, value in {**numbers, **told}.items() if value is not None]
-    noted = {key: record.get(key) for key in ("score_offset", "reward_norm", "read_at")}
-    notes = [f"- {key}: {value}" for key, value in noted.items() if value]
+    notes = [f"- {key} ({says}): {record[key]}" for key, says in _NOTES.items() if record.get(key)]
     return ["\n## Measured\n", "| what | value |\n|---|---|", *rows, "", *notes, ""]

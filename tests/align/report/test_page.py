@@ -33,7 +33,7 @@ def test_shows_the_numbers_given(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     html = page(run)
     for text in (
-        "Gold reward rose from 0.42 to 0.81.",
+        "Gold score rose from 0.42 to 0.81.",
         "On 256 held-out prompts, ppo changed it by +0.39 over sft",
         "interval +0.33 to +0.45",
         "At the end ppo stood 6.31 nats of KL per reply from its parent.",
@@ -55,6 +55,16 @@ def test_shows_the_numbers_given(tmp_path: Path) -> None:
         *(stage["digest"][:8] for stage in json.loads((run / "run.json").read_text())["stages"]),
     ):
         assert text in html, text
+
+
+def test_scores_of_a_reward_model_are_shown_as_rewards(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    pair = {"prompt": "p", "chosen": {"text": "yes", "score": 7.0}, "rejected": {"text": "no", "score": 2.0}}
+    write(run / "reward_model" / "samples.jsonl", [pair])
+    path = run / "reward_model" / "checkpoint.json"
+    write(path, {**json.loads(path.read_text()), "reward_norm": {"mean": 3.0, "std": 2.0}})
+    shown = re.findall(r'data-label="reward">([^<]+)', page(run).split("of reward_model</summary>")[-1])
+    assert shown == ["2.00", "\u22120.50"]
 
 
 def test_one_small_page_that_loads_nothing(tmp_path: Path) -> None:
@@ -155,9 +165,9 @@ def test_failed_checks_say_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change_in_gold", "se", "expected"),
     [
-        ((0.42, 0.44), 0.03, "Gold reward shows no clear change: 0.42, then 0.44."),
-        ((0.42, 0.22), 0.03, "Gold reward fell from 0.42 to 0.22."),
-        ((0.42, 0.92), 0.03, "Gold reward rose from 0.42 to 0.92."),
+        ((0.42, 0.44), 0.03, "Gold score shows no clear change: 0.42, then 0.44."),
+        ((0.42, 0.22), 0.03, "Gold score fell from 0.42 to 0.22."),
+        ((0.42, 0.92), 0.03, "Gold score rose from 0.42 to 0.92."),
     ],
 )
 def test_the_verdict_follows_the_interval(
@@ -261,7 +271,7 @@ def test_what_an_earlier_run_left_is_not_shown_as_this_runs(tmp_path: Path) -> N
     change(run, status="failed", stages=stages, error="out of prompts")
     html = page(run)
     assert "evaluate is left from an earlier run of this folder and is not shown; the same command" in html
-    assert "Finished: sft, reward_model." in html and "Gain in gold reward" not in html
+    assert "Finished: sft, reward_model." in html and "Gain in gold score" not in html
     assert not {"Scores", "Replies"} & set(re.findall(r"<h2>([^<]+)", html))
 
 
@@ -271,7 +281,7 @@ def test_a_fallen_part_is_in_the_verdict(tmp_path: Path) -> None:
     result["stages"]["ppo"]["gold"]["topic"] = 0.6
     result["stages"]["ppo"]["gold"]["persona"] = 0.82  # within its error of 0.85
     write(run / "evaluate" / "result.json", result)
-    assert "<h1>Gold reward rose from 0.42 to 0.81, but topic fell from 0.90 to 0.60.</h1>" in page(run)
+    assert "<h1>Gold score rose from 0.42 to 0.81, but topic fell from 0.90 to 0.60.</h1>" in page(run)
 
 
 def test_what_deserves_a_second_look(tmp_path: Path) -> None:

@@ -73,6 +73,8 @@ def test_replies_and_rewards_are_those_of_the_evaluation(chain):
     run = finished(*CHAINS[chain])
     found = Panel(checkpoint(run, "ppo"), GREEDY)
     norm = checkpoint(run, "reward_model").record["reward_norm"]
+    named = json.loads((run / "evaluate" / "result.json").read_text())["stages"]
+    assert named["ppo"]["reward"] == pytest.approx((named["ppo"]["score"] - norm["mean"]) / norm["std"], abs=1e-5)
     rows = [json.loads(line) for line in (run / "evaluate" / "samples.jsonl").read_text().splitlines()]
     assert any(len({reply["text"] for reply in row["replies"].values()}) > 1 for row in rows)
     for row in [row for row in rows if row["prompt"].startswith("say")][:2]:
@@ -81,7 +83,8 @@ def test_replies_and_rewards_are_those_of_the_evaluation(chain):
         for name, reply in row["replies"].items():
             assert texts.get(name, "") == said[name].text == reply["text"]
             assert said[name].finished == reply["finished"]
-            assert said[name].reward == pytest.approx((reply["reward"] - norm["mean"]) / norm["std"], abs=1e-3)
+            assert said[name].reward == pytest.approx(reply["reward"], abs=1e-3)
+            assert reply["reward"] == pytest.approx((reply["score"] - norm["mean"]) / norm["std"], abs=1e-5)
 
 
 def test_compared_policies_stand_on_one_base(panel):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+import align
 from align.inference.loaded import Opened
 from align.weights import output
 from align.weights.card import base_name
@@ -63,6 +64,9 @@ def test_the_code_of_its_readme_runs(form, capsys, monkeypatch):
     torch.manual_seed(0)
     exec(compile(code, "README.md", "exec"), {})
     printed = capsys.readouterr().out.strip()
+    if form == "sequence_classification":
+        told = align.score(str(finished() / "reward_model"), ["Hello!", "Hello!"], ["Hello! How are you?", "No."])
+        assert json.loads(printed) == pytest.approx(told, abs=1e-4), "one reply has one reward"
     assert printed.startswith("[") and len(json.loads(printed) if form.startswith("seq") else eval(printed)) == 2
     for part in (
         "base_model: " + base().name,
