@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from align.checkpoints.card import write_card
 from align.checkpoints.checkpoint import FORMAT_VERSION, Checkpoint, Parent, write_record
 from align.checkpoints.compatibility import adapter_name, options_of
 from align.models.chat_template import TEMPLATE, bare
@@ -69,6 +70,8 @@ def _save_and_compare(context: StageContext, result: Result, folder: Path) -> Ch
             f"{saved.stage}: the saved checkpoint does not reproduce what was trained (outputs differ by {gap:.2e})",
             code="save_mismatch",
         )
+    if context.is_main:
+        write_card(saved, context.bases.folder, context.staging, " ".join(context.config.command))
     return saved
 
 
@@ -87,7 +90,6 @@ def _write(context: StageContext, result: Result, folder: Path, probe: list[list
     if role.head is not None:
         save_file({k: v.contiguous() for k, v in role.head.state_dict().items()}, folder / "head.safetensors")
         names.append("head.safetensors")
-    (folder / "README.md").write_text(_card(context, result), encoding="utf-8")
     write_record(folder, _record(context, result, folder, probe), names)
 
 
@@ -139,30 +141,3 @@ def _copied(context: StageContext, folder: Path, wanted: Sequence[str]) -> list[
     for name in names:
         shutil.copyfile(context.bases.folder / name, folder / name)
     return names
-
-
-def _card(context: StageContext, result: Result) -> str:
-    """The model card: what this checkpoint is and how it was made."""
-    adapter = result.role.adapter
-    assert adapter is not None
-    lines = [
-        "---",
-        f"base_model: {context.bases.identity.id}",
-        "library_name: " + ("transformers" if adapter.traits.owns_weights else "peft"),
-        "tags: [align]",
-        "---",
-        f"# {context.spec.name} ({adapter_name(adapter)})",
-        "",
-        f"Stage `{context.spec.name}` of pipeline `{context.config.pipeline}`, role `{result.kind}`, "
-        f"base loaded as `{context.parent_mode.load.value}`.",
-        "",
-        "Stands on: " + (", ".join(f"{name} `{c.label}`" for name, c in result.parents) or "the base alone") + ".",
-        "",
-        "Made by `" + " ".join(context.config.command) + "`; `checkpoint.json` holds lineage, hashes and probe.",
-        "",
-        "| metric | value |",
-        "|---|---|",
-        *(f"| {name} | {value:.6g} |" for name, value in result.metrics.items() if isinstance(value, int | float)),
-        "",
-    ]
-    return "\n".join(lines)

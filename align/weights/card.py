@@ -5,17 +5,12 @@ No path of the machine that wrote it stands in it: a base that is no hub id is n
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.card import base_name, front, licence_of, of_base, of_data
 from align.inference.forms import Form
 from align.inference.loaded import Opened
-from align.models.chat_template import bare
 
 _SPEAK = """\
 talks = [
@@ -71,15 +66,6 @@ _SECOND = _SPEAK.splitlines(keepends=True)[2]
 _CODE = {"merged": _WHOLE + _SPEAK, "sequence_classification": _SCORE}
 
 
-def base_name(root: str) -> str:
-    """What a base is called elsewhere: its hub id, else the name of its folder."""
-    if root.startswith("package:"):
-        return root.removeprefix("package:")
-    path = Path(root).expanduser()
-    local = path.is_absolute() or path.exists() or root.count("/") != 1 or root.startswith(".")
-    return path.name if local else root
-
-
 def card_of(opened: Opened, record: dict[str, Any]) -> str:
     """The card of what was written from a checkpoint."""
     chain = [opened.checkpoint, *opened.checkpoint.ancestors()]
@@ -88,11 +74,11 @@ def card_of(opened: Opened, record: dict[str, Any]) -> str:
     parts = [
         f"# {head}\n",
         f"Written by `align` from {opened.checkpoint.label}, in the form `{record['form']}`.\n",
-        *_of_base(opened.base_folder, name, opened.bases.identity.fingerprint),
+        *of_base(opened.base_folder, name, opened.bases.identity.fingerprint),
         "## Lineage\n",
         "| stage | role | method | base loaded as | digest |\n|---|---|---|---|---|",
         *(f"| {one.stage} | {one.role} | {one.method} | {one.load} | `{one.digest[:16]}` |" for one in chain),
-        *_of_data(chain),
+        *of_data((one.stage, one.folder) for one in chain),
         *_measured(opened.checkpoint.record.get("metrics") or {}, record),
     ]
     return _whole(opened.base_folder, record, parts)
@@ -103,7 +89,7 @@ def plain_card(base_folder: Path, record: dict[str, Any]) -> str:
     parts = [
         f"# `{record['of']}` as {record['form']}\n",
         f"Written by `align` from `{record['of']}`.\n",
-        *_of_base(base_folder, str(record["base"]), None),
+        *of_base(base_folder, str(record["base"]), None),
         *_measured({}, record),
     ]
     return _whole(base_folder, record, parts)
@@ -113,15 +99,12 @@ def _whole(base_folder: Path, record: dict[str, Any], parts: list[str]) -> str:
     """The parts between what the hub reads and the code that loads the folder."""
     form, base = str(record["form"]), str(record["base"])
     adapter = Form(form) in (Form.peft, Form.lora)
-    facts = {"base_model": base, "library_name": "peft" if adapter else "transformers", "tags": ["align"]}
-    if licence := _licence(base_folder):
-        facts["license"] = licence
     on_base = _ADAPTER.replace('"BASE"', f'"{base}"  # a hub id, or the folder of the base') + _SPEAK
     code = _with_numbers(_CODE[form], record) if form in _CODE else on_base
     if adapter and "padded" in record and "left" not in record["padded"]:  # virtual tokens stand before the padding
         code = code.replace(_SECOND, "")
-    front = yaml.safe_dump(facts, sort_keys=True, allow_unicode=True)
-    return "\n".join([f"---\n{front}---", *parts, "## Load it\n", f"```python\n{code}```", ""])
+    head = front(base, licence_of(base_folder), "peft" if adapter else "transformers")
+    return "\n".join([head, *parts, "## Load it\n", f"```python\n{code}```", ""])
 
 
 def _with_numbers(code: str, record: dict[str, Any]) -> str:
@@ -131,45 +114,6 @@ def _with_numbers(code: str, record: dict[str, Any]) -> str:
     for name, number in told.items():
         code = code.replace(name, repr(float(number)))
     return code
-
-
-def _of_base(folder: Path, name: str, fingerprint: str | None) -> list[str]:
-    licence = _licence(folder) or "not stated in its folder: look it up before you pass this on"
-    known = f"; fingerprint `{fingerprint[:16]}`" if fingerprint else ""
-    return ["## Base\n", f"`{name}`{known}. Licence of the base: {licence}.\n"]
-
-
-def _licence(folder: Path) -> str | None:
-    """The licence that a model folder's README names for the hub."""
-    readme = bare(folder) / "README.md"
-    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    found = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    try:
-        facts = yaml.safe_load(found[1]) if found else None
-    except yaml.YAMLError:
-        return None
-    licence = facts.get("license") if isinstance(facts, dict) else None
-    return str(licence) if licence else None
-
-
-def _of_data(chain: list[Checkpoint]) -> list[str]:
-    """What each stage of the chain was trained on, by its data card."""
-    lines = []
-    for one in chain:
-        path = one.folder / "data_card.json"
-        if path.is_file():
-            card = json.loads(path.read_text(encoding="utf-8"))
-            licence = card.get("license") or "not stated"
-            lines.append(f"| {one.stage} | {_without_paths(card.get('source'))} | {card['rows']['kept']} | {licence} |")
-    table = ["| stage | source | rows | licence |\n|---|---|---|---|", *lines]
-    return ["\n## Data\n", *(table if lines else ["Not known: the stages keep no data card here."])]
-
-
-def _without_paths(source: Any) -> str:
-    """A source's description, its files by name alone."""
-    words = re.split(r"(\s+)", str(source))
-    local = [word for word in words if word.startswith(("/", "~", ".")) or word.count("/") > 1]
-    return "".join(Path(word).name if word in local else word for word in words)
 
 
 def _measured(metrics: dict[str, Any], record: dict[str, Any]) -> list[str]:

@@ -21,11 +21,12 @@ import yaml
 from peft.utils import merge_utils
 from torch import Tensor
 
+from align.checkpoints.card import base_name
 from align.inference.loaded import Opened
 from align.inference.mixed_batch import Mixed, put_on_one_base
 from align.models.low_rank import Kept, LowRankTerm, LowRankTerms, combined, factored, stack, truncated
 from align.roles import Role
-from align.weights.card import base_name, card_of
+from align.weights.card import card_of
 from align.weights.drift import measure, of_model, of_role
 from align.weights.options import CombineOptions, How, place
 from align.weights.output import publish_adapter

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from align.checkpoints.card import base_name
 from align.inference.forms import Form, against
 from align.inference.loaded import TEXTS, Opened
 from align.models.loading import load_weights
 from align.models.tokenizer import open_tokenizer
 from align.roles import outputs
-from align.weights.card import base_name
 from align.weights.drift import Drift
 from align.weights.merge import compare_logits, compare_model, merged_model, write_merged
 from align.weights.options import ExportOptions, place

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from align.checkpoints.card import base_name
 from align.checkpoints.resolve import is_checkpoint, resolve_checkpoint
 from align.config.schema import Load
 from align.inference.loaded import Opened, probe_rows
@@ -27,7 +28,7 @@ from align.models.location import model_folder
 from align.models.low_rank import Kept, LowRankTerms, factored, share_lost, truncated
 from align.models.quantised import require_kept
 from align.models.tokenizer import open_tokenizer
-from align.weights.card import base_name, card_of, plain_card
+from align.weights.card import card_of, plain_card
 from align.weights.drift import measure, of_model, of_role
 from align.weights.merge import merged_model, require_mergeable
 from align.weights.options import CompressOptions, ExtractOptions, kept_of, place

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from align.checkpoints.card import base_name
 from align.config.schema import Load
 from align.inference.loaded import Opened
-from align.weights.card import base_name, card_of
+from align.weights.card import card_of
 from align.weights.drift import Drift
 from align.weights.options import MergeOptions
 from align.weights.padding import agree, padded_tokenizer

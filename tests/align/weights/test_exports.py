@@ -16,9 +16,9 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import align
+from align.checkpoints.card import base_name
 from align.inference.loaded import Opened
 from align.weights import output
-from align.weights.card import base_name
 from align.weights.export import export
 from align.weights.extract import compress
 from align.weights.options import CompressOptions, ExportOptions, Form
