@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -70,3 +70,27 @@ def choose_sides(ranks: Ranks, wishes: Sides, rows: Counts, source: SourceOption
                 taken += int(count)
     rule = f"hash of the question (share {source.eval_share:g}, at most {source.eval_rows} rows)"
     return np.where(np.isin(ranks, np.array(held, dtype=np.uint64)), EVAL, TRAIN).astype(np.uint8), rule
+
+
+def held_out_by_count(rows: Mapping[str, int], share: float) -> set[str]:
+    """The questions that evaluate where this share of the rows is wanted: by rank, whole questions, as near as may be.
+
+    A run holds out by `choose_sides`, whose rule gives a question the same side in every data set; for one file the
+    share is kept instead. At least one question evaluates and one trains, where there are two.
+
+    Args:
+        rows: question -> its rows.
+        share: of all rows, above 0 and below 1.
+    """
+    order, held = sorted(rows, key=rank_bits), set[str]()
+    left = max(round(share * sum(rows.values())), 1)
+    for question in order:
+        if rows[question] <= left and len(held) + 1 < len(order):
+            held.add(question)
+            left -= rows[question]
+    rest = [question for question in order if question not in held]
+    if len(rest) > 1:  # every one of them is larger than what is left
+        smallest = min(rest, key=lambda question: rows[question])
+        if not held or rows[smallest] - left < left:
+            held.add(smallest)
+    return held

@@ -93,8 +93,10 @@ class DedupOptions(FileOptions):
 class SplitOptions(FileOptions):
     """Options of `align data split`."""
 
-    share: float = option(0.05, "share of the questions that evaluate", above=0.0, below=1.0)
-    by: str | None = option(None, "a column: each of its values gives this share of its questions")
+    share: float = option(
+        0.05, "share of the rows that evaluate, as near as whole questions allow", above=0.0, below=1.0
+    )
+    by: str | None = option(None, "a column: each of its values gives this share of its rows")
     train: str = option("", "the file to write with the rows to train on")
     eval: str = option("", "the file to write with the rows to evaluate on")
 

@@ -9,17 +9,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
 from data_prep.core.errors import UserError
 from data_prep.filters.dedup import Dedup
 from data_prep.formats.base import FORMATS, Format
-from data_prep.options import SourceOptions
 from data_prep.quality.text_keys import question_key
 from data_prep.records.stream import Given, Stream, open_any, open_stream
 from data_prep.sources.rows import Row, Skip, short
 from data_prep.sources.writers import RowWriter, check_new, row_writer
-from data_prep.splitting import EVAL, choose_sides, rank_bits
+from data_prep.splitting import held_out_by_count
 from data_prep.types import RowKind
 
 SHOWN = 20
@@ -174,8 +171,8 @@ def split(given: Given, share: float, by: str | None, to: dict[str, str]) -> Sid
 
     Args:
         given: the source.
-        share: share of the questions that evaluate.
-        by: a column; each of its values gives this share of its questions, at least one where it has two.
+        share: share of the rows that evaluate, as near as whole questions allow.
+        by: a column; each of its values gives this share of its rows, at least one question where it has two.
         to: "train" and "eval": the files.
 
     Raises:
@@ -209,14 +206,8 @@ def _sides_of(given: Given, share: float, by: str | None) -> dict[str, str]:
         stratum = home.setdefault(key, _stratum(row, by) if by is not None else "")
         counts = strata.setdefault(stratum, {})
         counts[key] = counts.get(key, 0) + 1
-    options = SourceOptions(eval_share=share, eval_rows=sum(sum(counts.values()) for counts in strata.values()))
-    sides: dict[str, str] = {}
-    for counts in strata.values():
-        ranks = np.array([rank_bits(key) for key in counts], dtype=np.uint64)
-        rows = np.array(list(counts.values()), dtype=np.uint32)
-        chosen, _ = choose_sides(ranks, np.zeros(len(ranks), dtype=np.uint8), rows, options)
-        sides.update((key, "eval" if side == EVAL else "train") for key, side in zip(counts, chosen, strict=True))
-    return sides
+    held = {question for counts in strata.values() for question in held_out_by_count(counts, share)}
+    return {question: "eval" if question in held else "train" for question in home}
 
 
 def _stratum(row: Row, by: str) -> str:

@@ -19,6 +19,7 @@ from data_prep.formats.base import FORMATS
 from data_prep.options import DataOptions, OnBadRow, SourceOptions
 from data_prep.records.stream import Given
 from data_prep.sources.writers import row_writer
+from data_prep.splitting import held_out_by_count
 from data_prep.tools.convert import as_row, convert, dedup, split, writable
 from data_prep.types import (
     CONVERSATION,
@@ -229,7 +230,7 @@ def test_no_question_is_in_both_files(tmp_path: Path) -> None:
     names = {"train": str(tmp_path / "t.jsonl"), "eval": str(tmp_path / "e.jsonl")}
     result = split(of(source), 0.2, None, names)
     train, held = lines(tmp_path / "t.jsonl"), lines(tmp_path / "e.jsonl")
-    assert result.counts == {"train": len(train), "eval": len(held)} and 20 <= len(held) <= 60
+    assert result.counts == {"train": len(train), "eval": len(held)} and len(held) == 40
     assert sorted(train + held, key=lambda r: int(r["completion"])) == rows
     asked = [{row["prompt"].rstrip("?") for row in side} for side in (train, held)]
     assert not asked[0] & asked[1]
@@ -239,13 +240,33 @@ def test_no_question_is_in_both_files(tmp_path: Path) -> None:
     assert sorted(map(str, lines(tmp_path / "e2.jsonl"))) == sorted(map(str, held)), "the order of rows does not matter"
 
 
+@pytest.mark.parametrize(
+    ("sizes", "share", "rows"),
+    [
+        ([1] * 120, 0.2, 24),
+        ([6] * 20, 0.2, 24),
+        ([7] * 10, 0.2, 14),
+        ([5] * 10, 0.14, 5),  # 7 wanted: 5 is nearer than 10
+        ([5] * 10, 0.18, 10),  # 9 wanted
+        ([100, 100, 3], 0.5, 100),
+        ([2, 90], 0.9, 2),  # the other one trains
+        ([40, 60], 0.01, 40),
+        ([9], 0.5, 0),
+    ],
+)
+def test_the_share_is_that_of_the_rows(sizes: list[int], share: float, rows: int) -> None:
+    questions = {f"question {n}": size for n, size in enumerate(sizes)}
+    held = held_out_by_count(questions, share)
+    assert sum(questions[question] for question in held) == rows
+
+
 def test_every_value_of_the_column_is_on_both_sides(tmp_path: Path) -> None:
     rows = [{"prompt": f"q {n}", "completion": "a", "task": "rare" if n % 20 == 0 else "usual"} for n in range(400)]
     names = {"train": str(tmp_path / "t.jsonl"), "eval": str(tmp_path / "e.jsonl")}
     result = split(of(write_jsonl(tmp_path / "a.jsonl", rows)), 0.1, "task", names)
     rare, usual = result.strata["rare"], result.strata["usual"]
-    assert sum(rare.values()) == 20 and 1 <= rare["eval"] <= 6
-    assert sum(usual.values()) == 380 and 19 <= usual["eval"] <= 60
+    assert sum(rare.values()) == 20 and rare["eval"] == 2
+    assert sum(usual.values()) == 380 and usual["eval"] == 38
     with pytest.raises(UserError, match=r"a.jsonl:1:kind: is missing \(expected the column to split by\)"):
         split(
             of(tmp_path / "a.jsonl"),
