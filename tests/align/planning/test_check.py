@@ -392,7 +392,7 @@ def test_bad_rows_of_a_later_stage_are_named_before_anything_is_trained_and_all_
     """The first rows are looked at; where one of them is bad, all are."""
     talk = write_jsonl(tmp_path / "talk.jsonl", [{"prompt": f"say {i}", "completion": f"{i}"} for i in range(40)])
     pairs = [{"prompt": f"say {i}", "chosen": f"{i}", "rejected": "no"} for i in range(200)]
-    pairs[3]["rejected"] = pairs[190]["rejected"] = 7
+    pairs[3]["rejected"] = pairs[190]["rejected"] = {}
     path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
     words = ["pipeline=sft_dpo", "model=nano", "data=files", f"data.conversations.path={talk}"]
     words += [f"data.preferences.path={path}", f"out={tmp_path / 'runs'}", "name=r"]
