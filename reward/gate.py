@@ -2,13 +2,15 @@
 
 One accuracy hides a kind of pair that is at chance: a reward model right in 95 % of the pairs that differ in style may
 give an off-topic reply in the good style more than a good reply in another one. So the verdict looks at every kind of
-pair, at probes (`reward/probes.py`), at calibration and at length. Imports the standard library alone.
+pair, at probes (`reward/probes.py`), at calibration and at length. Imports no torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+from reward.quality import GIVEN
 
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEAST = 20
@@ -18,14 +20,14 @@ CHANCE, POOR = 0.6, 0.8
 UNSURE, LOPSIDED, FLAT = 0.15, 0.25, 1e-3
 """Calibration error; gap of accuracy between pairs whose better side is longer and shorter; deviation of scores."""
 REMEDIES: Mapping[str, str] = {
-    "off_topic": "data.preferences.negatives=[same_style_off_topic]",
-    "same_style_off_topic": "more pairs, or more epochs of the reward model",
-    "off_topic_over_rejected": "data.preferences.negatives=[off_topic]",
-    "truncated": "data.preferences.negatives=[truncated]",
-    "repeated": "data.preferences.negatives=[repeated]",
-    "shuffled": "data.preferences.negatives=[shuffled]",
-    "question_echoed": "data.preferences.negatives=[same_style_off_topic]",
+    "off_topic": "same_style_off_topic",
+    "off_topic_over_rejected": "off_topic",
+    "truncated": "truncated",
+    "repeated": "repeated",
+    "shuffled": "shuffled",
+    "question_echoed": "same_style_off_topic",
 }
+"""Probe -> the kind of pair (`data.preferences.negatives`) that teaches it."""
 _MORE = "more pairs of this kind, or more epochs of the reward model"
 _ADVISED = ("off_topic_over_rejected",)
 """Probes that not every set of preferences wants: they are warned of, never refused."""
@@ -74,7 +76,8 @@ def _of_kinds(metrics: Mapping[str, Any]) -> list[Reason]:
     for kind, numbers in metrics.get("by_kind", {}).items():
         if numbers["n"] >= LEAST and numbers["accuracy"] < POOR and len(metrics["by_kind"]) > 1:
             verdict = REFUSE if numbers["accuracy"] < CHANCE else WARN
-            said = f"it orders {numbers['accuracy']:.0%} of {numbers['n']} pairs of the kind {kind} rightly"
+            which = "pairs of the data as given" if kind == GIVEN else f"pairs of the kind {kind}"
+            said = f"it orders {numbers['accuracy']:.0%} of {numbers['n']} {which} rightly"
             found.append((verdict, said, _MORE))
     return found
 
@@ -86,8 +89,14 @@ def _of_probes(metrics: Mapping[str, Any]) -> list[Reason]:
             continue
         verdict = REFUSE if numbers["accuracy"] < CHANCE and name not in _ADVISED else WARN
         said = f"it scores the good reply above a bad one ({name}) in {numbers['accuracy']:.0%} of {numbers['n']}"
-        found.append((verdict, said, REMEDIES.get(name, _MORE)))
+        found.append((verdict, said, _remedy(name, metrics.get("by_kind", {}))))
     return found
+
+
+def _remedy(probe: str, kinds: Mapping[str, Any]) -> str:
+    """What to try about a probe: pairs that are made for it, or more of them where it was trained on them already."""
+    kind = REMEDIES.get(probe)
+    return f"data.preferences.negatives=[{kind}]" if kind and kind not in kinds else _MORE
 
 
 def _of_length(metrics: Mapping[str, Any]) -> list[Reason]:

@@ -49,10 +49,10 @@ def check_sources(config: RunConfig) -> None:
 
 
 def _check_first_rows(spec: StageSpec, kind: RowKind, seed: int) -> None:
-    """The first rows of every file are of a format that the stage can read, and leave nothing out that matters."""
+    """The first rows of every file are good ones of a format that the stage reads, and leave nothing out."""
     for one in sources_for(spec.data, kind):
         if one.given.source.path and not one.given.remote:
-            open_stream(one.given, kind, seed).check_left_out()
+            open_stream(one.given, kind, seed).check_first()
 
 
 def source_problems(config: RunConfig) -> Iterator[tuple[str | None, UserError]]:

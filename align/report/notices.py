@@ -41,7 +41,7 @@ def notices(
         found += [_given(stage, row) for row in stage.warnings]
         found += _of_data(stage)
         found += [*_of_losses(stage), *_of_rewards(stage)] if stage.status == "done" else []
-    judge = next((stage for stage in (measured, *stages) if _judge(stage)), None)
+    judge = next((stage for stage in (*stages, measured) if _judge(stage)), None)
     found += _of_judge(_judge(judge), judge.name) if judge else []
     ended = finite(stages_of(measured).get(gain.last, {}).get("finished")) if gain else None
     if gain and ended is not None and ended < ENDED:
@@ -86,9 +86,7 @@ def _judge(stage: StageFiles) -> Json:
 def _of_judge(judge: Json, stage: str) -> Iterator[Json]:
     gate = mapping(judge.get("gate"))
     if gate.get("verdict") in ("warn", "refuse") and isinstance(gate.get("reasons"), list):
-        for reason in gate["reasons"]:
-            said, _, remedy = str(reason).partition("; ")
-            yield notice("reward_gate", f"The reward model's gate says {gate['verdict']}: {said}", remedy, stage)
+        yield _of_gate(gate["verdict"], [str(reason) for reason in gate["reasons"]], stage)
     length, error = finite(judge.get("length_corr")), finite(judge.get("ece"))
     if length is not None and abs(length) > LENGTH:
         text = f"The reward model's scores go with reply length (rank correlation {signed(length)})"
@@ -97,6 +95,15 @@ def _of_judge(judge: Json, stage: str) -> Iterator[Json]:
     if error is not None and error > CALIBRATION:
         text = f"The reward model's confidence is {percent(error)} off its accuracy on average"
         yield notice("calibration", text, "train it for fewer epochs, or at a lower lr", stage)
+
+
+def _of_gate(verdict: str, reasons: Sequence[str], stage: str) -> Json:
+    """One warning for the verdict, with the first and worst of its reasons."""
+    said, _, remedy = (reasons[0] if reasons else "it gives no reason").partition("; ")
+    if more := len(reasons) - 1 if reasons else 0:
+        said += f" (and {more} more reason{'s' if more > 1 else ''})"
+        remedy += "; report.html lists all"
+    return notice("reward_gate", f"The reward model's gate says {verdict}: {said}", remedy or None, stage)
 
 
 def _of_losses(stage: StageFiles) -> Iterator[Json]:

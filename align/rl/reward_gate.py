@@ -43,5 +43,6 @@ def heed(context: StageContext) -> None:
             details=found["reasons"] if more else (),
         )
     if found and found["verdict"] != PASS and context.is_main:
-        lines = [f"{name}: the gate of its reward model says {found['verdict']}", *(f"  {r}" for r in found["reasons"])]
-        print("\n".join(lines), file=sys.stderr)
+        print(f"{name}: the gate of its reward model says {found['verdict']}", file=sys.stderr)
+        if context.reward.folder.parent != context.staging.parent:  # those of this run stand a few lines above
+            print("\n".join(f"  {reason}" for reason in found["reasons"]), file=sys.stderr)

@@ -50,10 +50,15 @@ class KTO(PreferenceStage):
         weights = (self.desirable_weight, self.undesirable_weight)
         return KahnemanTversky(role, reference, self.loss_type.value, self.beta, *weights)
 
-    def rows(self, prepared: Prepared[Any]) -> Prepared[Any]:
+    def rows(self, context: StageContext) -> Prepared[Any]:
         """Every reply beside one to another prompt."""
         from align.training.kto import Mismatched
 
+        prepared = super().rows(context)
+        first = prepared.train[0].good
+        if all(row.good is first for row in prepared.train):
+            said = f"all {len(prepared.train):,} training rows are labelled {'good' if first else 'bad'}"
+            context.warn("one_label", said, "add rows of the other label: nothing says what replies should differ in")
         if self.loss_type is not LabelLoss.kto:
             return prepared
         train, held = (Mismatched(rows, prepared.train) for rows in (prepared.train, prepared.eval))

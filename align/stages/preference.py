@@ -37,9 +37,9 @@ class PreferenceStage(TrainingStage):
         """What is minimised over the rows of the stage."""
         raise NotImplementedError
 
-    def rows(self, prepared: Prepared[Any]) -> Prepared[Any]:
+    def rows(self, context: StageContext) -> Prepared[Any]:
         """The prepared rows as the objective takes them."""
-        return prepared
+        return context.rows(self.needs_data[0])
 
     def reply(self, row: Any) -> list[int]:
         """A reply of a row, for the checkpoint's probe."""
@@ -51,7 +51,7 @@ class PreferenceStage(TrainingStage):
         from align.stages.supervised import save_policy, supervised_run
 
         with context.phase("data"):
-            prepared = self.rows(context.rows(self.needs_data[0]))
+            prepared = self.rows(context)
         context.write_card(prepared)
         role = context.fresh_role("policy").silence_dropout()
         objective = self.objective(context, role)

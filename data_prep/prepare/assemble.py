@@ -181,7 +181,12 @@ def _row_numbers(reading: Reading, lost: _Lost, train: int, held: int) -> dict[s
     if not train:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items()) or f"all {held} evaluate"
         label = reading.sources[0].given.label
-        raise UserError(f"no training row is left of {seen} ({reasons})", code="no_rows", file=label)
+        raise UserError(
+            f"no training row is left of {seen} ({reasons})",
+            code="no_rows",
+            file=label,
+            hint="pairs need a good and a bad reply to one prompt" if dropped.get("no_counterpart") else None,
+        )
     assert seen == train + held + sum(dropped.values()), (seen, train, held, dropped)
     return {"in": seen, "kept": train + held, "dropped": dropped, "truncated": len(lost.cut)}
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_prep.types import RowKind
+
 FEW = 30
 """Held-out rows below which a held-out number says little; said where there are rows enough to hold out more."""
 REVERSED, LEAST = 0.35, 3
 """Rows against the usual order of their two answers: with more of a share there is no usual order, and so few say
 nothing."""
-
-
-_OPTIONS = {"conversation": "conversations", "preference": "preferences", "prompt": "prompts", "document": "text"}
 
 
 def card_warnings(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -21,7 +20,8 @@ def card_warnings(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     Generated rows repeat each other, and some have labels flipped, by design.
     """
     overlap, pairs, splits = (_part(card, name) for name in ("overlap", "pairs", "splits"))
-    where = f"data.{_OPTIONS.get(str(card.get('kind')), 'NAME')}"
+    kind = card.get("kind")
+    where = f"data.{RowKind(kind).option if kind in list(RowKind) else 'NAME'}"
     generated = str(card.get("source") or "").startswith("generator ")
     if overlap.get("near") and not generated:
         first = next(iter(overlap.get("near_rows") or []), "")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -11,7 +12,7 @@ from typing import Any
 from data_prep.core.errors import UserError, nearest, unknown
 from data_prep.formats.base import FORMATS, Format
 from data_prep.formats.detection import detect_format
-from data_prep.options import DataOptions, SourceOptions
+from data_prep.options import DataOptions, OnBadRow, SourceOptions
 from data_prep.quality.template_marks import note_marks
 from data_prep.records.filter import Filtering, make_filters
 from data_prep.records.keep import Condition, kept
@@ -318,6 +319,22 @@ class Stream:
         """
         if (problem := self.left_out.problem(self.given.label)) is not None:
             raise problem
+
+    def check_first(self, count: int = _KEY_ROWS) -> None:
+        """Refuse the stream by its first rows; it is used up. A bad one has all read, so that each is named at once.
+
+        Raises:
+            UserError: one of the first rows is bad and is not to be dropped, or loses what answers may depend on.
+        """
+        self.check_left_out()
+        on_bad_row = self.given.source.on_bad_row
+        if on_bad_row is OnBadRow.drop or not type(self.form).row_by_row(self.read_as):
+            return
+        rows = iter(self.rows)
+        deque(_parsed(self.form, self.read_as, islice(rows, count), self.tally), maxlen=0)
+        if self.tally.bad_rows:
+            deque(_parsed(self.form, self.read_as, rows, self.tally), maxlen=0)
+        self.tally.check_bad_rows(on_bad_row)
 
     def foreign(self) -> bool:
         """Whether code from outside this package has a say: a format or a filter of a plugin."""

@@ -133,3 +133,14 @@ def test_probes_leave_out_what_a_row_cannot_give() -> None:
     assert "off_topic" not in probes(same, END, set()), "every prompt has the same good reply"
     many = [PairTokens([n], [n, 1, 2, END], [3, END], str(n)) for n in range(MOST + 5)]
     assert {len(made) for made in probes(many, END, set()).values()} == {MOST}
+
+
+@pytest.mark.parametrize(
+    ("kinds", "remedy"), [(("given",), "negatives=[truncated]"), (KINDS, "more pairs of this kind")]
+)
+def test_a_remedy_is_not_what_was_done_already(kinds: tuple[str | None, ...], remedy: str) -> None:
+    numbers, std = judged(healthy)
+    numbers["by_kind"] = {kind or "given": {"accuracy": 1.0, "n": 50} for kind in kinds}
+    numbers["probes"] = {"truncated": {"accuracy": 0.5, "n": 50}}
+    (reason,) = gate(numbers, std)["reasons"]
+    assert remedy in reason

@@ -398,3 +398,16 @@ def test_rows_that_a_later_stage_cannot_read_are_refused_before_anything_is_trai
     assert main(["run", *words]) == 2
     said = capsys.readouterr().err
     assert "article" in said and "data.unused" in said and not (tmp_path / "runs").exists()
+
+
+def test_bad_rows_of_a_later_stage_are_named_before_anything_is_trained_and_all_at_once(tmp_path, capsys):
+    """The first rows are looked at; where one of them is bad, all are."""
+    talk = write_jsonl(tmp_path / "talk.jsonl", [{"prompt": f"say {i}", "completion": f"{i}"} for i in range(40)])
+    pairs = [{"prompt": f"say {i}", "chosen": f"{i}", "rejected": "no"} for i in range(200)]
+    pairs[3]["rejected"] = pairs[190]["rejected"] = {}
+    path = write_jsonl(tmp_path / "pairs.jsonl", pairs)
+    words = ["pipeline=sft_dpo", "model=nano", "data=files", f"data.conversations.path={talk}"]
+    words += [f"data.preferences.path={path}", f"out={tmp_path / 'runs'}", "name=r"]
+    assert main(["run", *words]) == 2
+    said = capsys.readouterr().err
+    assert f"{path}:4:rejected" in said and f"{path}:191:rejected" in said and not (tmp_path / "runs").exists()

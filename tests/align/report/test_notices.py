@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from align.report.notices import told
@@ -45,3 +46,18 @@ def test_every_warning_of_the_numbers_has_a_code_a_hint_and_its_stage(tmp_path: 
         "replies_cut": "ppo",
     }
     assert all(warning["hint"] and not warning["message"].endswith(".") for warning in found.values())
+
+
+def test_the_gate_is_one_warning_of_the_stage_that_trained_the_reward_model(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    reasons = ["it is blind; try more pairs", "it is slow; try less", "it is odd; try more"]
+    record = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    trained = next(stage for stage in record["stages"] if stage["name"] == "reward_model")
+    trained["metrics"] |= {"ece": 0.01, "gate": {"verdict": "refuse", "reasons": reasons}}
+    (run / "run.json").write_text(json.dumps(record), encoding="utf-8")
+    path, warnings = reported(run)
+    (found,) = (warning for warning in warnings if warning["code"] == "reward_gate")
+    assert found["stage"] == trained["name"]
+    assert found["message"] == "The reward model's gate says refuse: it is blind (and 2 more reasons)"
+    assert found["hint"] == "try more pairs; report.html lists all"
+    assert all(f">{reason}<" in path.read_text(encoding="utf-8") for reason in reasons)

@@ -26,6 +26,7 @@ def context(wanted: RewardGate, gate: dict[str, Any] | None) -> Any:
         config=SimpleNamespace(reward_gate=wanted),
         spec=SimpleNamespace(name="ppo"),
         is_main=True,
+        staging=Path("OTHER/.staging-ppo"),
     )
 
 
@@ -54,6 +55,13 @@ def test_what_is_said(wanted: RewardGate, gate: dict[str, Any] | None, lines: in
     said = capsys.readouterr().err.splitlines()
     assert len(said) == lines
     assert not lines or (said[0].startswith("ppo: the gate of its reward model says ") and "; try " in said[1])
+
+
+def test_the_reasons_of_this_run_are_not_said_again(capsys: Any) -> None:
+    own = context(RewardGate.warn, BAD)
+    own.staging = Path("RUN/.staging-ppo")
+    heed(own)
+    assert capsys.readouterr().err == "ppo: the gate of its reward model says refuse\n"
 
 
 def test_the_stage_measures_and_the_evaluation_shows_it() -> None:

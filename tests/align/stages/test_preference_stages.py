@@ -65,6 +65,14 @@ def test_kto_learns_from_labelled_replies(loss, tmp_path):
     assert (metrics["kl"] == 0) == (loss != "kto")
 
 
+def test_replies_of_one_label_alone_are_warned_of(tmp_path, capfd):
+    rows = [{"prompt": f"say {i}", "completion": "yes", "label": False} for i in range(12)]
+    words = [f"data.preferences.path={write_jsonl(tmp_path / 'bad.jsonl', rows)}", "stages.kto.max_steps=1"]
+    made("kto", *words, "name=k", out=tmp_path)
+    said = capfd.readouterr().err
+    assert "kto: warning: all 11 training rows are labelled bad; add rows of the other label" in said
+
+
 def test_one_prompt_is_refused_where_others_are_needed(tmp_path):
     words = [f"data.preferences.path={labels(tmp_path / 'labels.jsonl', prompts=1)}", "data.preferences.eval_share=0"]
     with pytest.raises(UserError, match="single prompt"):

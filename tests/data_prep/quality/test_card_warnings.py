@@ -6,7 +6,7 @@ from typing import Any
 
 from data_prep.quality.card_warnings import card_warnings
 from data_prep.quality.pair_bias import PairNumbers
-from data_prep.types import Message, Preference
+from data_prep.types import Message, Preference, RowKind
 
 
 def codes(card: dict[str, Any]) -> list[str]:
@@ -36,3 +36,13 @@ def test_what_is_counted_is_said_and_nothing_else() -> None:
     assert codes(card) == ["near_leaks", "leaked_questions", "contradictory_pairs", "few_held_out"]
     assert codes({"splits": {"train": 120, "eval": 0}}) == [], "nothing held out is a choice"
     assert codes({"splits": {"train": 40, "eval": 9}}) == [], "there are too few to hold out more"
+
+
+def test_the_option_named_is_that_of_the_rows() -> None:
+    """Labelled replies stand under data.preferences."""
+    hints = {}
+    for kind in RowKind:
+        ((_, _, hints[kind.name]),) = card_warnings({"kind": kind.value, "splits": {"train": 111, "eval": 9}})
+    assert hints == {
+        kind.name: f"raise data.{kind.option}.eval_share, or give data.{kind.option}.eval_path" for kind in RowKind
+    }
