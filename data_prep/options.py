@@ -105,7 +105,7 @@ class MixOptions(SourceOptions):
 
 @dataclass
 class GoldOptions:
-    """The known-good judge of replies, used by evaluation only."""
+    """The known-good judge of replies, for evaluation and for looks during PPO."""
 
     rule: Optional[str] = field(default=None, metadata={"help": "name of a reward rule that knows the truth"})
     options: dict[str, Any] = _map("options of the rule")

@@ -162,7 +162,7 @@ def _plan(
     stage, problems = spec.stage, list[UserError]()
     names = [each.name for each in config.stages]
     inputs: list[Input | None] = []
-    for wanted, role in ((stage.init, "policy"), (stage.reward if stage.needs_reward else "base", "reward")):
+    for wanted, role in ((stage.init, "policy"), (stage.reward_model, "reward")):
         found = None
         try:
             found = find_input(wanted, role, before, names, config.out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from align.training.data import Reading, ids_of, remarks_of
@@ -60,6 +61,8 @@ class Shelf:
             return None
         try:
             reading.spec.stage.check_rows(f"stages.{stage}", len(known.prepared.train))
+            both = chain(known.prepared.train, known.prepared.eval)
+            reading.spec.stage.check_contents(kind, both, reading.spec.data)
         except UserError as problem:
             self.found.add(stage, [problem])
         if kind in reading.spec.stage.needs_data:

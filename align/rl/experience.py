@@ -13,7 +13,7 @@ all rows.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from align.inference.generation import Reply
 from align.inference.scoring import pack_responses
 from align.rl.actor_critic import ExperienceRow
 from align.rl.options import Estimator
+from align.rl.signals import Signals
 from align.roles import Role, chosen_logprobs, chosen_statistics
 from align.training.batching import in_order
 from align.training.optimizer import autocast
@@ -64,15 +65,18 @@ class RewardRule:
     group_size: int = 1
     """Replies to each prompt, which stand next to each other."""
     lam_length: float = 0.0
+    signals: Signals | None = None
+    """What scores are made of, where that is more than the reward model."""
 
 
 @dataclass
 class PPORoles:
-    """The four roles of PPO."""
+    """The roles of PPO, four at most."""
 
     policy: Role
     reference: Role
-    reward: Role
+    reward: Role | None
+    """None where rules alone give rewards."""
     value: Role | None
     """None where advantages need no critic."""
 
@@ -100,7 +104,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Judged:
-    """What the four roles say of a rollout, on the CPU; places outside the mask are 0."""
+    """What roles and signals say of a rollout, on the CPU; places outside the mask are 0."""
 
     mask_BT: Tensor
     """True on the tokens of the replies."""
@@ -113,6 +117,8 @@ class Judged:
     """True on the tokens of those replies whose entropy was measured."""
     gap: float = 0.0
     """Largest difference between a log-probability that the rollout kept and the same computed again."""
+    signals: dict[str, Tensor] = field(default_factory=dict)
+    """What `score_B` was made of, [B] each; none where it is the reward model's."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +142,12 @@ class Advantages:
 
 @torch.no_grad()
 def judge(
-    roles: PPORoles, rollout: Rollout, temperature: float, options: TrainingOptions, trusted: bool = False
+    roles: PPORoles,
+    rollout: Rollout,
+    temperature: float,
+    options: TrainingOptions,
+    trusted: bool = False,
+    signals: Signals | None = None,
 ) -> Judged:
     """Log-probabilities of policy and reference, values and scores, as many rows at a time as the options say.
 
@@ -170,7 +181,9 @@ def judge(
         reference_M, values_M, score_B = read(partial(_pass, roles, temperature), rollout.pairs)
     reference_BT, values_BT = _unpack(reference_M, mask_BT), _unpack(values_M, mask_BT)
     entropy_BT = _unpack(entropy_M, checked_BT)
-    judged = Judged(mask_BT, logprobs_BT, reference_BT, values_BT, entropy_BT, score_B, checked_BT, gap)
+    parts = signals.scores(rollout, score_B) if signals is not None else {}
+    score_B = signals.total(parts) if signals is not None else score_B
+    judged = Judged(mask_BT, logprobs_BT, reference_BT, values_BT, entropy_BT, score_B, checked_BT, gap, parts)
     for numbers in (judged.score_B, judged.values_BT, judged.logprobs_BT):
         if not torch.isfinite(numbers).all():
             raise TrainingStopped("scores, values or log-probabilities are not finite", code="not_finite")
@@ -213,6 +226,7 @@ def statistics(
         "objective/kl_k3": _per_reply(kl_k3(judged.logprobs_BT, judged.reference_BT), mask_BT),
         "objective/entropy": float(masked_mean(judged.entropy_BT, judged.checked_BT)),
         "objective/score": float(judged.score_B.mean()),
+        **{f"signal/{name}": float(part_B.mean()) for name, part_B in judged.signals.items()},
         "objective/score_shaped": float(rewards.shaped_B.mean()),
         "objective/score_spread": float(rewards.shaped_B.std(unbiased=False)),
         "objective/reward": float(rewards.shaped_B.mean()) - rule.kl_coef * kl,
@@ -237,6 +251,8 @@ def _pass(roles: PPORoles, temperature: float, pairs: Pairs) -> list[Tensor]:
         values_M = torch.zeros_like(reference_M)
     else:
         values_M = roles.value.scores(batch.packed, batch.source_M)
+    if roles.reward is None:
+        return [reference_M, values_M, torch.zeros(len(pairs))]
     return [reference_M, values_M, roles.reward.scores(batch.packed, batch.last_B)]
 
 

@@ -38,7 +38,8 @@ SHOWN = (
     "response/eos_rate",
     "response/repeat_rate",
 )
-"""What a look logs of what an update logs, under the same names; `gold/...` and `response/distinct` are its own."""
+"""What a look logs of what an update logs, beside signals, under the same names; `gold/...` and `response/distinct` are
+its own."""
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,12 @@ class HeldOut:
                 ids = [row.ids for row in prompts[start : start + options.batch_size]]
                 replies += self._engine.generate(ids, sampling)
         rollout = Rollout(prompts, replies)
+        signals = rule.signals.at_start() if rule.signals is not None else None
         rule = replace(rule, kl_coef=options.kl_coef)  # as it began, so that looks can be compared
-        judged = judge(self._roles, rollout, rule.temperature, options)
+        judged = judge(self._roles, rollout, rule.temperature, options, signals=signals)
         rewards = reward(judged, rollout, rule)
         every = statistics(rollout, judged, rewards, None, rule)
-        numbers = {name: every[name] for name in SHOWN}
+        numbers = {name: value for name, value in every.items() if name in SHOWN or name.startswith("signal/")}
         numbers["response/distinct"] = len({tuple(reply.ids) for reply in replies}) / len(replies)
         if self._gold is None:
             return numbers, rewards.rewards_BT.double().sum(1).tolist()

@@ -69,9 +69,10 @@ def is_exact(context: StageContext) -> bool:
     return in_float32 and context.spec.stage.autocast.value == "off"
 
 
-def reward_parity(roles: PPORoles, context: StageContext) -> float:
+def reward_parity(roles: PPORoles, context: StageContext) -> dict[str, float]:
     """Largest difference between scores on PPO's path and those the reward model's evaluation gave, same replies."""
-    assert context.reward is not None
+    if roles.reward is None or context.reward is None:
+        return {}
     record = context.reward.record
     ids = record["probe"]["input_ids"]
     with context.autocast():
@@ -84,12 +85,12 @@ def reward_parity(roles: PPORoles, context: StageContext) -> float:
             f"the reward model scores otherwise here than in its own evaluation (by {gap:.2e}, at most {allowed:.2e})",
             code="reward_parity",
         )
-    return gap
+    return {"reward_parity": gap}
 
 
 def adapter_digests(roles: PPORoles) -> dict[str, str]:
     """SHA-256 of the frozen roles' own tensors (the shared base has its fingerprint)."""
-    return {role.name: _digest(role) for role in (roles.reference, roles.reward)}
+    return {role.name: _digest(role) for role in (roles.reference, roles.reward) if role is not None}
 
 
 def require_unchanged(roles: PPORoles, before: dict[str, str]) -> None:

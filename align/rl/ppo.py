@@ -57,10 +57,12 @@ def improve(
     done = context.saver.step
     kept = context.saver.restore(updater)
     stats: dict[str, float] = kept.get("stats", {})
-    step0: dict[str, Any] = kept.get("step0") or {"reward_parity": invariants.reward_parity(roles, context)}
+    step0: dict[str, Any] = kept.get("step0") or invariants.reward_parity(roles, context)
     rule = replace(rule, kl_coef=kept.get("kl_coef", rule.kl_coef))
     if done:
         watch.restore(kept["watch"])
+        if rule.signals is not None:
+            rule.signals.restore(kept["signals"])
     else:
         watch.begin(rule)
     with Progress("ppo", options.updates, enabled=context.is_main, done=done) as progress:
@@ -78,6 +80,7 @@ def improve(
             if options.kl_target > 0 and update >= options.warmup_updates:
                 rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], options))
             more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0, "watch": watch.state()}
+            more |= {"signals": rule.signals.state()} if rule.signals is not None else {}
             context.saver.offer(updater, update + 1, more)
     updater.go_to(updater.steps)
     return {**stats, "step0": step0, **watch.finish()}
@@ -91,7 +94,9 @@ def collect(
         rollout = rollouts.sample(update)
     with context.phase("score"):
         trusted = update > 0 and invariants.is_exact(context)
-        judged = judge(roles, rollout, rule.temperature, rollouts.options, trusted)
+        judged = judge(roles, rollout, rule.temperature, rollouts.options, trusted, rule.signals)
+        if rule.signals is not None:
+            rule.signals.learn(judged.signals, rollouts.summed)
         rewards = reward(judged, rollout, rule)
         advantages = estimate(rewards, judged, rule, rollouts.summed)
         rows = rollouts.joined(experience(rollout, judged, advantages))

@@ -99,17 +99,23 @@ class Rollouts:
         write_samples(self._context, rows)
 
 
-def measured_norm(
+def first_replies(
     context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
-) -> dict[str, float]:
-    """Score statistics of the starting policy's replies: for a reward model moved to another precision."""
+) -> tuple[Rollout, Tensor]:
+    """The starting policy's replies, to measure scores by, and the reward model's scores of them (0 without one)."""
     engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
     generator = torch.Generator(device=context.accelerator.device)
     generator.manual_seed(context.seed)
     sampling = Sampling(options.max_new_tokens, options.temperature)
     with context.autocast():
         replies = engine.generate([row.ids for row in prompts], sampling, generator)
-        pairs = [(row.ids, reply.ids) for row, reply in zip(prompts, replies, strict=True)]
-        found = score_replies(roles.reward, pairs, options.micro_batch_size or 64)
-    scores = torch.tensor(found, dtype=torch.float64)
-    return {"mean": float(scores.mean()), "std": max(float(scores.std()), 1e-6)}
+        rollout = Rollout(prompts, replies)
+        if roles.reward is None:
+            return rollout, torch.zeros(len(replies), dtype=torch.float64)
+        found = score_replies(roles.reward, rollout.pairs, options.micro_batch_size or 64)
+    return rollout, torch.tensor(found, dtype=torch.float64)
+
+
+def measured_norm(scores_B: Tensor) -> dict[str, float]:
+    """Score statistics of the starting policy's replies: for a reward model moved to another precision."""
+    return {"mean": float(scores_B.mean()), "std": max(float(scores_B.std()), 1e-6)}

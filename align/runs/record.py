@@ -193,11 +193,14 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     """Hash of everything that decides the stage's result."""
     spec, mode = plan.spec, plan.require()
     options = {k: v for k, v in plain(spec.stage).items() if k not in _NOT_INPUTS}
+    signals = spec.stage.reward if not isinstance(spec.stage.reward, str | None) else None
+    if signals:  # rules, and no parent alone
+        options["reward"] = plain(signals)
     if isinstance(spec.stage, TrainingStage):
         options["lr"] = spec.stage.peak_lr(spec.adapter, run.config.model.lr_scale)
     folder = run.base_folder
     reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
-    gold = spec.data.gold if "prompts" in spec.stage.needs_data and spec.data.gold.rule else None
+    gold = spec.data.gold if "prompts" in spec.stage.needs_data and (spec.data.gold.rule or signals) else None
     return sha256_json(
         {
             "code": _CODE_VERSION,

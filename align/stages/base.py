@@ -6,7 +6,7 @@ and registers itself with `@stage("name")`. Importing a stage must not import to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -75,6 +75,16 @@ class Stage:
     data: Any = option(None, "data recipe of this stage alone (default: the run's data)")
     adapter: Any = option(None, "adapter of this stage alone (default: the run's adapter)")
 
+    @property
+    def reward_model(self) -> str | None:
+        """The reward model it asks for: a checkpoint, None for the run's latest, `base` for none."""
+        return self.reward if self.needs_reward else "base"
+
+    @property
+    def lacks_reward_model(self) -> bool:
+        """Whether it cannot work without one."""
+        return self.needs_reward and not self.reward_optional
+
     def run(self, context: StageContext) -> Checkpoint | None:
         """Do the stage's work inside `context.staging`; returns the checkpoint written there, if it makes one."""
         raise NotImplementedError
@@ -94,6 +104,14 @@ class Stage:
 
     def check_rows(self, where: str, count: int) -> None:
         """Raise UserError where so many training rows are too few."""
+
+    def check_contents(self, kind: str, rows: Iterable[Any], data: DataOptions) -> None:
+        """Raise UserError where a row lacks what the stage needs of it.
+
+        Args:
+            kind: of the rows, one of `needs_data` and `may_read`.
+            rows: all that were read.
+        """
 
     def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
         """Settings that work but are hardly meant: `align check` warns of them, `align run` takes them."""

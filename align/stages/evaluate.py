@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -68,6 +68,13 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
         """A gold rule that cannot be built."""
         yield from gold_refusals(data)
+
+    def check_contents(self, kind: str, rows: Iterable[Any], data: DataOptions) -> None:
+        """Rows have the right answers that the gold rule compares replies with."""
+        from reward.rules import require_truth
+
+        if kind == "prompts":
+            require_truth([data.gold.rule], rows)
 
     def run(self, context: StageContext) -> Checkpoint | None:
         """Write result.json and samples.jsonl; there are no weights to save."""
@@ -206,18 +213,23 @@ def gold_rule(data: DataOptions) -> Any:
     Raises:
         UserError: an unknown rule, options it does not have or misses, or a table that does not fit.
     """
-    from data_prep.records.stream import source_rows
     from reward.rules import build_rule
 
-    gold = data.gold
-    assert gold.rule is not None
+    assert data.gold.rule is not None
+    return build_rule(data.gold.rule, data.gold.options, lambda: gold_rows(data))
 
-    def table() -> list[dict[str, Any]]:
-        if not (gold.source.path or gold.source.generator):
-            raise UserError("the rule has no rows", field="data.gold.source", hint="set data.gold.source.path=FILE")
-        return source_rows(data, gold.source)
 
-    return build_rule(gold.rule, gold.options, table)
+def gold_rows(data: DataOptions) -> list[dict[str, Any]]:
+    """The rows that rules read.
+
+    Raises:
+        UserError: none are named, or they cannot be read.
+    """
+    from data_prep.records.stream import source_rows
+
+    if not (data.gold.source.path or data.gold.source.generator):
+        raise UserError("the rule has no rows", field="data.gold.source", hint="set data.gold.source.path=FILE")
+    return source_rows(data, data.gold.source)
 
 
 def gold_refusals(data: DataOptions) -> Iterator[UserError]:
@@ -233,13 +245,15 @@ def gold_judge(context: StageContext) -> Gold | None:
     """The gold rule's verdict on every reply, where the data names a rule."""
     if context.spec.data.gold.rule is None:
         return None
-    rule = gold_rule(context.spec.data)
+    from reward.rules import verdict
+
+    name, rule = context.spec.data.gold.rule, gold_rule(context.spec.data)
 
     def verdicts(
         rows: Sequence[PromptTokens], texts: Sequence[str], replies: Sequence[Reply]
     ) -> list[dict[str, float]]:
         return [
-            rule.score(row.text, str(row.meta.get("topic", "")), text, reply.finished)
+            verdict(name, rule, row, text, reply.finished)
             for row, text, reply in zip(rows, texts, replies, strict=True)
         ]
 

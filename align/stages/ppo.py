@@ -1,4 +1,4 @@
-"""PPO: move the policy towards replies the reward model scores higher, without leaving its parent.
+"""PPO: move the policy towards replies that a reward model or rules score higher, without leaving its parent.
 
 "Proximal Policy Optimization Algorithms", arXiv 1707.06347, in the form of "The N+ Implementation Details of RLHF
 with PPO", arXiv 2403.17031; `docs/ppo.md` lists the 32 details with our defaults. Differs from common implementations
@@ -9,13 +9,14 @@ training two roles.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.rl.options import Critic, Monitor, PPOOptions
 from align.stages.base import TrainingStage, stage
 from data_prep.core.errors import UserError
+from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from align.adapters.base import Adapter
@@ -23,18 +24,20 @@ if TYPE_CHECKING:
     from align.checkpoints.compatibility import ParentInfo
     from align.rl.experience import PPORoles, RewardRule
     from align.rl.held_out import HeldOut
+    from align.rl.signals import Signal
     from align.roles import Role
     from align.training.context import StageContext
     from align.training.optimizer import Updater
     from data_prep.options import DataOptions
     from data_prep.prepare.prepare import Prepared
     from data_prep.types import PromptTokens
+    from reward.rules import Rule
 
 
 @stage("ppo")
 @dataclass
 class PPO(PPOOptions, TrainingStage):
-    """Reinforcement learning against the reward model, held near the parent."""
+    """Reinforcement learning against a reward model or rules, held near the parent."""
 
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
     needs_reward: ClassVar[bool] = True
@@ -42,8 +45,40 @@ class PPO(PPOOptions, TrainingStage):
     base_lr: ClassVar[float] = 6e-5
     trains_head: ClassVar[bool] = True
 
+    reward: Any = option(
+        None,
+        "reward model (default: the run's), a signal {rule: NAME}, or a list of signals [{rule: NAME, weight: 1}, ...]",
+    )
+
+    def __post_init__(self) -> None:
+        self.signals()
+
+    def signals(self) -> list[Signal]:
+        """The signals that `reward` lists; none where it names a reward model alone.
+
+        Raises:
+            UserError: one that cannot be.
+        """
+        from align.rl.signals import signals_of
+
+        return signals_of(self.reward, f"stages.{self.name}.reward")
+
+    @property
+    def reward_model(self) -> str | None:
+        """The checkpoint among its rewards."""
+        signals = self.signals()
+        if not signals:
+            return super().reward_model
+        return next((each.given.checkpoint for each in signals if each.given.checkpoint is not None), "base")
+
+    @property
+    def lacks_reward_model(self) -> bool:
+        """Not where rules alone give rewards."""
+        signals = self.signals()
+        return not signals or any(each.given.checkpoint is not None for each in signals)
+
     def run(self, context: StageContext) -> Checkpoint:
-        """Stand four roles on one base, improve the policy, and save policy and critic."""
+        """Stand the roles on one base, improve the policy, and save policy and critic."""
         from align.rl import invariants as ppo_checks
         from align.rl.ppo import improve
         from align.rl.reward_gate import heed
@@ -56,7 +91,7 @@ class PPO(PPOOptions, TrainingStage):
         roles = self._assemble(context)
         record_counts(context, roles.policy)
         before = ppo_checks.adapter_digests(roles)
-        rule = self._rule(self._norm(context, prepared, roles))
+        rule = self._rule(context, prepared, roles)
         updater = self._updater(context, roles)
         held_out = self._held_out(context, prepared, roles)
         last = improve(context, prepared.train, roles, rule, updater, held_out)
@@ -77,6 +112,13 @@ class PPO(PPOOptions, TrainingStage):
         if reward is not None:
             yield from self.against_method(where, adapter_of(reward))
         yield from refusals(self, where)
+        if self.critic is Critic.parent and not self.lacks_reward_model:
+            yield UserError(
+                "a saved critic belongs to a reward model, and rules alone give the rewards",
+                field=f"{where}.critic",
+                code="no_critic",
+                hint="leave it out: the critic starts anew and warms up",
+            )
 
     def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
         """Settings that are hardly meant."""
@@ -95,9 +137,13 @@ class PPO(PPOOptions, TrainingStage):
             )
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
-        """A gold rule that cannot be built, or that there is none although replies are to be measured by it."""
+        """A rule that cannot be built, or that there is no gold although replies are to be measured by it."""
         from align.stages.evaluate import gold_refusals
 
+        try:
+            self._rules(data)
+        except UserError as problem:
+            yield problem
         if self.monitor is Monitor.gold and data.gold.rule is None:
             yield UserError(
                 "the data has no gold rule to measure held-out replies by",
@@ -107,6 +153,14 @@ class PPO(PPOOptions, TrainingStage):
             )
         elif self.monitor in (Monitor.auto, Monitor.gold):
             yield from gold_refusals(data)
+
+    def check_contents(self, kind: str, rows: Iterable[Any], data: DataOptions) -> None:
+        """Rows have the right answers that rules compare replies with, the gold rule too."""
+        from reward.rules import require_truth
+
+        gold = data.gold.rule if self.monitor in (Monitor.auto, Monitor.gold) else None
+        if kind == "prompts":
+            require_truth([gold, *(each.given.rule for each in self.signals())], rows)
 
     def steps_over(self, rows: int) -> int:
         """Optimiser steps: every update's passes over its minibatches."""
@@ -122,14 +176,13 @@ class PPO(PPOOptions, TrainingStage):
         }
 
     def _assemble(self, context: StageContext) -> PPORoles:
-        """Policy and reference from the parent, reward from the reward model, and the critic."""
+        """Policy and reference from the parent, reward from the reward model if there is one, and the critic."""
         from align.rl.experience import PPORoles
 
-        assert context.reward is not None
         load = context.parent_mode.load
         policy = context.fresh_role("policy")
         reference = context.start_role("reference")
-        reward = context.bases.realise(context.reward, "reward", load)
+        reward = context.bases.realise(context.reward, "reward", load) if context.reward is not None else None
         value = self._critic(context) if self.advantage.has_critic else None
         roles = PPORoles(policy, reference, reward, value)
         for role in roles.all():
@@ -140,14 +193,24 @@ class PPO(PPOOptions, TrainingStage):
         """A trainable copy of the reward model under a head of zeros, or the critic of the stage that made the parent.
 
         The reward head was trained at the ends of replies alone: what it says of the tokens before them is worse than
-        a constant.
+        a constant. Where rules alone give rewards it is a copy of the parent with such a head.
         """
-        assert context.reward is not None
+        if context.reward is None:
+            return self._critic_of_parent(context)
         saved = self._saved_critic(context) if self.critic is Critic.parent else context.reward
         value = context.bases.realise(saved, "value", context.parent_mode.load, trainable=True)
         assert value.head is not None
         if saved is context.reward:
             value.head.zero()
+        return value
+
+    def _critic_of_parent(self, context: StageContext) -> Role:
+        from reward.head import ScalarHead
+
+        value = context.fresh_role("value")
+        width = value.tree.get_output_embeddings().weight.shape[1]
+        value.head = ScalarHead(width).to(context.accelerator.device)
+        value.head.zero()
         return value
 
     def _saved_critic(self, context: StageContext) -> Checkpoint:
@@ -193,19 +256,42 @@ class PPO(PPOOptions, TrainingStage):
         gold = None if self.monitor is Monitor.reward else gold_judge(context)
         return HeldOut(context, prepared.eval[-self.monitor_prompts :], roles, gold)
 
-    def _norm(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> dict[str, float]:
-        """Mean and deviation of the scores: the reward model's own, or measured anew at another precision."""
-        assert context.reward is not None
-        if context.reward.load == context.parent_mode.load.value:
-            return dict(context.reward.record["reward_norm"])
-        from align.rl.rollouts import measured_norm
+    def _rules(self, data: DataOptions) -> dict[str, Rule]:
+        """The rules among the signals, built, by name of their signal; the gold rule's options are its own by default.
 
-        return measured_norm(context, prepared.train[: self.batch_size], roles, self)
+        Raises:
+            UserError: one cannot be built.
+        """
+        from align.stages.evaluate import gold_rows
+        from reward.rules import build_rule
 
-    def _rule(self, norm: dict[str, float]) -> RewardRule:
-        """How scores become rewards."""
+        built = {}
+        for each in self.signals():
+            if each.given.rule is not None:
+                is_gold = each.given.rule == data.gold.rule and not each.options
+                options = data.gold.options if is_gold else each.options
+                built[each.name] = build_rule(each.given.rule, options, lambda: gold_rows(data), each.where)
+        return built
+
+    def _rule(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> RewardRule:
+        """How scores become rewards: by the reward model's own mean and deviation, or as the signals are weighed."""
         from align.rl.experience import RewardRule
+        from align.rl.rollouts import first_replies, measured_norm
+        from align.rl.signals import Signals
 
+        listed, norm = self.signals(), {"mean": 0.0, "std": 1.0}
+        moved = context.reward is not None and context.reward.load != context.parent_mode.load.value
+        first = None
+        if moved or any(each.measured for each in listed):
+            first = first_replies(context, prepared.train[: self.batch_size], roles, self)
+        if context.reward is not None:
+            norm = measured_norm(first[1]) if moved and first else dict(context.reward.record["reward_norm"])
+        signals = None
+        if listed:
+            signals = Signals(listed, self._rules(context.spec.data), context.renderer.decode, norm)
+            norm = {"mean": 0.0, "std": 1.0}
+            if first is not None:
+                signals.begin(signals.scores(*first))
         return RewardRule(
             kl_coef=self.kl_coef,
             mean=norm["mean"],
@@ -218,6 +304,7 @@ class PPO(PPOOptions, TrainingStage):
             estimator=self.advantage,
             group_size=self.replies_per_prompt,
             lam_length=self.lam_length,
+            signals=signals,
         )
 
     def _updater(self, context: StageContext, roles: PPORoles) -> Updater:
@@ -242,18 +329,20 @@ class PPO(PPOOptions, TrainingStage):
     def _save(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> Checkpoint:
         from align.training.saving import Result, save_result
 
-        assert context.reward is not None
         probe = [row.ids[:64] for row in (prepared.eval or prepared.train)[:2]]
         below = [("init", context.init)] if context.init is not None else []
+        judge = [("reward", context.reward)] if context.reward is not None else []
+        on_parent = context.parent_mode.mode.name if context.parent_mode.mode else None
         if roles.value is not None:
-            critic = Result(roles.value, "value", [("init", context.reward)], probe, {}, "continue")
+            started = ([("init", context.reward)], "continue") if context.reward is not None else (below, on_parent)
+            critic = Result(roles.value, "value", started[0], probe, {}, started[1])
             save_result(context, critic, context.staging / "value")
         policy = Result(
             role=roles.policy,
             kind="policy",
-            parents=[*below, ("reward", context.reward)],
+            parents=[*below, *judge],
             probe_ids=probe,
             metrics=context.numbers["metrics"],
-            on_parent=context.parent_mode.mode.name if context.parent_mode.mode else None,
+            on_parent=on_parent,
         )
         return save_result(context, policy, context.staging)

@@ -174,7 +174,9 @@ def stage_keys(config: RunConfig) -> dict[str, str]:
     for spec in config.stages:
         node = config.resolved["stages"][spec.name]
         options = {name: value for name, value in node.items() if name not in ("init", "reward")}
-        asked = [node.get("init"), node.get("reward") if spec.stage.needs_reward else "none"]
+        if not isinstance(node.get("reward"), str | None):
+            options["reward"] = node["reward"]  # rules, and no parent alone
+        asked = [node.get("init"), spec.stage.reward_model if spec.stage.needs_reward else "none"]
         parents = [dict(keys) if wanted is None else keys.get(wanted, wanted) for wanted in asked]
         top = [config.seed, config.on_precision_change.name, config.resolved["model"]]
         keys[spec.name] = sha256_json([spec.name, options, parents, top])

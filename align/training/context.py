@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,7 @@ class StageContext:
         with one_first(self.accelerator):  # the others of a machine find its rows in the cache
             prepared = Reading(self.spec, self.renderer, config, self.context, self.seed).rows(kind)
         self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
+        self.spec.stage.check_contents(kind, chain(prepared.train, prepared.eval), self.spec.data)
         for remark in remarks_of(prepared.card):
             self.warn(remark.code, f"{remark.file}:{remark.field}: {remark.message}", remark.hint)
         return prepared

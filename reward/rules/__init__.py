@@ -1,20 +1,28 @@
-"""Rule rewards: scores that a program gives, with no model. One file here is one rule; it registers itself.
+"""Rules: scores that a program gives, with no model. One file here is one rule; it registers itself.
 
-A rule's class takes the answer table and its options, and scores one reply at a time (see `Rule`).
+A rule serves as the gold judge of an evaluation (`data.gold.rule`) and as a reward of PPO (`stages.ppo.reward`). Its
+class takes options, and the answer table where it has a parameter of that name; it scores one reply at a time.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+import math
+import typing
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
-from data_prep.core.errors import UserError, unknown
+from data_prep.core.errors import TrainingStopped, UserError, at_row, unknown
+from data_prep.core.options import convert
 from data_prep.core.registry import Registry
+from data_prep.types import PromptTokens
 
 
 class Rule(Protocol):
-    """What every rule offers once it is built."""
+    """What every rule offers once it is built.
+
+    A class with `reads_truth = True` is given the row's right answer too, as the keyword `truth`.
+    """
 
     def score(self, prompt_text: str, topic: str, reply_text: str, finished: bool) -> dict[str, float]:
         """Score one reply; the key "score" is the whole, the others its parts, each in 0..1."""
@@ -24,24 +32,81 @@ class Rule(Protocol):
 rules: Registry[Any] = Registry("rule", "reward.rules")
 
 
-def build_rule(name: str, options: dict[str, Any], table: Callable[[], list[dict[str, Any]]]) -> Rule:
-    """The rule called `name` over the rows that `table` reads.
+def build_rule(
+    name: str, options: dict[str, Any], table: Callable[[], list[dict[str, Any]]], where: str = "data.gold.options"
+) -> Rule:
+    """The rule called `name`, over the rows that `table` reads where it needs some.
+
+    Args:
+        where: dotted path of the options, for errors.
 
     Raises:
-        UserError: no such rule, an option that it does not have or lacks, or a table that does not fit.
+        UserError: no such rule, an option that it does not have or lacks or of a wrong type, or a table that does not
+            fit.
     """
     made = rules.get(name)
-    known = [key for key in inspect.signature(made).parameters if key != "table"]
+    takes = dict(inspect.signature(made).parameters)
+    kinds = typing.get_type_hints(made.__init__)
+    wanted = takes.pop("table", None)
     for key in options:
-        if key not in known:
-            raise unknown(f"option of the rule {name}", key, known)
-    missing = [key for key in known if key not in options]
+        if key not in takes:
+            raise unknown(f"option of the rule {name}", key, takes)
+    missing = [key for key, each in takes.items() if each.default is each.empty and key not in options]
     if missing:
         raise UserError(
             f"the rule {name} lacks {' and '.join(missing)}",
-            field="data.gold.options",
+            field=where,
             code="missing_option",
-            hint=f"set data.gold.options.{missing[0]}=VALUE",
+            hint=f"set {where}.{missing[0]}=VALUE",
         )
-    rule: Rule = made(table=table(), **options)
+    given = {key: convert(kinds.get(key, Any), value, f"{where}.{key}") for key, value in options.items()}
+    rule: Rule = made(**given, **({"table": table()} if wanted is not None else {}))
     return rule
+
+
+def require_truth(names: Iterable[str | None], rows: Iterable[PromptTokens]) -> None:
+    """Every row has its right answer, where one of these rules compares replies with it.
+
+    Raises:
+        UserError: the first row that has none.
+    """
+    readers = [name for name in names if name is not None and getattr(rules.get(name), "reads_truth", False)]
+    for row in rows if readers else ():
+        _truth(readers[0], row)
+
+
+def _truth(name: str, row: PromptTokens) -> str:
+    if row.meta.get("ground_truth") is None:
+        problem = UserError(
+            f"the rule {name} needs the right answer of every prompt",
+            field="ground_truth",
+            code="no_truth",
+            hint="name its column: data.prompts.columns={ground_truth: COLUMN}",
+        )
+        raise at_row(row.id, problem)
+    return str(row.meta["ground_truth"])
+
+
+def verdict(name: str, rule: Any, row: PromptTokens, reply_text: str, finished: bool) -> dict[str, float]:
+    """What a rule says of one reply, checked.
+
+    Raises:
+        UserError: something in the row does not fit the rule.
+        TrainingStopped: the rule fails, or gives no finite numbers.
+    """
+    more = {"truth": _truth(name, row)} if getattr(rule, "reads_truth", False) else {}
+    try:
+        found = rule.score(row.text, str(row.meta.get("topic", "")), reply_text, finished, **more)
+        numbers = {str(key): float(value) for key, value in found.items()}
+    except UserError as problem:
+        raise at_row(row.id, problem) from problem
+    except Exception as problem:
+        said = f"{type(problem).__name__}: {problem}"
+        raise TrainingStopped(
+            f"the rule {name} failed on the reply to {row.id}: {said}", code="rule_failed"
+        ) from problem
+    if "score" not in numbers or not all(map(math.isfinite, numbers.values())):
+        raise TrainingStopped(
+            f"the rule {name} gave no finite score to the reply to {row.id} (got {found})", code="rule_failed"
+        )
+    return numbers
