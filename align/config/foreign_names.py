@@ -172,7 +172,6 @@ CHOICES: dict[tuple[str, str], str] = {
     ("pipeline", "reward"): "pipeline=reward_model",
     ("pipeline", "reward_modeling"): "pipeline=reward_model",
     ("pipeline", "pt"): "pipeline=pretrain",
-    ("pipeline", "dpo"): "pipeline=rlhf (from the same pairs: a reward model, then PPO)",
 }
 """(group, their choice) -> what to type here."""
 

@@ -156,18 +156,21 @@ def _header(stream: Any, path: Path) -> tuple[dict[str, Any], int]:
 def base_fingerprint(folder: Path) -> str:
     """SHA-256 over architecture and tensors of a model folder, in hex; remembered while its files do not change."""
     config = read_model_config(folder)
-    files = weight_files(folder)
-    key = sha256_json([config] + [_stamp(path) for path in files])
-    cache = Remembered("fingerprints.json")
+    key, cache = state_of(folder), Remembered("fingerprints.json")
     known = cache.get(key)
     if not isinstance(known, str):
         tensors: dict[str, list[Any]] = {}
-        for path in files:
+        for path in weight_files(folder):
             tensors.update(_tensor_hashes(path))
         kept = {name: value for name, value in config.items() if name not in _VOLATILE}
         known = sha256_json([kept, tensors])
         cache.put(key, known)
     return known
+
+
+def state_of(folder: Path) -> str:
+    """What changes when a model folder's configuration or weight files do, without reading the weights."""
+    return sha256_json([read_model_config(folder)] + [_stamp(path) for path in weight_files(folder)])
 
 
 def _stamp(path: Path) -> list[Any]:

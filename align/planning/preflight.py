@@ -6,6 +6,7 @@ Everything here collects problems. `align run` raises the first of them, `align 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,12 @@ from align.checkpoints.compatibility import (
     options_of,
 )
 from align.config.schema import RunConfig, StageSpec
-from align.models.fingerprint import check_weight_files, read_model_config
+from align.models.fingerprint import check_weight_files, read_model_config, state_of
 from align.models.quantised import require_kept
 from align.tracking.trackers.base import check_packages
+from data_prep.core.cache_folder import Remembered
 from data_prep.core.errors import UserError
+from data_prep.core.hashing import sha256_json
 from data_prep.records.mixing import sources_for
 from data_prep.records.stream import check_options, open_stream, source_for
 from data_prep.sources.files import find_files, is_hub_id, resolve
@@ -199,12 +202,16 @@ def base_notes(folder: Path) -> list[str]:
     Raises:
         UserError: it is none that can be trained here, or its tensors are not those of its architecture.
     """
-    from align.models.loading import inspect_weights
-
     config = read_model_config(folder)
     check_weight_files(folder)
     require_decoder(config)
-    return inspect_weights(folder)
+    key, known = sha256_json([state_of(folder), version("transformers")]), Remembered("bases.json")
+    notes: list[str] | None = known.get(key)
+    if notes is None:
+        from align.models.loading import inspect_weights
+
+        known.put(key, notes := inspect_weights(folder))
+    return notes
 
 
 def unfit(spec: StageSpec, model_config: dict[str, Any]) -> list[UserError]:

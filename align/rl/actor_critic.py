@@ -79,7 +79,7 @@ class ActorCritic(Objective):
     def forward(self, batch: ResponseBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Summed loss and summed numbers over the minibatch's response tokens."""
         if self.warming:
-            loss, numbers = self._resting(), dict[str, Tensor]()
+            loss, numbers = self._resting(batch)
         else:
             loss, numbers = self._policy(packed_hidden(self.policy.tree, batch.packed)[batch.source_M], batch)
         if self.value is not None:
@@ -105,10 +105,15 @@ class ActorCritic(Objective):
             }
         return policy_M.sum(), numbers
 
-    def _resting(self) -> Tensor:
-        """A loss of 0 that every parameter of the policy has a part in, as processes that add gradients expect."""
+    def _resting(self, batch: ResponseBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """A loss of 0 that every parameter of the policy has a part in, as processes that add gradients expect.
+
+        The policy is what it was in the rollout: every ratio is 1.
+        """
         zero = torch.zeros((), device=self.policy.tree.device)
-        return sum((p.sum() * 0.0 for p in self.policy.parameters() if p.requires_grad), zero)
+        loss = sum((p.sum() * 0.0 for p in self.policy.parameters() if p.requires_grad), zero)
+        numbers = {"policy/clipfrac": zero, "policy/approxkl": zero, "policy/ratio_mean": zero + len(batch.targets_M)}
+        return loss, numbers
 
     def _value(self, hidden_MD: Tensor, batch: ResponseBatch) -> tuple[Tensor, dict[str, Tensor]]:
         assert self.value is not None and self.value.head is not None, "a critic has a head"

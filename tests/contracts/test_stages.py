@@ -154,14 +154,14 @@ def test_evaluation_answers_the_same_prompts_with_every_stage():
         assert isinstance(found["reward"], float)
     win = result["win_rate"]
     assert win["against"] == "sft" and 0 <= win["low"] <= win["value"] <= win["high"] <= 1 and win["n"] == 6
-    assert result["reward_model"].keys() == {"accuracy", "low", "high", "ece", "length_corr", "n", "calibration"}
+    assert result["reward_model"].keys() >= {"accuracy", "low", "high", "ece", "length_corr", "n", "calibration"}
     assert sum(held["n"] for held in result["reward_model"]["calibration"]) == result["reward_model"]["n"]
     samples = [json.loads(line) for line in (run / "evaluate" / "samples.jsonl").read_text("utf-8").splitlines()]
     assert len(samples) == 6
     for row in samples:
         assert row.keys() == {"prompt", "id", "replies"} and list(row["replies"]) == list(result["stages"])
         for reply in row["replies"].values():
-            assert reply.keys() == {"text", "reward", "gold", "finished"}
+            assert reply.keys() == {"text", "reward", "score", "gold", "finished"}
     mean = sum(row["replies"]["ppo"]["reward"] for row in samples) / 6
     assert result["stages"]["ppo"]["reward"] == pytest.approx(mean)
 

@@ -36,6 +36,8 @@ class OwnLinear4bit(_Own, bnb.Linear4bit):
 def with_term(layer: Any, x: Tensor, up_OR: Tensor, share: float = 1.0) -> Tensor:
     """W x + share s up A x."""
     out: Tensor = layer.base_layer(x)
+    if out._is_view():  # as of a 4-bit layer's own function, whose result may not be changed
+        out = out.clone()
     dropped = layer.lora_dropout["default"](x)
     return add_low_rank(out, dropped, layer.lora_A["default"].weight, up_OR, layer.scaling["default"] * share)
 

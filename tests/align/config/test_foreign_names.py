@@ -12,7 +12,7 @@ from align.config.compose import compose
 from align.config.foreign_names import CHOICES, NOT_NEEDED, OURS
 from align.config.registries import adapters, stages
 from align.config.schema import ModelOptions, RunOptions, TrackingOptions
-from align.training.options import TrainingOptions
+from align.stages.base import TrainingStage
 from data_prep.core.errors import UserError
 from data_prep.core.options import option_types
 from data_prep.options import DataOptions, SourceOptions
@@ -23,7 +23,7 @@ PLACES = {
     "data.conversations.": [SourceOptions],
     "data.": [DataOptions],
     "{adapter}.": list(dict(adapters.items()).values()),
-    "{stage}.": [TrainingOptions],
+    "{stage}.": [TrainingStage],
     "": [RunOptions],
 }
 PLACES |= {f"stages.{name}.": [kind] for name, kind in stages.items()}
@@ -45,9 +45,9 @@ def test_every_answer_is_an_option_that_exists() -> None:
 
 def test_no_foreign_name_is_one_of_ours() -> None:
     """Where a stage has an option of the name it is taken, and the table would never be asked."""
-    own = {one for kind in (TrainingOptions, *dict(stages.items()).values()) for one in option_types(kind)}
+    own = {one for kind in (TrainingStage, *dict(stages.items()).values()) for one in option_types(kind)}
     own |= {one for kind in dict(adapters.items()).values() for one in option_types(kind)}
-    assert not (OURS.keys() | NOT_NEEDED.keys()) & own - {"micro_batch_size", "bias"}
+    assert not (OURS.keys() | NOT_NEEDED.keys()) & own - {"micro_batch_size", "bias", "beta"}
 
 
 @pytest.mark.parametrize("given", CHOICES, ids="=".join)

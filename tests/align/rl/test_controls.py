@@ -24,6 +24,12 @@ from tests.tiny_chain import bases, finished, fresh, made, read
 from tests.tiny_training import experience_rows
 
 
+@pytest.fixture(autouse=True)
+def chain() -> None:
+    """The chain that the runs stand on is made before anything is watched."""
+    finished()
+
+
 def ppo(out: Path, *words: str) -> Path:
     """A short PPO run on the finished chain."""
     chain = finished()
@@ -72,8 +78,8 @@ def test_the_critic_starts_from_nothing_and_the_policy_is_not_computed_meanwhile
     policy, step = ActorCritic._policy, Updater.step
     monkeypatch.setattr(ActorCritic, "_policy", lambda self, *given: computed.append(1) or policy(self, *given))
 
-    def watch(self, window):
-        numbers = step(self, window)
+    def watch(self, window, **how):
+        numbers = step(self, window, **how)
         states.append([bool(self.optimizer.state.get(p)) for p in self.objective.clip_groups()[0]])
         return numbers
 

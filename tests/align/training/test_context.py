@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from align.stages.sft import SFT
+from align.stages import supervised
 from align.training import resume
 from align.training.resume import StateSaver
 from tests.tiny_chain import made, read
@@ -22,12 +22,12 @@ def warned(run: Path) -> list[tuple[str, str]]:
 def test_warnings_of_a_stage_outlive_it_and_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    original, offer = SFT.samples, StateSaver.offer
+    original, offer = supervised.greedy_samples, StateSaver.offer
 
-    def samples(self: SFT, context: Any, *given: Any) -> Any:
+    def samples(context: Any, *given: Any) -> Any:
         for _ in range(2):
             context.warn("late", "the samples are short")
-        return original(self, context, *given)
+        return original(context, *given)
 
     def stopped(self: StateSaver, updater: Any, step: int, more: dict[str, Any]) -> None:
         place = self.staging / "warnings.jsonl"
@@ -38,7 +38,7 @@ def test_warnings_of_a_stage_outlive_it_and_an_interruption(
             raise KeyboardInterrupt
         offer(self, updater, step, more)
 
-    monkeypatch.setattr(SFT, "samples", samples)
+    monkeypatch.setattr(supervised, "greedy_samples", samples)
     monkeypatch.setattr(resume, "_SHARE", 0)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(StateSaver, "offer", stopped)

@@ -287,7 +287,7 @@ def test_stages_log_penalties_of_training_alone(tmp_path):
     run = made("rlhf", "adapter=lora", *words, *noise, "stages.ppo.kl_limit=1000", "name=held", out=tmp_path)
     for stage in ("sft", "reward_model", "ppo"):
         train = [row for row in rows_of(run, stage) if row["split"] == "train"]
-        assert all(row["penalty/hidden_drift"] >= 0 for row in train) and train[-1]["penalty/hidden_drift"] > 0
+        assert all(row.get("penalty/hidden_drift", 0) >= 0 for row in train) and train[-1]["penalty/hidden_drift"] > 0
         assert not any("penalty/hidden_drift" in row for row in rows_of(run, stage) if row["split"] == "eval")
 
 

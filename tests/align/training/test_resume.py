@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -212,14 +213,15 @@ def test_states_are_kept_no_more_often_than_asked(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(resume, "_SHARE", 50)
     monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(StateSaver, "_keep", keep)
+    quiet: Any = SimpleNamespace(ends=False)
     saver, idle = StateSaver(tmp_path, "x", minutes=10.0), StateSaver(tmp_path, "x", minutes=10.0, writes=False)
     for step in range(1, 61):
         now[0] += 60.0
-        saver.offer(None, step, {})  # type: ignore[arg-type]
-        idle.offer(None, step, {})  # type: ignore[arg-type]
+        saver.offer(quiet, step, {})
+        idle.offer(quiet, step, {})
     assert kept == [10, 20, 30, 40, 50, 60]
     takes[0] = 24.0  # a fiftieth of twenty minutes
     for step in range(61, 121):
         now[0] += 60.0
-        saver.offer(None, step, {})  # type: ignore[arg-type]
+        saver.offer(quiet, step, {})
     assert kept[6:] == [70, 90, 110]

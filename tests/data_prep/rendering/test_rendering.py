@@ -401,7 +401,8 @@ def test_a_template_that_prints_the_date_says_so() -> None:
 def test_special_tokens_that_contents_may_hold(tmp_path: Path) -> None:
     """Contents never become control tokens, and what they spell is counted; named ones are read as what they are."""
     from data_prep.options import DataOptions, LengthOptions, SourceOptions
-    from data_prep.prepare.prepare import prepare_conversations, prepare_text
+    from data_prep.prepare.prepare import prepare
+    from data_prep.types import CONVERSATION, DOCUMENT
 
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": ["<think>", "</think>"]})
@@ -413,7 +414,7 @@ def test_special_tokens_that_contents_may_hold(tmp_path: Path) -> None:
 
     def prepared(*tokens: str) -> Any:
         data = DataOptions(conversations=source, special_tokens=list(tokens))
-        return prepare_conversations(data, renderer, LengthOptions(512), 0)
+        return prepare(CONVERSATION, data, renderer, LengthOptions(512), 0)
 
     ids = dict(zip(("<think>", "</think>"), tokenizer.convert_tokens_to_ids(["<think>", "</think>"]), strict=True))
     plain = prepared()
@@ -431,7 +432,7 @@ def test_special_tokens_that_contents_may_hold(tmp_path: Path) -> None:
     documents = DataOptions(
         text=SourceOptions(path=str(write_jsonl(tmp_path / "t.jsonl", [{"text": said}]))), special_tokens=["<think>"]
     )
-    (document,) = prepare_text(documents, renderer, LengthOptions(512), 0).train
+    (document,) = prepare(DOCUMENT, documents, renderer, LengthOptions(512), 0).train
     assert document.ids[0] == ids["<think>"] and ids["</think>"] not in document.ids
     for token, words in (("<thonk>", "did you mean '<think>'"), ("<|end|>", "ends a turn")):
         with pytest.raises(UserError, match=words):
