@@ -100,6 +100,7 @@ OURS: dict[str, str] = {
     "total_episodes": "stages.ppo.updates (each of batch_size prompts)",
     "response_length": "stages.ppo.max_new_tokens",
     "max_completion_length": "stages.ppo.max_new_tokens",
+    "num_generations": "stages.ppo.group_size",
     "init_kl_coef": "stages.ppo.kl_coef",
     "beta": "stages.ppo.kl_coef",
     "target": "stages.ppo.kl_target",
@@ -172,7 +173,8 @@ CHOICES: dict[tuple[str, str], str] = {
     ("pipeline", "reward"): "pipeline=reward_model",
     ("pipeline", "reward_modeling"): "pipeline=reward_model",
     ("pipeline", "pt"): "pipeline=pretrain",
-    ("pipeline", "dpo"): "pipeline=rlhf (from the same pairs: a reward model, then PPO)",
+    ("pipeline", "grpo"): "pipeline=sft_grpo",
+    ("pipeline", "rloo"): "pipeline=sft_grpo stages.ppo.advantage=rloo",
 }
 """(group, their choice) -> what to type here."""
 
@@ -207,8 +209,8 @@ def answer(field: str, chosen: Mapping[str, type]) -> str | None:
     parts = field.split(".")
     name, at = parts[-1].lower(), parts[1] if parts[0] == "stages" and len(parts) > 2 else None
     text = OURS.get(name) or NOT_NEEDED.get(name)
-    if text is None:
-        return None
+    if text is None or any(name in option_types(kind) for kind in chosen.values()):
+        return None  # an option of a stage of this run, typed at another place
     if "{stage}" in text:
         wanted = text.partition("{stage}.")[2].partition(" ")[0].partition("=")[0]
         text = text.replace("{stage}", f"stages.{_owner(wanted, at, chosen)}")

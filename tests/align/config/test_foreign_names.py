@@ -15,7 +15,7 @@ from align.config.schema import ModelOptions, RunOptions, TrackingOptions
 from align.training.options import TrainingOptions
 from data_prep.core.errors import UserError
 from data_prep.core.options import option_types
-from data_prep.options import DataOptions, SourceOptions
+from data_prep.options import DataOptions, LengthOptions, SourceOptions
 
 PLACES = {
     "model.": [ModelOptions],
@@ -23,7 +23,7 @@ PLACES = {
     "data.conversations.": [SourceOptions],
     "data.": [DataOptions],
     "{adapter}.": list(dict(adapters.items()).values()),
-    "{stage}.": [TrainingOptions],
+    "{stage}.": [TrainingOptions, LengthOptions],
     "": [RunOptions],
 }
 PLACES |= {f"stages.{name}.": [kind] for name, kind in stages.items()}
@@ -44,10 +44,10 @@ def test_every_answer_is_an_option_that_exists() -> None:
 
 
 def test_no_foreign_name_is_one_of_ours() -> None:
-    """Where a stage has an option of the name it is taken, and the table would never be asked."""
+    """Where a stage has an option of the name it is taken, and the table is asked for the other stages alone."""
     own = {one for kind in (TrainingOptions, *dict(stages.items()).values()) for one in option_types(kind)}
     own |= {one for kind in dict(adapters.items()).values() for one in option_types(kind)}
-    assert not (OURS.keys() | NOT_NEEDED.keys()) & own - {"micro_batch_size", "bias"}
+    assert not (OURS.keys() | NOT_NEEDED.keys()) & own - {"micro_batch_size", "bias", "beta"}
 
 
 @pytest.mark.parametrize("given", CHOICES, ids="=".join)
@@ -78,6 +78,13 @@ def test_the_line(word: str, line: str, capfd: pytest.CaptureFixture[str]) -> No
     assert cli.main(["run", "pipeline=rlhf", word]) == 2
     err = capfd.readouterr().err
     assert line in err and err.startswith("align: ") and err.count("\n") == 1, err
+
+
+def test_an_option_of_a_stage_of_the_run_is_named_by_its_place() -> None:
+    with pytest.raises(UserError, match=r"beta: unknown option; did you mean 'stages\.dpo\.beta'\?"):
+        compose(["pipeline=sft_dpo", "beta=0.1"])
+    with pytest.raises(UserError, match=r"here it is stages\.ppo\.kl_coef"):
+        compose(["pipeline=rlhf", "beta=0.1"])
 
 
 def test_a_recipe_is_answered_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
