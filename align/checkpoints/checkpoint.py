@@ -172,7 +172,7 @@ class Checkpoint:
                     f"content changed since {self.label} was saved",
                     code="changed_file",
                     file=str(path),
-                    hint="restore the file or train the stage again",
+                    hint="restore the file, or move the stage's folder away: the same command trains it again",
                 )
 
     def _check_record(self) -> None:
@@ -186,7 +186,7 @@ class Checkpoint:
                     f"content changed since {self.stage} {entry.digest[:8]} was saved",
                     code="changed_file",
                     file=str(self.folder / RECORD),
-                    hint="restore the file or train the stage again",
+                    hint="restore the file, or move the stage's folder away: the same command trains it again",
                 )
 
     def nested(self) -> list[Checkpoint]:

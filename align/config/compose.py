@@ -47,7 +47,9 @@ def compose(overrides: Sequence[str], config_dir: str | None = None) -> RunConfi
     given = parse(overrides)
     for override in given:
         if override.is_sweep_override():
-            raise UserError(f"'{override.input_line}' sweeps over several values", hint="add -m", code="sweep")
+            raise UserError(
+                f"'{override.input_line}' sweeps over several values", hint="align run takes them with -m", code="sweep"
+            )
     with recipes(config_dir):
         return _composed(given, [*overrides, *(["--config-dir", config_dir] if config_dir else [])])
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
-from align.config.registries import stages
+from align.config.registries import adapters, stages
+from align.config.schema import ModelOptions
 from data_prep.core.errors import UserError, unknown
 from data_prep.core.options import option_types
+from data_prep.options import DataOptions, SourceOptions
 
 OURS: dict[str, str] = {
     # training, as transformers, TRL and Axolotl call it
@@ -100,6 +102,7 @@ OURS: dict[str, str] = {
     "total_episodes": "stages.ppo.updates (each of batch_size prompts)",
     "response_length": "stages.ppo.max_new_tokens",
     "max_completion_length": "stages.ppo.max_new_tokens",
+    "num_generations": "stages.ppo.group_size",
     "init_kl_coef": "stages.ppo.kl_coef",
     "beta": "stages.ppo.kl_coef",
     "target": "stages.ppo.kl_target",
@@ -172,6 +175,8 @@ CHOICES: dict[tuple[str, str], str] = {
     ("pipeline", "reward"): "pipeline=reward_model",
     ("pipeline", "reward_modeling"): "pipeline=reward_model",
     ("pipeline", "pt"): "pipeline=pretrain",
+    ("pipeline", "grpo"): "pipeline=sft_grpo",
+    ("pipeline", "rloo"): "pipeline=sft_grpo stages.ppo.advantage=rloo",
 }
 """(group, their choice) -> what to type here."""
 
@@ -195,7 +200,9 @@ def answered(chosen: Mapping[str, type]) -> Iterator[None]:
     try:
         yield
     except UserError as problem:
-        said = answer(problem.field, chosen) if problem.code == "unknown_key" and problem.field else None
+        said = None
+        if problem.code == "unknown_key" and problem.field:
+            said = answer(problem.field, chosen) or _placed(problem.field, chosen)
         if said is not None:
             problem.message, problem.hint = "unknown option", said
         raise
@@ -206,13 +213,29 @@ def answer(field: str, chosen: Mapping[str, type]) -> str | None:
     parts = field.split(".")
     name, at = parts[-1].lower(), parts[1] if parts[0] == "stages" and len(parts) > 2 else None
     text = OURS.get(name) or NOT_NEEDED.get(name)
-    if text is None:
-        return None
+    if text is None or any(name in option_types(kind) for kind in chosen.values()):
+        return None  # an option of a stage of this run, typed at another place
     if "{stage}" in text:
         wanted = text.partition("{stage}.")[2].partition(" ")[0].partition("=")[0]
         text = text.replace("{stage}", f"stages.{_owner(wanted, at, chosen)}")
     text = text.replace("{adapter}", f"stages.{at}.adapter" if at else "adapter")
     return f"here it is {text}" if name in OURS else f"not needed: {text}"
+
+
+def _placed(field: str, chosen: Mapping[str, type]) -> str | None:
+    """Where an option of data, model or adapter stands that was typed without its place, as messages name it."""
+    *above, name = field.split(".")
+    if any(name in option_types(kind) for kind in chosen.values()):
+        return None
+    kinds = dict.fromkeys(kind for stage in chosen.values() for kind in getattr(stage, "needs_data", ()))
+    owners = (
+        [f"data.{kind}" for kind in kinds if name in option_types(SourceOptions)] if above in ([], ["data"]) else []
+    )
+    if not above:
+        groups = [("data", DataOptions), ("model", ModelOptions), *(("adapter", kind) for _, kind in adapters.items())]
+        owners = [group for group, kind in groups if name in option_types(kind)][:1] or owners
+    more = f" (also in: {', '.join(owners[1:])})" if owners[1:] else ""
+    return f"did you mean '{owners[0]}.{name}'?{more}" if owners else None
 
 
 def _owner(option: str, at: str | None, chosen: Mapping[str, type]) -> str:

@@ -92,7 +92,8 @@ class Opened:
                 f"{verb} needs a low-rank sum on the base itself, and {self.checkpoint.label} "
                 f"({self.checkpoint.method}) is none",
                 code="not_low_rank",
-                hint="possible for LoRA, VeRA and their relatives; for a full fine-tune use align extract",
+                hint="possible for LoRA, VeRA and their relatives; for a full fine-tune: "
+                f"align extract {self.checkpoint.folder} rank=N",
             )
         return combined(self.bases.terms(self.checkpoint, self.load))
 

@@ -38,7 +38,7 @@ def stack(tree: PreTrainedModel, terms: LowRankTerms) -> None:
     for name, term in terms.items():
         module = tree.get_submodule(name)
         if not isinstance(module, torch.nn.Linear | Conv1D):
-            raise UserError(f"cannot stack on '{name}': not a linear layer", hint="use on_parent=merge")
+            raise UserError(f"cannot stack on '{name}': not a linear layer", hint="set stages.STAGE.on_parent=merge")
         if not isinstance(module, StackedLinear | StackedLinear4bit | StackedConv1D):
             plain = StackedConv1D if isinstance(module, Conv1D) else StackedLinear
             module.__class__ = StackedLinear4bit if is_four_bit(module) else plain
@@ -56,7 +56,7 @@ def merge(model: PreTrainedModel, terms: LowRankTerms) -> None:
         if module.weight is model.get_input_embeddings().weight:
             raise UserError(
                 f"cannot merge into '{name}': its weight is the embedding's too",
-                hint="use on_parent=stack, or leave the head out of target_modules",
+                hint="set stages.STAGE.on_parent=stack, or leave the head out of adapter.target_modules",
             )
         delta = term.delta().to(module.weight.device)
         module.weight.data += delta.T if isinstance(module, Conv1D) else delta

@@ -164,7 +164,7 @@ def _over_budget(spec: StageSpec, rows: Sequence[Any]) -> list[UserError]:
             f"{lengths[longest]}): each of them takes a forward pass of its own",
             field=f"stages.{spec.name}.micro_tokens",
             code="over_budget",
-            hint="raise it, or drop such rows with max_length",
+            hint=f"raise it, or lower stages.{spec.name}.max_length",
         )
     ]
 

@@ -57,7 +57,8 @@ def find_policy(target: str, out: str) -> tuple[Checkpoint | Path, list[str]]:
             notes.append(f"this run {state}: talking to {found.stage}, its last finished policy")
     else:
         hint = f"the last finished policy of the run: align chat {folder.parent}"
-        raise UserError("this stage is not finished", file=str(folder), hint=hint, code="not_finished")
+        said = "this stage keeps no weights, or is not finished"
+        raise UserError(said, file=str(folder), hint=hint, code="not_finished")
     if found.record["role"] != "policy":
         raise _silent(found)
     return found, notes

@@ -34,7 +34,9 @@ try:
     from starlette.routing import Route
 except ImportError as _problem:
     raise UserError(
-        f"the page needs the package {_problem.name}", hint="pip install 'align-toolkit[chat]'", code="missing_extra"
+        f"the page needs the package {_problem.name}",
+        hint="in the clone: pip install -e '.[chat]'",
+        code="missing_extra",
     ) from _problem
 
 HOST = "127.0.0.1"

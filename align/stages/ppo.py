@@ -225,7 +225,8 @@ class PPO(PPOOptions, TrainingStage):
                 "the parent has no critic beside it",
                 field=where,
                 code="no_critic",
-                hint=f"start from a PPO stage that had one (init=RUN/ppo), or leave {where} out",
+                hint=f"start from a PPO stage that had one, stages.{context.spec.name}.init=RUN/ppo, "
+                f"or leave {where} out",
             )
         saved = Checkpoint.open(folder)
         saved.check_files()

@@ -129,7 +129,7 @@ def _check_plugins(given: Sequence[Override]) -> None:
             raise UserError(
                 f"not installed: '{name}' (besides basic there is: {there})",
                 field=group,
-                hint="pip install 'align-toolkit[sweep]' brings joblib, others are packages named hydra-NAME",
+                hint="in the clone, pip install -e '.[sweep]' brings joblib; others are packages named hydra-NAME",
                 code="no_launcher",
             )
 

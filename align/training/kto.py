@@ -105,7 +105,7 @@ def next_unlike(keys: Sequence[int], pool: Sequence[int]) -> np.ndarray:
             raise UserError(
                 "the training rows have a single prompt, and KTO's reference point needs replies to another",
                 code="one_prompt",
-                hint="give rows with other prompts, or set loss_type=apo_zero_unpaired",
+                hint="give rows with other prompts, or set stages.STAGE.loss_type=apo_zero_unpaired",
             )
         found.append(at)
     return np.array(found, dtype=np.int64)

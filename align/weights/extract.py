@@ -133,10 +133,12 @@ def _places(target: str, options: ExtractOptions) -> tuple[Path, Path, Opened | 
         checkpoint.require(base_folder)
         return checkpoint.folder, base_folder, None
     if not (parent.folder / "model.safetensors").is_file():
+        if options.base is not None:
+            return checkpoint.folder, model_folder(options.base), None
         raise UserError(
             f"{checkpoint.label} was tuned from {parent.label}, which is an adapter",
             code="no_base",
-            hint="merge the parent and give it: base=FOLDER",
+            hint=f"align merge {parent.folder} to=FOLDER, and give that: base=FOLDER",
         )
     return checkpoint.folder, parent.folder, None
 
@@ -159,7 +161,8 @@ def _require_foldable(opened: Opened) -> None:
         raise UserError(
             f"{checkpoint.label} ({checkpoint.method}) is an adapter already",
             code="not_full",
-            hint="align compress lowers its rank, align export form=lora gives its plain form",
+            hint=f"align compress {checkpoint.folder} rank=N lowers its rank, "
+            f"align export {checkpoint.folder} form=lora gives its plain form",
         )
     require_mergeable(opened)
 

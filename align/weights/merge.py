@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedModel
 
 from align.config.schema import Load
+from align.inference.forms import Form, against
 from align.inference.loaded import TEXTS, Opened
 from align.models.loading import load_weights
 from align.models.tokenizer import open_tokenizer
@@ -61,11 +62,11 @@ def require_mergeable(opened: Opened) -> None:
             hint=f"use {opened.checkpoint.folder}",
         )
     if not opened.adapter.traits.mergeable:
+        verb = "chat" if against(opened)[Form.peft] else "export"
         raise UserError(
             f"{opened.checkpoint.method} cannot be merged: it is no change of the base's weights",
             code="not_mergeable",
-            hint="serve the adapter beside its base: align "
-            + ("export form=peft" if opened.adapter.traits.portable else f"chat {opened.checkpoint.folder}"),
+            hint=f"serve the adapter beside its base: align {verb} {opened.checkpoint.folder}",
         )
 
 

@@ -59,7 +59,8 @@ def detect_format(
         raise UserError(
             f"the columns {listed(seen)} fit several formats: {names}",
             code="format",
-            hint=f"set format to one of them: {', '.join(useful)}, or leave columns out with data.unused=[...]",
+            hint=f"set format to one of them: {', '.join(useful)} (of a recipe: data.{kind.option}.format), "
+            "or leave columns out with data.unused=[...]",
             file=file,
         )
     for doubt in doubts.values():

@@ -160,7 +160,7 @@ class Ranked(ChatFormat):
             raise UserError(
                 f"the replies of {field} have no ranks or scores",
                 code="missing_option",
-                hint="set options.order to best_first or worst_first",
+                hint="set data.preferences.options.order to best_first or worst_first (align data: options.order)",
                 field="options.order",
             )
         ordered = texts if self.order == "best_first" else texts[::-1]

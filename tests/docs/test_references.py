@@ -188,3 +188,17 @@ def test_the_readme_is_short():
     page = next(page for page in pages() if page.shown == "README.md")
     assert len(page.text.splitlines()) < 180
     assert prose(page)
+
+
+def test_what_is_to_be_installed_is_there():
+    """Nothing is fetched by the project's own name, which no index has; extras are those of pyproject.toml."""
+    extras = set(re.findall(r"^(\w+) = \[", (ROOT / "pyproject.toml").read_text("utf-8"), re.MULTILINE))
+    told = [page.text for page in pages()]
+    told += [
+        path.read_text("utf-8") for part in ("align", "data_prep", "reward") for path in (ROOT / part).rglob("*.py")
+    ]
+    named = [words for text in told for words in re.findall(r"pip install ([^`\n)]+)", text)]
+    assert len(named) > 5 and not [words for words in named if "align" in words]
+    for words in named:
+        for group in re.findall(r"\.\[([\w,]+)\]", words):
+            assert set(group.split(",")) <= extras, words

@@ -126,7 +126,7 @@ def check_packages(names: Sequence[str]) -> None:
                 f"{name} needs the package '{package}', which is not installed",
                 field="tracking.to",
                 code="missing_package",
-                hint=f"pip install 'align-toolkit[{name}]'",
+                hint=f"in the clone: pip install -e '.[{name}]'",
             )
 
 

@@ -176,7 +176,7 @@ def test_every_recipe_composes(group):
         (["stages.ppo.on_parent=stac"], "stages.ppo.on_parent: unknown choice 'stac' (did you mean 'stack'?"),
         (["on_precision_change=x"], "on_precision_change: unknown choice 'x' (choices: refuse, recalibrate)"),
         (["model=hf"], "model.path: needs a value; add model.path=VALUE"),
-        (["adapter=lora,vera"], "'adapter=lora,vera' sweeps over several values; add -m"),
+        (["adapter=lora,vera"], "'adapter=lora,vera' sweeps over several values; align run takes them with -m"),
         (["sft"], "'sft' is not an override; overrides are KEY=VALUE"),
         (["data.path=[1"], "override 'data.path=[1' cannot be read"),
         (["name=a/b"], "name: 'a/b' is not the name of one folder"),

@@ -80,6 +80,34 @@ def test_the_line(word: str, line: str, capfd: pytest.CaptureFixture[str]) -> No
     assert line in err and err.startswith("align: ") and err.count("\n") == 1, err
 
 
+def test_an_option_of_a_stage_of_the_run_is_named_by_its_place() -> None:
+    with pytest.raises(UserError, match=r"beta: unknown option; did you mean 'stages\.dpo\.beta'\?"):
+        compose(["pipeline=sft_dpo", "beta=0.1"])
+    with pytest.raises(UserError, match=r"here it is stages\.ppo\.kl_coef"):
+        compose(["pipeline=rlhf", "beta=0.1"])
+
+
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        ("columns={a: b}", "data.conversations.columns'? (also in: data.preferences, data.prompts)"),
+        ("format=alpaca", "data.conversations.format'? (also"),
+        ("data.on_bad_row=drop", "data.conversations.on_bad_row'? (also"),
+        ("data.eval_share=0.1", "data.conversations.eval_share'? (also"),
+        ("train_on=last", "data.train_on'?"),
+        ("unused=[a]", "data.unused'?"),
+        ("load=nf4", "model.load'?"),
+        ("rank=8", "adapter.rank'?"),
+        ("options.order=best_first", "data.conversations.options'? (also"),
+    ],
+)
+def test_an_option_without_its_place_is_told_the_place(word: str, line: str) -> None:
+    """Messages name options in short, as `columns={completion: answer}`."""
+    with pytest.raises(UserError) as raised:
+        compose(["pipeline=rlhf", word])
+    assert f"unknown option; did you mean '{line}" in str(raised.value)
+
+
 def test_a_recipe_is_answered_too(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "experiment").mkdir()
     recipe = "# @package _global_\ndefaults:\n  - override /pipeline: sft\nstages:\n  sft:\n    num_train_epochs: 2\n"

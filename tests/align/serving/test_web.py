@@ -215,7 +215,7 @@ def test_a_missing_extra_is_one_line_with_the_command(capfd, monkeypatch):
     monkeypatch.delitem(sys.modules, "align.serving.web")
     capfd.readouterr()
     code = main(["chat", str(finished()), "--web"])
-    assert "pip install 'align-toolkit[chat]'" in refused(code, capfd.readouterr().err)
+    assert "pip install -e '.[chat]'" in refused(code, capfd.readouterr().err)
 
 
 SLOW = """

@@ -203,7 +203,7 @@ def test_mistakes_are_one_line(monkeypatch):
         importlib.util, "find_spec", lambda name, *more: None if name == "wandb" else found(name, *more)
     )
     line = refusal("tracking.to=[tensorboard,wandb]")
-    assert "needs the package 'wandb', which is not installed; pip install 'align-toolkit[wandb]'" in line
+    assert "needs the package 'wandb', which is not installed; in the clone: pip install -e '.[wandb]'" in line
 
 
 @pytest.fixture

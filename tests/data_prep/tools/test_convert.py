@@ -248,7 +248,7 @@ def test_no_question_is_in_both_files(tmp_path: Path) -> None:
         ([7] * 10, 0.2, 14),
         ([5] * 10, 0.14, 5),  # 7 wanted: 5 is nearer than 10
         ([5] * 10, 0.18, 10),  # 9 wanted
-        ([100, 100, 3], 0.5, 100),
+        ([100, 100, 3], 0.5, 103),
         ([2, 90], 0.9, 2),  # the other one trains
         ([40, 60], 0.01, 40),
         ([9], 0.5, 0),
