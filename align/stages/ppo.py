@@ -78,6 +78,20 @@ class PPO(PPOOptions, TrainingStage):
             yield from self.against_method(where, adapter_of(reward))
         yield from refusals(self, where)
 
+    @property
+    def leaves_critic(self) -> bool:
+        """Where advantages are those of a critic."""
+        return self.advantage.has_critic
+
+    def parent_refusals(self, where: str, parent: ParentInfo | None) -> Iterator[UserError]:
+        """A parent without the critic that this stage is to start from."""
+        from align.checkpoints.checkpoint import RECORD, Checkpoint
+
+        if self.critic is Critic.parent and self.advantage.has_critic:
+            saved = isinstance(parent, Checkpoint) and (parent.folder / "value" / RECORD).is_file()
+            if not saved and not getattr(parent, "critic", False):
+                yield _no_critic(f"{where}.critic")
+
     def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
         """Settings that are hardly meant."""
         from align.rl.options import doubts
@@ -158,12 +172,7 @@ class PPO(PPOOptions, TrainingStage):
         where = f"stages.{context.spec.name}.critic"
         folder = context.init.folder / "value" if context.init is not None else None
         if folder is None or not (folder / RECORD).is_file():
-            raise UserError(
-                "the parent has no critic beside it",
-                field=where,
-                code="no_critic",
-                hint=f"start from a PPO stage that had one (init=RUN/ppo), or leave {where} out",
-            )
+            raise _no_critic(where)
         saved = Checkpoint.open(folder)
         saved.check_files()
         judge = saved.parent("init")
@@ -257,3 +266,12 @@ class PPO(PPOOptions, TrainingStage):
             on_parent=context.parent_mode.mode.name if context.parent_mode.mode else None,
         )
         return save_result(context, policy, context.staging)
+
+
+def _no_critic(where: str) -> UserError:
+    return UserError(
+        "the parent has no critic beside it",
+        field=where,
+        code="no_critic",
+        hint=f"start from a PPO stage that had one (init=RUN/ppo), or leave {where} out",
+    )
