@@ -43,11 +43,9 @@ def gate(metrics: Mapping[str, Any], std: float) -> dict[str, Any]:
             name -> {accuracy, n}.
         std: the deviation of its scores.
     """
-    found = [*_of_all(metrics, std), *_of_kinds(metrics), *_of_probes(metrics), *_of_length(metrics)]
-    if metrics["n"] >= LEAST and metrics["ece"] > UNSURE:
-        found.append(
-            (WARN, f"its confidence is {metrics['ece']:.2f} off its accuracy on average", "fewer epochs, or more pairs")
-        )
+    found = [*_of_all(metrics, std), *_of_length(metrics)]
+    if all(verdict != REFUSE for verdict, _, _ in found):  # else kinds, probes and confidence follow from the whole
+        found = [*_of_kinds(metrics), *_of_probes(metrics), *found, *_of_confidence(metrics)]
     verdicts = [verdict for verdict, _, _ in found]
     worst = REFUSE if REFUSE in verdicts else WARN if WARN in verdicts else PASS
     ordered = sorted(found, key=lambda each: each[0] != REFUSE)
@@ -69,6 +67,13 @@ def _of_all(metrics: Mapping[str, Any], std: float) -> list[Reason]:
     if metrics["low"] <= 0.5:
         return [(REFUSE, f"{share}, no better than chance", "a larger lr, more epochs, or cleaner pairs")]
     return []
+
+
+def _of_confidence(metrics: Mapping[str, Any]) -> list[Reason]:
+    if metrics["n"] < LEAST or metrics["ece"] <= UNSURE:
+        return []
+    said = f"its confidence is {metrics['ece']:.2f} off its accuracy on average"
+    return [(WARN, said, "fewer epochs, or more pairs")]
 
 
 def _of_kinds(metrics: Mapping[str, Any]) -> list[Reason]:

@@ -58,6 +58,8 @@ class Planned:
     method: str
     options: dict[str, Any]
     load: str
+    critic: bool = False
+    """Whether a critic is saved beside it."""
 
 
 Input = Planned | Checkpoint

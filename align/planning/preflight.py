@@ -137,7 +137,8 @@ def plan_stages(config: RunConfig, base_folder: Path | None) -> list[StagePlan[I
         if spec.stage.makes is not None:
             load = plan.parent_mode.load if plan.parent_mode else load_of(plan.init, spec.adapter, config.model.load)
             method, options = adapter_name(spec.adapter), options_of(spec.adapter)
-            before[spec.name] = Planned(spec.name, spec.stage.makes, method, options, load.value)
+            critic = spec.stage.leaves_critic
+            before[spec.name] = Planned(spec.name, spec.stage.makes, method, options, load.value, critic)
     return plans
 
 
@@ -192,6 +193,7 @@ def _plan(
         problems += caught(lambda: check_reward(spec, reward, load, config.on_precision_change))
         if stage.makes is not None:
             problems += caught(lambda: check_agreement(spec.adapter, (init, reward)))
+        problems += stage.parent_refusals(f"stages.{spec.name}", init)
     problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
     return StagePlan(spec, init, reward, mode, problems)
 

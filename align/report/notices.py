@@ -42,7 +42,8 @@ def notices(
         found += _of_data(stage)
         found += [*_of_losses(stage), *_of_rewards(stage)] if stage.status == "done" else []
     judge = next((stage for stage in (*stages, measured) if _judge(stage)), None)
-    found += _of_judge(_judge(judge), judge.name) if judge else []
+    said = {row["code"] for row in found}
+    found += [row for row in _of_judge(_judge(judge), judge.name) if row["code"] not in said] if judge else []
     ended = finite(stages_of(measured).get(gain.last, {}).get("finished")) if gain else None
     if gain and ended is not None and ended < ENDED:
         text = f"Only {percent(ended)} of {gain.last}'s replies end before the length limit"

@@ -180,6 +180,8 @@ def _of_groups(options: PPOOptions, where: str) -> Iterator[UserError]:
         )
     if options.lam_length and not options.advantage.has_critic:
         yield UserError(f"{name} has no lambda", field=f"{where}.lam_length", code="no_effect", hint="leave it out")
+    if options.critic is Critic.parent and not options.advantage.has_critic:
+        yield UserError(f"{name} has no critic", field=f"{where}.critic", code="no_effect", hint="leave it out")
 
 
 def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:

@@ -42,6 +42,10 @@ def heed(context: StageContext) -> None:
             details=found["reasons"] if more else (),
         )
     if found and found["verdict"] != PASS and context.is_main:
-        print(f"{name}: the gate of its reward model says {found['verdict']}", file=sys.stderr)
-        if context.reward.folder.parent != context.staging.parent:  # those of this run stand a few lines above
-            print("\n".join(f"  {reason}" for reason in found["reasons"]), file=sys.stderr)
+        said, reasons = f"the gate of its reward model says {found['verdict']}", found["reasons"]
+        if context.reward.folder.parent == context.staging.parent:  # its reasons stand a few lines above
+            print(f"{name}: {said}", file=sys.stderr)
+            return
+        first, _, remedy = reasons[0].partition("; ")
+        context.warn("reward_gate", f"{said}: {first}", remedy)
+        print("".join(f"  {reason}\n" for reason in reasons[1:]), end="", file=sys.stderr)

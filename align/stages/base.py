@@ -98,6 +98,15 @@ class Stage:
         """Settings that cannot work, known before anything is read; `where` is `stages.NAME`."""
         yield from ()
 
+    @property
+    def leaves_critic(self) -> bool:
+        """Whether a critic is saved beside the stage's checkpoint."""
+        return False
+
+    def parent_refusals(self, where: str, parent: ParentInfo | None) -> Iterator[UserError]:
+        """What the stage needs of its parent and that one does not have."""
+        yield from ()
+
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
         """What is wrong with what the stage reads besides rows."""
         yield from ()

@@ -120,6 +120,20 @@ class PPO(PPOOptions, TrainingStage):
                 hint="leave it out: the critic starts anew and warms up",
             )
 
+    @property
+    def leaves_critic(self) -> bool:
+        """Where advantages are those of a critic."""
+        return self.advantage.has_critic
+
+    def parent_refusals(self, where: str, parent: ParentInfo | None) -> Iterator[UserError]:
+        """A parent without the critic that this stage is to start from."""
+        from align.checkpoints.checkpoint import RECORD, Checkpoint
+
+        if self.critic is Critic.parent and self.advantage.has_critic:
+            saved = isinstance(parent, Checkpoint) and (parent.folder / "value" / RECORD).is_file()
+            if not saved and not getattr(parent, "critic", False):
+                yield _no_critic(f"{where}.critic")
+
     def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
         """Settings that are hardly meant."""
         from align.rl.options import doubts
@@ -221,13 +235,7 @@ class PPO(PPOOptions, TrainingStage):
         where = f"stages.{context.spec.name}.critic"
         folder = context.init.folder / "value" if context.init is not None else None
         if folder is None or not (folder / RECORD).is_file():
-            raise UserError(
-                "the parent has no critic beside it",
-                field=where,
-                code="no_critic",
-                hint=f"start from a PPO stage that had one, stages.{context.spec.name}.init=RUN/ppo, "
-                f"or leave {where} out",
-            )
+            raise _no_critic(where)
         saved = Checkpoint.open(folder)
         saved.check_files()
         judge = saved.parent("init")
@@ -347,3 +355,12 @@ class PPO(PPOOptions, TrainingStage):
             on_parent=on_parent,
         )
         return save_result(context, policy, context.staging)
+
+
+def _no_critic(where: str) -> UserError:
+    return UserError(
+        "the parent has no critic beside it",
+        field=where,
+        code="no_critic",
+        hint=f"start from a PPO stage that had one (init=RUN/ppo), or leave {where} out",
+    )

@@ -144,3 +144,9 @@ def test_a_remedy_is_not_what_was_done_already(kinds: tuple[str | None, ...], re
     numbers["probes"] = {"truncated": {"accuracy": 0.5, "n": 50}}
     (reason,) = gate(numbers, std)["reasons"]
     assert remedy in reason
+
+
+def test_chance_as_a_whole_is_the_only_reason() -> None:
+    numbers, std = judged(lambda row, better: random.Random(row.id + str(better)).random())
+    numbers["probes"] = {"truncated": {"accuracy": 0.5, "n": 50}}
+    assert numbers["by_kind"] and len(gate(numbers, std)["reasons"]) == 1
