@@ -125,7 +125,7 @@ def check_reward(spec: StageSpec, reward: ParentInfo | None, load: Load, on_chan
     Raises:
         UserError: it has none, or one that would score differently here.
     """
-    if not spec.stage.lacks_reward_model:
+    if not spec.stage.requires_reward_model:
         return
     if reward is None:
         raise UserError(

@@ -81,7 +81,7 @@ class Stage:
         return self.reward if self.needs_reward else "base"
 
     @property
-    def lacks_reward_model(self) -> bool:
+    def requires_reward_model(self) -> bool:
         """Whether it cannot work without one."""
         return self.needs_reward and not self.reward_optional
 

@@ -72,7 +72,7 @@ class PPO(PPOOptions, TrainingStage):
         return next((each.given.checkpoint for each in signals if each.given.checkpoint is not None), "base")
 
     @property
-    def lacks_reward_model(self) -> bool:
+    def requires_reward_model(self) -> bool:
         """Not where rules alone give rewards."""
         signals = self.signals()
         return not signals or any(each.given.checkpoint is not None for each in signals)
@@ -112,7 +112,7 @@ class PPO(PPOOptions, TrainingStage):
         if reward is not None:
             yield from self.against_method(where, adapter_of(reward))
         yield from refusals(self, where)
-        if self.critic is Critic.parent and not self.lacks_reward_model:
+        if self.critic is Critic.parent and not self.requires_reward_model:
             yield UserError(
                 "a saved critic belongs to a reward model, and rules alone give the rewards",
                 field=f"{where}.critic",

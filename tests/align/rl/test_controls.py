@@ -193,7 +193,9 @@ def test_the_references_entropy_is_not_computed(monkeypatch):
 def test_a_gold_rule_of_any_scale_has_an_error(scores):
     from align.stages.evaluate import Answers, _summary
 
-    found = _summary(Answers(["x"] * len(scores), [True] * len(scores), None, [{"score": s} for s in scores], None))
+    found = _summary(
+        Answers(["x"] * len(scores), [True] * len(scores), None, None, [{"score": s} for s in scores], None)
+    )
     mean = sum(scores) / len(scores)
     assert found["gold"]["score"] == pytest.approx(mean)
     wanted = (torch.tensor(scores).double().var(unbiased=False) / len(scores)).sqrt()
