@@ -58,10 +58,10 @@ def computing_files(quick: bool = False) -> list[Path]:
 
 
 def pytest_collection_modifyitems(config: Any, items: list[Any]) -> None:
-    """As a plug-in of pytest: every second test, from the one that the variable TURN says (0 or 1)."""
-    turn = int(os.environ["TURN"])
-    config.hook.pytest_deselected(items=items[1 - turn :: 2])
-    items[:] = items[turn::2]
+    """As a plug-in of pytest: every `step`-th test from `first`, as the variable TURN says ("first/step")."""
+    first, step = map(int, os.environ["TURN"].split("/"))
+    config.hook.pytest_deselected(items=[item for place, item in enumerate(items) if place % step != first])
+    items[:] = items[first::step]
 
 
 def _names(path: Path) -> tuple[set[str], set[str]]:
@@ -102,7 +102,7 @@ def main() -> int:
     for setting, half in zip(SETTINGS, TURNS, strict=True):
         workers = max(1, (os.cpu_count() or 1) // int(setting[-1] or 1))
         words = ["-p", "tests.processors", "-n", str(workers), "--dist", "loadfile", *sys.argv[1:], *files]
-        code, said = run(setting, words, {"TURN": str(half)})
+        code, said = run(setting, words, {"TURN": f"{half}/2"})
         codes.append(code)
         shown = " ".join(f"{name}={value or '-'}" for name, value in zip(VALUES, setting, strict=True))
         lines = said.splitlines()
