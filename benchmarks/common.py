@@ -11,7 +11,6 @@ import ctypes
 import gc
 import platform
 import random
-import re
 import shlex
 import statistics
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from pages import write_measured
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from align.models.packing import ATTENTION
@@ -176,15 +176,7 @@ def write_part(name: str, head: list[str], rows: list[list[str]], note: str = ""
     command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     words = [f"`{command}`, torch {torch.__version__}, one thread of a shared {platform.machine()} machine."]
     part = "\n".join([*lines, "", *words, *([note] if note else [])]) + "\n"
-    page, found = re.subn(
-        rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)",
-        lambda match: match[1] + part + match[2],
-        PAGE.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    if not found:
-        sys.exit(f"docs/performance.md has no part '<!-- measured: {name} -->': put one where it belongs")
-    PAGE.write_text(page, encoding="utf-8")
+    write_measured(PAGE, name, part)
 
 
 def arguments(words: str | None, choices: dict[str, list[str]], numbers: dict[str, int]) -> argparse.Namespace:

@@ -11,7 +11,6 @@ The sweep lands in runs/comparison-NAME and goes on there when the command is re
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from align.report.formatting import number, percent, size
 from align.report.run_files import read_json
 from align.sweeps.comparison import tuned
 from align.sweeps.page import charts
+from benchmarks.pages import write_measured
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "adapters.md"
@@ -49,15 +49,7 @@ def write(name: str, folder: Path) -> None:
     command = shlex.join(hidden(word) for word in record["command"])
     picture = f"![Held-out loss of every method at its best learning rate](comparison-{name}.svg)"
     part = f"{table(record['rows'])}\n\n{picture}\n\n`{command}`\n"
-    page, found = re.subn(
-        rf"(<!-- measured: {name} -->\n).*?(<!-- end -->)",
-        lambda match: match[1] + part + match[2],
-        PAGE.read_text(encoding="utf-8"),
-        flags=re.DOTALL,
-    )
-    if not found:
-        sys.exit(f"docs/adapters.md has no part '<!-- measured: {name} -->'")
-    PAGE.write_text(page, encoding="utf-8")
+    write_measured(PAGE, name, part)
 
 
 def hidden(word: str) -> str:
