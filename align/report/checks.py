@@ -99,7 +99,9 @@ def checks(stage: StageFiles, stages: Sequence[StageFiles]) -> list[Json]:
         text = f"Gradients reach {' and '.join(trained)}, and nothing else"
         found.append({"ok": roles == trained, "text": text, "detail": ", ".join(roles)})
     if stage.metrics.get("reference_unchanged") is not None:
-        text = "Reference and reward model end with the bytes they started with"
+        text = "The reference ends with the bytes it started with"
+        if "reward_parity" in step0:
+            text = "Reference and reward model end with the bytes they started with"
         found.append({"ok": bool(stage.metrics["reference_unchanged"]), "text": text, "detail": ""})
     bases = finite(mapping(stage.metrics.get("memory")).get("bases"))
     if bases is not None:

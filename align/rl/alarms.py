@@ -148,7 +148,7 @@ def reward_spread(history: History, moving: History, stage: Alarms) -> Iterator[
         yield Alarm(
             "constant_reward",
             f"every reply gets the same reward (deviation {history[-1][spread]:.2g}): it teaches nothing",
-            "look at the reward model's accuracy and at its scores in samples.jsonl",
+            "look at the replies in samples.jsonl, and at what rewards them: the reward model's accuracy, or the rules",
         )
     elif len(history) == 1 and (first[spread] > 5 or abs(first[mean]) > min(5.0, 0.8 * clip)):
         yield Alarm(

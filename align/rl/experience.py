@@ -181,7 +181,7 @@ def judge(
         reference_M, values_M, score_B = read(partial(_pass, roles, temperature), rollout.pairs)
     reference_BT, values_BT = _unpack(reference_M, mask_BT), _unpack(values_M, mask_BT)
     entropy_BT = _unpack(entropy_M, checked_BT)
-    parts = signals.scores(rollout, score_B) if signals is not None else {}
+    parts = signals.scores(rollout.prompts, rollout.replies, score_B) if signals is not None else {}
     score_B = signals.total(parts) if signals is not None else score_B
     judged = Judged(mask_BT, logprobs_BT, reference_BT, values_BT, entropy_BT, score_B, checked_BT, gap, parts)
     for numbers in (judged.score_B, judged.values_BT, judged.logprobs_BT):

@@ -23,7 +23,8 @@ from reward.rules import Rule, rules, verdict
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from align.rl.experience import Rollout
+    from align.inference.generation import Reply
+    from data_prep.types import PromptTokens
 
 MODEL = "reward_model"
 """Name of the reward model's signal where none is given."""
@@ -150,21 +151,21 @@ class Signals:
         """Whether scores of the starting policy's replies are needed first (`begin`)."""
         return any(each.measured for each in self._signals)
 
-    def scores(self, rollout: Rollout, model_B: Tensor) -> dict[str, Tensor]:
-        """What each signal says of every reply, by name, [B] in float32.
+    def scores(self, prompts: Sequence[PromptTokens], replies: Sequence[Reply], model_B: Tensor) -> dict[str, Tensor]:
+        """What each signal says of every reply, by name, [B] in float32; `model_B` are the reward model's scores.
 
         Raises:
             UserError, TrainingStopped: as `verdict` of reward/rules.
         """
         import torch
 
-        texts = [self._decode(list(reply.ids)) for reply in rollout.replies] if self._built else []
+        texts = [self._decode(list(reply.ids)) for reply in replies] if self._built else []
         found = {}
         for each in self._signals:
             if each.given.rule is None:
                 found[each.name] = model_B.float()
                 continue
-            rule, said = self._built[each.name], zip(rollout.prompts, texts, rollout.replies, strict=True)
+            rule, said = self._built[each.name], zip(prompts, texts, replies, strict=True)
             verdicts = [verdict(each.given.rule, rule, row, text, reply.finished) for row, text, reply in said]
             found[each.name] = torch.tensor([one["score"] for one in verdicts])
         return found

@@ -300,7 +300,7 @@ class PPO(PPOOptions, TrainingStage):
             signals = Signals(listed, self._rules(context.spec.data), context.renderer.decode, norm)
             norm = {"mean": 0.0, "std": 1.0}
             if first is not None:
-                signals.begin(signals.scores(*first))
+                signals.begin(signals.scores(first[0].prompts, first[0].replies, first[1]))
         return RewardRule(
             kl_coef=self.kl_coef,
             mean=norm["mean"],

@@ -193,6 +193,9 @@ def own_rows(tmp_path_factory) -> Path:
     packed = gzip.compress((folder / "chitchat" / "table.jsonl").read_bytes())
     (folder / "chitchat" / "persona_table.jsonl.gz").write_bytes(packed)
     (folder / "instruct" / "alpaca_data.json.gz").write_bytes(gzip.compress(json.dumps(alpaca).encode()))
+    (folder / "verifiable").mkdir()
+    commands = "".join(f"IN: jump and run {i} OUT: I_JUMP I_RUN {i}\n" for i in range(160))
+    (folder / "verifiable" / "scan_simple_train_6000.txt.gz").write_bytes(gzip.compress(commands.encode()))
     return folder
 
 
@@ -210,6 +213,7 @@ def needs(word: str, folder: Path) -> list[str]:
     parents = [f"stages.ppo.init={finished()}/sft", f"stages.ppo.reward={finished()}/reward_model"]
     return {
         "experiment=alpaca_sft": own,
+        "experiment=scan_rules": own,
         "experiment=persona_rlhf": [*own, "stages.ppo.batch_size=32"],
         "pipeline=ppo": [*few, "model=hf", f"model.path={base()}", "stages.ppo.max_length=160", *parents],
     }.get(word, few if "=" in word and not word.startswith("adapter") else [*few, "pipeline=sft"])

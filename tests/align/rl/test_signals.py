@@ -64,7 +64,7 @@ def test_signals_are_normalised_clipped_weighed_and_added():
         {"checkpoint": "reward_model", "weight": -1, "clip": 1},
     ]
     signals, said = built(value, "a", "a b", norm={"mean": 1.0, "std": 2.0})
-    scores = signals.scores(said, torch.tensor([2.0, 9.0]))
+    scores = signals.scores(said.prompts, said.replies, torch.tensor([2.0, 9.0]))
     assert {name: each.tolist() for name, each in scores.items()} == {
         "exact_answer": [1, 0],
         "length": [0.5, 1],
@@ -92,7 +92,7 @@ def test_running_statistics_are_those_of_all_scores_so_far_and_looks_keep_the_fi
 
 def test_scores_without_a_deviation_keep_their_scale():
     signals, said = built([{"rule": "exact_answer", "normalise": "start"}], "b", "c")
-    scores = signals.scores(said, torch.zeros(2))
+    scores = signals.scores(said.prompts, said.replies, torch.zeros(2))
     signals.begin(scores)
     assert signals.total({"exact_answer": torch.tensor([0.0, 1.0])}).tolist() == [0, 1]
 
@@ -143,7 +143,7 @@ def test_a_saved_critic_belongs_to_a_reward_model(tmp_path, capfd):
 
 
 @pytest.mark.parametrize(
-    ("score", "said"),
+    ("score", "message"),
     [
         (lambda *_: {"score": float("nan")}, "gave no finite score to the reply to f.jsonl:1"),
         (lambda *_: {"sore": 1.0}, "gave no finite score to the reply to f.jsonl:1"),
@@ -151,11 +151,11 @@ def test_a_saved_critic_belongs_to_a_reward_model(tmp_path, capfd):
         (lambda *_: None, "failed on the reply to f.jsonl:1: AttributeError"),
     ],
 )
-def test_a_rule_that_fails_is_named_with_its_row(score, said):
-    signals, replies = built({"rule": "repetition"}, "a", "b")
+def test_a_rule_that_fails_is_named_with_its_row(score, message):
+    signals, said = built({"rule": "repetition"}, "a", "b")
     signals._built["repetition"].score = score
-    with pytest.raises(TrainingStopped, match="the rule repetition " + said):
-        signals.scores(replies, torch.zeros(2))
+    with pytest.raises(TrainingStopped, match="the rule repetition " + message):
+        signals.scores(said.prompts, said.replies, torch.zeros(2))
 
 
 # ---------------------------------------- runs
