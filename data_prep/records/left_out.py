@@ -134,6 +134,7 @@ class LeftOut:
             what, instead = f"{are} left out, as models here read text alone", "take such rows out"
         else:
             asked = next(self._questions(), "prompt")
+            first = next(name for name in names if role_of(name) != ANSWER)  # an answer has no place in a prompt
             what = f"{are} left out, though answers may depend on {them}"
             instead = f'{self._columns}={{{asked}: "{{{first}}}\\n\\n{{{asked}}}"}} puts it into the prompt'
         return UserError(

@@ -240,6 +240,14 @@ def test_the_hint_of_a_run_is_a_word_of_a_command(tmp_path: Path) -> None:
         assert turns(next(iter(stream)).messages)[0] == ("user", asked)
 
 
+def test_an_answer_that_is_left_out_is_not_put_into_the_prompt(tmp_path: Path) -> None:
+    row = {"instruction": "say owl", "output": "owl", "prompt": "say cat", "completion": "cat"}
+    data = DataOptions(path=str(write(tmp_path / "a.jsonl", [row])), conversations=SourceOptions(format="alpaca"))
+    with pytest.raises(UserError) as caught:
+        open_stream(source_for(data, CONVERSATION), CONVERSATION, 0).check_left_out()
+    assert "{prompt}" in str(caught.value.hint) and "{completion}" not in str(caught.value.hint)
+
+
 # ------------------------------------------------------------------------------------------------- lists in a column
 def numpy_text(messages: list[dict[str, Any]]) -> str:
     return "[" + "\n ".join(map(repr, messages)) + "]"
