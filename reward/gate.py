@@ -2,7 +2,7 @@
 
 One accuracy hides a kind of pair that is at chance: a reward model right in 95 % of the pairs that differ in style may
 give an off-topic reply in the good style more than a good reply in another one. So the verdict looks at every kind of
-pair, at probes (`reward/probes.py`), at calibration and at length. Imports no torch.
+pair, at probes (`reward/probes.py`), at calibration and at length. Imports the standard library alone.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from reward.quality import GIVEN
-
+GIVEN = "given"
+"""What pairs are called that name no kind: those that the data has."""
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEAST = 20
 """Pairs of a kind below which nothing is said of it."""

@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_prep.types import PairTokens
+from reward.gate import GIVEN
 from reward.metrics import accuracy_interval, calibration_bins, calibration_error, length_correlation
-
-GIVEN = "given"
-"""What pairs are called that name no kind: those that the data has."""
 
 
 def quality(rows: Sequence[PairTokens], chosen: Sequence[float], rejected: Sequence[float]) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from align.report.conclusion import Gain, stages_of
 from align.report.formatting import visible
 from align.report.run_files import Json, StageFiles, finite, given, gold_of, mapping
 from data_prep.records.negatives import KINDS
+from reward.gate import GIVEN
 from reward.probes import PROBES
-from reward.quality import GIVEN
 
 BIN = ("from", "to", "n", "confidence", "accuracy")
 

@@ -7,6 +7,7 @@ whole row once more (a rendered `text`) is no loss.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,6 +76,7 @@ class LeftOut:
         self.rows = 0
         self.stops: Counter[str] = Counter()
         self.said: Counter[str] = Counter()
+        self._grades: dict[str, Any] = {}
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The same rows, looked at."""
@@ -91,7 +93,10 @@ class LeftOut:
         left, used = self._known[keys]
         for name, role in left:
             if role in (GRADE, THOUGHT):
-                self.said[name] += _graded(data[name]) if role == GRADE else not _is_nothing(data[name])
+                said = _graded(data[name]) if role == GRADE else not _is_nothing(data[name])
+                self.said[name] += said
+                if said and name not in self._grades:
+                    self._grades[name] = data[name]
             elif not _is_nothing(data[name]) and not (role == LONG_CONTEXT and _characters(data[name]) < _LONG):
                 self.stops[name] += not _is_said(data[name], data, used, role)
 
@@ -112,6 +117,7 @@ class LeftOut:
         self.rows += other.rows
         self.stops += other.stops
         self.said += other.said
+        self._grades = other._grades | self._grades
 
     def card(self, file: str) -> list[dict[str, Any]]:
         """What is wrong and what is only said, for the data card."""
@@ -156,11 +162,13 @@ class LeftOut:
         if not names:
             return []
         graded = next((name for name in names if role_of(name) == GRADE), None)
-        hint = f'{self._keep}={{{graded}: ">=4"}} (or a value) keeps rows by it' if graded else None
+        hint = f"{self._keep}={{{graded}: {_condition(self._grades[graded])} keeps rows by it" if graded else None
         what = f"{'are' if len(names) > 1 else 'is'} not used"
         return [
             UserError(
-                f"{what}: all rows are read alike" if graded else f"{what}: replies are read without",
+                f"{what}: all rows are read alike"
+                if graded
+                else f"{what}: replies are read without {'them' if len(names) > 1 else 'it'}",
                 code="grades_unused" if graded else "thoughts_unused",
                 hint=hint,
                 file=file,
@@ -189,6 +197,13 @@ def _graded(value: Any) -> bool:
     if isinstance(value, str):
         return 0 < len(value.strip()) <= _SHORT and not _is_nothing(value)
     return isinstance(value, bool | int | float) and value == value
+
+
+def _condition(grade: Any) -> str:
+    """The end of a `keep` that grades like this one can be held against."""
+    if isinstance(grade, bool):
+        return "true} (or false)"
+    return f"{json.dumps(grade.strip(), ensure_ascii=False)}}}" if isinstance(grade, str) else '">=4"} (or a value)'
 
 
 def _texts(value: Any) -> Iterator[str]:

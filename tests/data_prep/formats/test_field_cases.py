@@ -218,6 +218,23 @@ def test_grades_are_said_and_can_be_kept_by(tmp_path: Path) -> None:
     assert not opened(rated, PREFERENCE).left_out.warnings("f")
 
 
+@pytest.mark.parametrize(
+    ("grade", "hint", "keep"),
+    [
+        (4, 'keep={score: ">=4"} (or a value)', ">=4"),
+        (True, "keep={score: true} (or false)", True),
+        ("ok", 'keep={score: "ok"}', "ok"),
+    ],
+)
+def test_the_condition_advised_suits_the_grades(grade: Any, hint: str, keep: Any, tmp_path: Path) -> None:
+    content = [{"prompt": f"q{n}", "completion": "a", "score": grade} for n in range(3)]
+    path = write(tmp_path / "rows.jsonl", content)
+    stream = opened(path, CONVERSATION)
+    list(stream)
+    assert str(stream.left_out.warnings("f")[0].hint).startswith(hint)
+    read(path, CONVERSATION, keep={"score": keep})
+
+
 def test_a_kept_table_spells_truth_in_words(tmp_path: Path) -> None:
     content = as_csv([{"prompt": f"q{n}", "completion": "a", "ok": n == 1, "score": n / 2} for n in range(3)])
     path = write(tmp_path / "rows.csv", content)
