@@ -85,11 +85,21 @@ def verdict(
         headline = _lost(measured, gain) or headline
         sentences.append("Nothing judged the replies: no reward model and no gold rule was given.")
     sentences += _judged(measured, gain) if gain else _uncompared(stages)
-    for stage in stages:
-        if (kl := stage.last("objective/kl_k1")) is not None:
-            early = ", where its KL limit stopped it" if stage.metrics.get("stopped_on_kl") else ""
-            sentences.append(f"At the end {stage.name} stood {number(kl)} nats of KL per reply from its parent{early}.")
+    sentences += [text for stage in stages if (text := _distance(stage))]
     return {"tone": tone, "headline": headline or "The run is done.", "sentences": sentences}
+
+
+def _distance(stage: StageFiles) -> str | None:
+    """How far a policy stands from its parent: the weights that were kept, else those of the last update."""
+    kept = stage.metrics.get("held_out")
+    held, update = (finite(kept.get("objective/kl_k1")), stage.metrics.get("best_update")) if kept else (None, None)
+    if held is not None and update:
+        far = f"{number(held)} nats of KL per reply from its parent"
+        return f"{stage.name} has the weights of update {number(update)}, {far}."
+    if (kl := stage.last("objective/kl_k1")) is None:
+        return None
+    early = ", where its KL limit stopped it" if stage.metrics.get("stopped_on_kl") else ""
+    return f"At the end {stage.name} stood {number(kl)} nats of KL per reply from its parent{early}."
 
 
 def fallen_parts(measured: StageFiles, gain: Gain) -> list[str]:

@@ -57,6 +57,17 @@ def test_shows_the_numbers_given(tmp_path: Path) -> None:
         assert text in html, text
 
 
+def test_the_distance_is_that_of_the_weights_that_were_kept(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    stages = json.loads((run / "run.json").read_text())["stages"]
+    ppo = next(stage for stage in stages if stage["name"] == "ppo")
+    ppo["metrics"] |= {"best_update": 31, "held_out": {"objective/kl_k1": 1.25}}
+    change(run, stages=stages)
+    html = page(run)
+    assert "ppo has the weights of update 31, 1.25 nats of KL per reply from its parent." in html
+    assert "At the end ppo stood" not in html
+
+
 def test_scores_of_a_reward_model_are_shown_as_rewards(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     pair = {"prompt": "p", "chosen": {"text": "yes", "score": 7.0}, "rejected": {"text": "no", "score": 2.0}}
