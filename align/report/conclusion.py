@@ -89,13 +89,17 @@ def verdict(
     return {"tone": tone, "headline": headline or "The run is done.", "sentences": sentences}
 
 
+def _kept_kl(stage: StageFiles) -> float | None:
+    """KL of the weights that a policy was left with, where they are those of a look; not those of the last update."""
+    kept = stage.metrics.get("held_out")
+    return finite(kept.get("objective/kl_k1")) if kept and stage.metrics.get("best_update") is not None else None
+
+
 def _distance(stage: StageFiles) -> str | None:
     """How far a policy stands from its parent: the weights that were kept, else those of the last update."""
-    kept = stage.metrics.get("held_out")
-    held, update = (finite(kept.get("objective/kl_k1")), stage.metrics.get("best_update")) if kept else (None, None)
-    if held is not None and update:
+    if (held := _kept_kl(stage)) is not None:
         far = f"{number(held)} nats of KL per reply from its parent"
-        return f"{stage.name} has the weights of update {number(update)}, {far}."
+        return f"{stage.name} has the weights of update {number(stage.metrics['best_update'])}, {far}."
     if (kl := stage.last("objective/kl_k1")) is None:
         return None
     early = ", where its KL limit stopped it" if stage.metrics.get("stopped_on_kl") else ""
@@ -237,7 +241,8 @@ def figures(stages: Sequence[StageFiles], measured: StageFiles, gain: Gain | Non
             drawing = svg_figures.interval(held[key], held["low"], held["high"], axis, 0.5)
             add(label, percent(held[key]), f"{percent(held['low'])} to {percent(held['high'])}", drawing)
     for stage in stages:
-        if (kl := stage.last("objective/kl_k1")) is not None:
+        kept = _kept_kl(stage)
+        if (kl := stage.last("objective/kl_k1") if kept is None else kept) is not None:
             add(f"KL of {stage.name}", number(kl), "nats per reply from its parent")
         elif (loss := finite(stage.metrics.get("eval_loss"))) is not None:
             add(f"Held-out loss, {stage.name}", number(loss), f"perplexity {number(math.exp(min(loss, 50.0)))}")
