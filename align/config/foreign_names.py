@@ -70,6 +70,7 @@ OURS: dict[str, str] = {
     "datasets": "data=files data.path (several: data.mix)",
     "dataset_name": "data=files data.path",
     "train_file": "data=files data.path",
+    "unpaired": "data.preferences.path (labelled replies stand where pairs do)",
     "val_set_size": "data.conversations.eval_share",
     "test_size": "data.conversations.eval_share",
     "max_samples": "data.conversations.limit",

@@ -21,6 +21,7 @@ PLACES = {
     "model.": [ModelOptions],
     "tracking.": [TrackingOptions],
     "data.conversations.": [SourceOptions],
+    "data.preferences.": [SourceOptions],
     "data.": [DataOptions],
     "{adapter}.": list(dict(adapters.items()).values()),
     "{stage}.": [TrainingStage],
