@@ -21,8 +21,8 @@ quickstart: $(INSTALLED) ## set up, then tune, reward, PPO and evaluate the embe
 test: $(DEVELOPED) ## set up, then run the tests (TESTS=tests/align for some of them)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) $(TESTS)
 
-test-grid: $(DEVELOPED) ## run every cell of the grids of methods, stages, precisions and chains (some ten minutes on two cores)
-	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) -m "grid or not grid" tests/contracts tests/align/adapters/test_lora_options.py tests/align/rl/test_ppo.py tests/align/models/test_architecture_runs.py
+test-grid: $(DEVELOPED) ## run the cells of the grids that `make test` leaves out (some half an hour on two cores)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) -m grid $(TESTS)
 
 test-processors: $(DEVELOPED) ## run the tests that compute as other processors would (half an hour on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.processors $(PYTEST_FLAGS)

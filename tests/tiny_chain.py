@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -189,6 +189,13 @@ def legal_loads(cls: type[Adapter]) -> list[Load]:
 def methods_and_loads() -> list[tuple[str, Load]]:
     """Every registered method at every precision it allows."""
     return [(name, load) for name, cls in adapters.items() for load in legal_loads(cls)]  # type: ignore[arg-type]
+
+
+def grid_beyond(cases: Iterable[Any], kept: Container[Any]) -> list[Any]:
+    """Cases as pytest parameters; those that are not in `kept` are for the grid."""
+    import pytest
+
+    return [pytest.param(case, marks=[] if case in kept else [pytest.mark.grid]) for case in cases]
 
 
 def covered(cases: list[tuple[str, Load]], turn: int = 0) -> list[Any]:

@@ -42,7 +42,7 @@ _TURNS = count()
 
 
 def each(cases=CASES):
-    """Every method at one precision, at another one in every test; `make test-grid` takes them all."""
+    """Every method at one precision, at another one in every test; `make test-grid` takes the others."""
     return pytest.mark.parametrize(("method", "load"), covered(cases, next(_TURNS)))
 
 

@@ -16,7 +16,19 @@ from align.config.schema import Load, OnParent, OnPrecisionChange
 from align.roles import Bases, Role
 from align.training.saving import outputs
 from data_prep.core.errors import TrainingStopped, UserError
-from tests.tiny_chain import HOME, PRECISIONS, base, bases, checkpoint, fresh, logits, made, read, shared_bytes
+from tests.tiny_chain import (
+    HOME,
+    PRECISIONS,
+    base,
+    bases,
+    checkpoint,
+    fresh,
+    grid_beyond,
+    logits,
+    made,
+    read,
+    shared_bytes,
+)
 
 METHODS = adapters.names()
 PAIRS = list(product(METHODS, METHODS))
@@ -172,9 +184,9 @@ def test_changing_precision_is_refused_unless_asked_for():
     "steps",
     [
         ("vera", "lora merge", "vera stack", "vera continue"),
-        ("full", "lora stack", "vera merge", "full merge", "lora auto"),
         ("qlora", "vera stack", "qlora stack", "qlora continue"),
-        ("lora", "full merge", "full continue", "vera stack"),
+        pytest.param(("full", "lora stack", "vera merge", "full merge", "lora auto"), marks=pytest.mark.grid),
+        pytest.param(("lora", "full merge", "full continue", "vera stack"), marks=pytest.mark.grid),
     ],
     ids=lambda steps: "-".join(step.replace(" ", "_") for step in steps),
 )
@@ -225,7 +237,9 @@ def mixed(name: str) -> Path:
     return made("rlhf", *MIXED[name], *words, out=HOME / "mixed", without="evaluate")
 
 
-@pytest.mark.parametrize("name", MIXED)
+@pytest.mark.parametrize(
+    "name", grid_beyond(MIXED, {"lora-vera-lora", "qlora-vera-qlora", "full-lora-lora", "bf16-stack"})
+)
 def test_mixed_pipelines_start_ppo_as_their_parent(name):
     run = mixed(name)
     record = read(run / "run.json")

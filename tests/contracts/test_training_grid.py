@@ -1,6 +1,7 @@
 """Every method in every stage: it trains, lowers its loss, is saved, and scores the same in a fresh process.
 
-A new method enters by existing: nothing here names one. The default run takes part of the cells, `make test-grid` all.
+A new method enters by existing: nothing here names one. The default run takes part of the cells, `make test-grid` the
+others.
 """
 
 from __future__ import annotations
@@ -142,7 +143,7 @@ def test_judged_replies_train_it_from_where_it_stands(method, load, stage):
     """Policy and reference are one function to the last bit before the first step, and the base is held once."""
     implied = adapters.get(method)().quantization() is not None
     words = [f"adapter={method}", *([] if implied else [f"model.load={load.value}"]), f"name={method}-{load.value}"]
-    below = made("sft", *words, "stages.sft.lr=1e-2", out=HOME / "below") / "sft"
+    below = chain(method, load) / "sft"
     run = made(stage, *words, f"stages.{stage}.init={below}", f"stages.{stage}.lr=1e-2", out=HOME / "judged" / stage)
     record = read(run / stage / "checkpoint.json")
     assert (record["method"], record["load"], record["role"]) == (method, load.value, "policy")

@@ -13,9 +13,13 @@ from align.config.schema import Load
 from align.models.low_rank import merge, stack
 from align.roles import Role
 from tests.architectures import CHAINED, folder
-from tests.tiny_chain import bases, fresh, logits, made, read, sentences
+from tests.tiny_chain import bases, fresh, grid_beyond, logits, made, read, sentences
 
-EACH = pytest.mark.parametrize("name", CHAINED)
+KINDS = ("llama", "gpt2", "gemma2", "phi3", "gpt_oss")
+"""One of each kind of layer: plain, transposed, soft-capped with a window, fused, experts with sinks."""
+
+
+EACH = pytest.mark.parametrize("name", grid_beyond(CHAINED, KINDS))
 SHORT = ["adapter.rank=4", "stages.reward_model.on_parent=stack", "stages.ppo.on_parent=continue"]
 
 
@@ -76,13 +80,7 @@ def test_terms_are_stacked_and_merged_exactly(name, load):
 
 
 @pytest.mark.parametrize(
-    "name",
-    [
-        "llama",
-        "gpt2",
-        "gemma2",
-        *(pytest.param(n, marks=pytest.mark.grid) for n in ("phi3", "gpt_neox", "mixtral", "opt")),
-    ],
+    "name", grid_beyond(["llama", "gpt2", "gemma2", "phi3", "gpt_neox", "mixtral", "opt"], KINDS[:3])
 )
 def test_a_chain_on_four_bits(name):
     """QLoRA's chain on each kind of layer; PPO's own checks run inside."""

@@ -28,6 +28,7 @@ from tests.tiny_chain import (
     copied,
     finished,
     fresh,
+    grid_beyond,
     legal_loads,
     logits,
     made,
@@ -305,7 +306,7 @@ def test_the_saved_reference_and_reward_are_untouched_by_a_run(tmp_path):
 MEMORY = sorted({method for method, load in methods_and_loads() if load in (Load.fp32, Load.nf4) and method != "full"})
 
 
-OFTEN = ("lora", "qlora", "vera", "prefix")
+OFTEN = ("lora", "qlora")
 """Measured in every run of the tests; the others in `make test-grid`."""
 
 
@@ -314,9 +315,7 @@ def memory_of(method: str) -> dict[str, float]:
     return read(run / "run.json")["stages"][2]["metrics"]["memory"]
 
 
-@pytest.mark.parametrize(
-    "method", [pytest.param(name, marks=[] if name in OFTEN else [pytest.mark.grid]) for name in MEMORY]
-)
+@pytest.mark.parametrize("method", grid_beyond(MEMORY, OFTEN))
 def test_one_base_and_at_most_eight_thirds_beside_it(method):
     """Against a count of its own: storages of base, adapters and Adam's two moments.
 

@@ -17,7 +17,7 @@ from align.training import resume
 from align.training.loop import HeldOut
 from align.training.resume import FOLDER, RECORD, STATE, StateSaver
 from data_prep.core.errors import UserError
-from tests.tiny_chain import finished, made
+from tests.tiny_chain import finished, grid_beyond, made
 
 pytestmark = pytest.mark.usefixtures("each_step")
 OFTEN = "save_minutes=1e-9"
@@ -39,6 +39,9 @@ CASES = {
     "sgd": ["adapter=lora", "stages.sft.optimizer=sgd"],
     "best-fit": ["adapter=lora", "stages.sft.micro_batch_size=0", "stages.sft.micro_tokens=64"],
 }
+KINDS = {"lora", "vera", "adalora", "delta_lora in the weights", "prefix", "full", "qlora", "adamw_8bit", "best-fit"}
+"""One of each kind of state: plain tensors, shared ones, a schedule's, moved weights, a soft prompt, the base itself,
+what stands on four bits, and what the optimiser and the passes add. The other cases are for the grid."""
 
 
 @pytest.fixture
@@ -93,7 +96,7 @@ def both(
     return whole, run
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", grid_beyond(CASES, KINDS))
 def test_every_method_goes_on_to_the_same_bits(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -108,7 +111,7 @@ HELD_OUT = (5.0, 4.0, 1.0, 3.0, 2.0)
 """The held-out loss of the weights after each step, made by hand: the third are the best, and must be kept."""
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 4])
+@pytest.mark.parametrize("step", grid_beyond([1, 2, 3, 4], {2, 4}))
 def test_any_step_will_do_and_the_best_evaluation_is_remembered(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -136,7 +139,7 @@ def test_a_reward_model_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert contents(run / "reward_model") == contents(whole / "reward_model")
 
 
-@pytest.mark.parametrize("stage", ["dpo", "kto", "orpo"])
+@pytest.mark.parametrize("stage", grid_beyond(["dpo", "kto", "orpo"], {"kto"}))
 def test_a_stage_of_judged_replies_goes_on(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it found before the first step is the same in the end, too."""
     words = ["name=n", f"stages.{stage}.init={finished() / 'sft'}", "adapter=lora"]
@@ -146,7 +149,7 @@ def test_a_stage_of_judged_replies_goes_on(stage: str, tmp_path: Path, monkeypat
     assert entry(run, stage) == entry(whole, stage)
 
 
-@pytest.mark.parametrize("method", ["lora", "delta_lora", "adalora", "full"])
+@pytest.mark.parametrize("method", grid_beyond(["lora", "delta_lora", "adalora", "full"], {"lora", "delta_lora"}))
 def test_ppo_goes_on_with_the_same_replies(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = finished()
     words = ["name=n", f"stages.ppo.init={base / 'sft'}", f"stages.ppo.reward={base / 'reward_model'}"]
