@@ -12,7 +12,6 @@ from itertools import pairwise
 from typing import Any
 
 from data_prep.core.errors import UserError
-from data_prep.rendering.word_cache import Words, apart
 
 _ANCHORS = ("\n", ":", "x", "0", "|")
 _PROBES = ("x", "hello", "7")
@@ -37,7 +36,6 @@ class PlainEncoder:
         self._pattern = re.compile("|".join(re.escape(text) for text in longest_first) or r"(?!)")
         backend = getattr(tokenizer, "backend_tokenizer", None)
         self._backend: Any = backend if hasattr(backend, "encode_batch_fast") else None
-        self._words = Words(self._backend) if self._backend is not None and apart(self._backend) else None
         self._anchors = [(anchor, self._raw([anchor])[0]) for anchor in _ANCHORS]
         alone = self._raw(list(_PROBES))
         self._prefixes = alone != [self._behind_anchor([probe])[0] for probe in _PROBES]
@@ -47,7 +45,7 @@ class PlainEncoder:
         """Token ids of texts, special tokens not parsed and none added."""
         if not texts:
             return []
-        backend, words = self._backend, self._words
+        backend = self._backend
         if backend is None:
             encoded = self._tokenizer(
                 list(texts),
@@ -62,8 +60,6 @@ class PlainEncoder:
         backend.no_padding()
         before, backend.encode_special_tokens = backend.encode_special_tokens, True
         try:
-            if words is not None:
-                return [words.of(text) for text in texts]
             starts = range(0, len(texts), _BATCH)
             calls = (backend.encode_batch_fast(texts[i : i + _BATCH], add_special_tokens=False) for i in starts)
             return [found.ids for call in calls for found in call]
