@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,8 @@ ODD = {
 def test_odd_content_comes_out_as_it_went_in(tmp_path: Path, container: str, name: str, zipped: bool) -> None:
     if zipped and name == "ten megabytes":
         pytest.skip("slow and the same")
+    if name == "nul" and container == "csv" and sys.version_info < (3, 11):
+        pytest.skip("Python 3.10's csv neither writes nor reads it")
     rows = [{"prompt": "q", "completion": ODD[name]}, {"prompt": ODD[name], "completion": "a"}]
     content = WRITERS[container](rows)
     path = tmp_path / f"rows.{container}{'.gz' if zipped else ''}"
