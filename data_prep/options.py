@@ -110,6 +110,12 @@ class GoldOptions:
     rule: Optional[str] = field(default=None, metadata={"help": "name of a reward rule that knows the truth"})
     options: dict[str, Any] = _map("options of the rule")
     source: SourceOptions = field(default_factory=SourceOptions, metadata={"help": "rows the rule reads"})
+    signal: dict[str, Any] = _map("in place of a rule: a signal as of stages.ppo.reward, {classifier: FOLDER}")
+
+    @property
+    def has_judge(self) -> bool:
+        """Whether replies can be judged at all."""
+        return bool(self.rule or self.signal)
 
 
 @dataclass

@@ -57,6 +57,19 @@ class Message:
         """Whether the loss covers this turn, if it is the assistant's."""
         return self.train is not False and self.weight != 0
 
+    def as_dict(self) -> dict[str, Any]:
+        """The turn as chat templates and other programs know it: role, content, and what it has of tools."""
+        said: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.calls:
+            said["tool_calls"] = [_call(call) for call in self.calls]
+        more = {"name": self.name, "tool_call_id": self.call_id}
+        return said | {key: value for key, value in more.items() if value is not None}
+
+
+def _call(call: dict[str, Any]) -> dict[str, Any]:
+    function = {"name": call["name"], "arguments": call["arguments"]}
+    return {**({"id": call["id"]} if "id" in call else {}), "type": "function", "function": function}
+
 
 @dataclass(frozen=True)
 class Conversation:
@@ -155,12 +168,13 @@ class LabelledTokens:
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """A rendered prompt, generation prompt included; `text` is the last user message."""
+    """A rendered prompt, generation prompt included; `text` is the last user message, `messages` are all of them."""
 
     ids: list[int]
     text: str
     id: str
     meta: dict[str, Any] = field(default_factory=dict)
+    messages: list[dict[str, Any]] = field(default_factory=list)
 
 
 T = TypeVar("T", Tokens, PairTokens, LabelledTokens, PromptTokens)

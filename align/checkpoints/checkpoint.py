@@ -117,11 +117,17 @@ class Checkpoint:
     def parents(self) -> list[Parent]:
         return [Parent(p["role"], p["path"], p["digest"]) for p in self.record["parents"]]
 
+    @property
+    def judges(self) -> list[dict[str, str]]:
+        """Stock models that rewarded it, which are no checkpoints: name, path and fingerprint."""
+        return list(self.record.get("judges") or [])
+
     def parent(self, role: str = "init") -> Checkpoint | None:
-        """The checkpoint this one stands on (`init`), or the one it was trained against under `role`."""
+        """The checkpoint this one stands on (`init`), or the first that it was trained against under `role`."""
         entry = next((each for each in self.parents() if each.role == role), None)
-        if entry is None:
-            return None
+        return None if entry is None else self._parent(entry)
+
+    def _parent(self, entry: Parent) -> Checkpoint:
         if entry.digest not in self.below:
             self.below[entry.digest] = replace(self._open_parent(entry), below=self.below)
         return self.below[entry.digest]
@@ -197,8 +203,7 @@ class Checkpoint:
         """Every checkpoint below this one, nearest first; each once."""
         found: dict[str, Checkpoint] = {}
         for entry in self.parents():
-            parent = self.parent(entry.role)
-            assert parent is not None
+            parent = self._parent(entry)
             for checkpoint in (parent, *parent.ancestors()):
                 found.setdefault(checkpoint.digest, checkpoint)
         return list(found.values())

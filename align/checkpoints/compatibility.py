@@ -119,23 +119,24 @@ def find_input(
     return found
 
 
-def check_reward(spec: StageSpec, reward: ParentInfo | None, load: Load, on_change: OnPrecisionChange) -> None:
-    """A stage that needs a reward model has one, made at the precision that the stage loads its base at.
+def check_reward(spec: StageSpec, judges: Sequence[ParentInfo], load: Load, on_change: OnPrecisionChange) -> None:
+    """A stage that needs reward models has them, made at the precision that the stage loads its base at.
 
     Raises:
         UserError: it has none, or one that would score differently here.
     """
     if not spec.stage.requires_reward_model:
         return
-    if reward is None:
+    if not judges:
         raise UserError(
             f"{spec.name} needs a reward model",
             code="missing_reward",
             hint=f"set stages.{spec.name}.reward=RUN/reward_model, or use pipeline=rlhf",
         )
-    if reward.load != load.value and on_change is OnPrecisionChange.refuse:
+    other = next((judge.load for judge in judges if judge.load != load.value), None)
+    if other is not None and on_change is OnPrecisionChange.refuse:
         raise UserError(
-            f"the reward model was trained on a {reward.load} base, {spec.name} would load it as {load.value}, "
+            f"the reward model was trained on a {other} base, {spec.name} would load it as {load.value}, "
             "where it scores differently",
             code="precision_change",
             hint="train both at one precision, or set on_precision_change=recalibrate",
@@ -181,6 +182,13 @@ class StagePlan(Generic[ParentT]):
     parent_mode: ParentMode | None
     """None where there is none that is legal."""
     problems: list[UserError] = field(default_factory=list)
+    ensemble: Sequence[ParentT] = ()
+    """Further reward models, beside `reward`."""
+
+    @property
+    def judges(self) -> list[ParentT]:
+        """The reward models that there are."""
+        return [*([self.reward] if self.reward is not None else []), *self.ensemble]
 
     def require(self) -> ParentMode:
         """The mode and precision of a stage that nothing is wrong with.
@@ -203,9 +211,7 @@ class StagePlan(Generic[ParentT]):
             UserError: something in a checkpoint has changed.
         """
 
-        def finished(planned: ParentInfo | None) -> Checkpoint | None:
-            if planned is None:
-                return None
+        def finished(planned: ParentInfo) -> Checkpoint:
             known = planned if isinstance(planned, Checkpoint) else made[planned.label]
             found = Checkpoint.open(known.folder)
             if found.digest != known.digest:
@@ -217,7 +223,9 @@ class StagePlan(Generic[ParentT]):
                 )
             return found.require(base_folder, config.model_names)
 
-        return StagePlan(self.spec, finished(self.init), finished(self.reward), self.parent_mode)
+        init = finished(self.init) if self.init is not None else None
+        judges = [finished(judge) for judge in self.judges]
+        return StagePlan(self.spec, init, next(iter(judges), None), self.parent_mode, ensemble=judges[1:])
 
 
 def choose_parent_mode(

@@ -43,6 +43,10 @@ def lineage(folder: Path) -> dict[str, Any]:
         )
         for parent in checkpoint.parents():
             edges.append({"from": digest[:16], "to": parent.digest[:16], "role": parent.role})
+        for judge in checkpoint.judges:
+            key = judge["fingerprint"]
+            bases[key] = {"id": key[:16], "digest": key, "stage": judge["name"], "path": judge["path"]}
+            edges.append({"from": digest[:16], "to": key[:16], "role": "reward"})
         if not any(parent.role == "init" for parent in checkpoint.parents()):
             fingerprint = record["base"]["fingerprint"] or UNKNOWN
             bases[fingerprint] = {

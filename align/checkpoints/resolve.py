@@ -83,7 +83,7 @@ def not_a_run(path: Path) -> UserError:
             "a stock reward model or classifier, and no checkpoint: it has a head for scores, and no record",
             code="plain_classifier",
             file=str(path),
-            hint="it can neither speak nor be trained on; take the language model that it was made from",
+            hint=f"it can score replies: stages.ppo.reward={path}; to train on, take the language model below it",
         )
     if is_model(path):
         return UserError(

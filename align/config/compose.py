@@ -25,9 +25,9 @@ from data_prep.core.options import build, convert, option_types, plain, unknown_
 from data_prep.options import DataOptions
 
 Tree = dict[str, Any]
-SCALARS = ("seed", "out", "name", "on_precision_change", "reward_gate")
+SCALARS = ("seed", "out", "name", "on_precision_change", "reward_gate", "allow_code")
 """Top-level keys that are one value."""
-NOT_IN_DIGEST = ("out", "name", "tracking", "reward_gate")
+NOT_IN_DIGEST = ("out", "name", "tracking", "reward_gate", "allow_code")
 """Top-level keys that change no result, and so neither a run's name."""
 
 
@@ -210,6 +210,7 @@ def _checked(tree: Tree, kinds: Mapping[str, Any], choices: Mapping[str, Any], c
         tracking=tracking,
         on_precision_change=scalars["on_precision_change"],
         reward_gate=scalars["reward_gate"],
+        allow_code=scalars["allow_code"],
         stages=specs,
         resolved=content,
         digest=digest,

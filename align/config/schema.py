@@ -152,6 +152,7 @@ class RunOptions:
     reward_gate: RewardGate = option(
         RewardGate.warn, "off|warn|strict: what ppo does where the gate of its reward model says refuse; strict stops"
     )
+    allow_code: bool = option(False, "whether functions of your own may score replies: {python: PACKAGE.FUNCTION}")
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,7 @@ class RunConfig:
     tracking: TrackingOptions
     on_precision_change: OnPrecisionChange
     reward_gate: RewardGate
+    allow_code: bool
     stages: list[StageSpec]
     resolved: dict[str, Any]
     digest: str

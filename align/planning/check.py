@@ -120,7 +120,7 @@ def _read(
 ) -> int | None:
     """Read all data of a stage; returns its number of training rows, if it could be read."""
     spec = plan.spec
-    context = context_of(model_config, spec.adapter, (plan.init, plan.reward))
+    context = context_of(model_config, spec.adapter, (plan.init, *plan.judges))
     reading = Reading(spec, renderer, model_config, context, config.seed)
     kinds = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
     counts = []
@@ -139,7 +139,7 @@ def _summary(
         "name": spec.name,
         "stage": spec.stage.name,
         "init": plan.init.label if plan.init else "base",
-        "reward": plan.reward.label if plan.reward else None,
+        "reward": ", ".join(judge.label for judge in plan.judges) or None,
         "on_parent": mode.mode.name if mode and mode.mode else None,
         "load": mode.load.value if mode else None,
         "forced": list(mode.forced) if mode else [],

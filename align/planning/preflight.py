@@ -6,6 +6,7 @@ Everything here collects problems. `align run` raises the first of them, `align 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,19 @@ def source_problems(config: RunConfig) -> Iterator[tuple[str | None, UserError]]
     for spec in config.stages:
         checks = [lambda s=spec, k=kind: _check_source(s, k) for kind in spec.stage.needs_data]
         problems = [found for check in checks for found in caught(check)]
-        for problem in [*problems, *spec.stage.data_refusals(spec.data)]:
+        problems += caught(partial(check_code, spec, config.allow_code)) or spec.stage.data_refusals(spec.data)
+        for problem in problems:
             if str(problem) not in said:
                 said.add(str(problem))
                 yield spec.name, problem
     for check in (lambda: _check_path_is_read(config.stages), lambda: check_packages(config.tracking.to)):
         yield from ((None, problem) for problem in caught(check))
+
+
+def check_code(spec: StageSpec, allowed: bool) -> None:
+    """Functions of the user score replies only where the run allows it; nothing of them is imported before."""
+    for signal in spec.stage.judged_by(spec.data):
+        signal.source.require_allowed(signal.where, allowed)
 
 
 def caught(check: Callable[[], object]) -> list[UserError]:
@@ -166,7 +174,8 @@ def _plan(
     stage, problems = spec.stage, list[UserError]()
     names = [each.name for each in config.stages]
     inputs: list[Input | None] = []
-    for wanted, role in ((stage.init, "policy"), (stage.reward_model, "reward")):
+    asked = [(stage.init, "policy"), (stage.reward_model, "reward"), *((name, "reward") for name in stage.ensemble)]
+    for wanted, role in asked:
         found = None
         try:
             found = find_input(wanted, role, before, names, config.out)
@@ -175,7 +184,8 @@ def _plan(
         except UserError as problem:
             problems.append(problem)
         inputs.append(found)
-    init, reward = inputs
+    init, reward, *more = inputs
+    judges = [judge for judge in (reward, *more) if judge is not None]
     mode = None
     if not problems:
         try:
@@ -190,12 +200,12 @@ def _plan(
         load = load_of(init, spec.adapter, config.model.load)
         if mode is not None and base_folder is not None:
             problems += caught(lambda: require_kept(read_model_config(base_folder), mode.load))
-        problems += caught(lambda: check_reward(spec, reward, load, config.on_precision_change))
+        problems += caught(lambda: check_reward(spec, judges, load, config.on_precision_change))
         if stage.makes is not None:
-            problems += caught(lambda: check_agreement(spec.adapter, (init, reward)))
+            problems += caught(lambda: check_agreement(spec.adapter, (init, *judges)))
         problems += stage.parent_refusals(f"stages.{spec.name}", init)
     problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
-    return StagePlan(spec, init, reward, mode, problems)
+    return StagePlan(spec, init, reward, mode, problems, judges[1:])
 
 
 def base_notes(folder: Path) -> list[str]:

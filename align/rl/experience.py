@@ -30,7 +30,7 @@ from align.inference.generation import Reply
 from align.inference.scoring import pack_responses
 from align.rl.actor_critic import ExperienceRow
 from align.rl.options import Estimator
-from align.rl.signals import Signals
+from align.rl.signals.weighed import Signals
 from align.roles import Role, chosen_logprobs, chosen_statistics
 from align.training.batching import in_order
 from align.training.optimizer import autocast
@@ -79,10 +79,16 @@ class PPORoles:
     """None where rules alone give rewards."""
     value: Role | None
     """None where advantages need no critic."""
+    ensemble: Sequence[Role] = ()
+    """Further reward models, beside `reward`."""
+
+    def judges(self) -> list[Role]:
+        """The reward models that there are."""
+        return [*([self.reward] if self.reward is not None else []), *self.ensemble]
 
     def all(self) -> list[Role]:
         """Those that there are."""
-        return [role for role in (self.policy, self.reference, self.reward, self.value) if role is not None]
+        return [self.policy, self.reference, *self.judges(), *([self.value] if self.value is not None else [])]
 
     def trained(self) -> dict[str, Role]:
         """Those that are trained, by name."""
@@ -178,11 +184,11 @@ def judge(
             (again_M,) = read(partial(_logprobs, roles.policy, temperature), rollout.pairs)
             gap = float((again_M - logprobs_BT[mask_BT]).abs().max())
             logprobs_BT = _unpack(again_M, mask_BT)
-        reference_M, values_M, score_B = read(partial(_pass, roles, temperature), rollout.pairs)
+        reference_M, values_M, models_BK = read(partial(_pass, roles, temperature), rollout.pairs)
     reference_BT, values_BT = _unpack(reference_M, mask_BT), _unpack(values_M, mask_BT)
     entropy_BT = _unpack(entropy_M, checked_BT)
-    parts = signals.scores(rollout.prompts, rollout.replies, score_B) if signals is not None else {}
-    score_B = signals.total(parts) if signals is not None else score_B
+    parts = signals.scores(rollout.prompts, rollout.replies, models_BK) if signals is not None else {}
+    score_B = signals.total(parts) if signals is not None else models_BK[:, 0]
     judged = Judged(mask_BT, logprobs_BT, reference_BT, values_BT, entropy_BT, score_B, checked_BT, gap, parts)
     for numbers in (judged.score_B, judged.values_BT, judged.logprobs_BT):
         if not torch.isfinite(numbers).all():
@@ -243,7 +249,7 @@ def statistics(
 
 
 def _pass(roles: PPORoles, temperature: float, pairs: Pairs) -> list[Tensor]:
-    """The reference's log-probabilities, values [M], and scores [B]."""
+    """The reference's log-probabilities, values [M], and scores [B, K] of the K reward models."""
     batch = pack_responses(pairs).to(roles.policy.tree.device)
     hidden_MD = roles.reference.hidden(batch.packed)[batch.source_M]
     reference_M = chosen_logprobs(roles.reference, hidden_MD, batch.targets_M, temperature)
@@ -251,9 +257,8 @@ def _pass(roles: PPORoles, temperature: float, pairs: Pairs) -> list[Tensor]:
         values_M = torch.zeros_like(reference_M)
     else:
         values_M = roles.value.scores(batch.packed, batch.source_M)
-    if roles.reward is None:
-        return [reference_M, values_M, torch.zeros(len(pairs))]
-    return [reference_M, values_M, roles.reward.scores(batch.packed, batch.last_B)]
+    models = [role.scores(batch.packed, batch.last_B) for role in roles.judges()]
+    return [reference_M, values_M, torch.stack(models, 1) if models else torch.zeros(len(pairs), 0)]
 
 
 def _logprobs(policy: Role, temperature: float, pairs: Pairs) -> list[Tensor]:

@@ -2,14 +2,14 @@
 
 A reward model can be fooled: its score rises while replies get worse ("Scaling Laws for Reward Model
 Overoptimization", arXiv 2210.10760). So every few updates the policy answers a fixed set of held-out prompts greedily,
-and a measure of its own says how good the answers are: the gold rule's score where the data has one, else the reward
+and a measure of its own says how good the answers are: the gold score where the data has a judge, else the reward
 less the KL penalty. The weights of the best look are those that the stage hands over.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,13 +21,12 @@ from reward.metrics import paired_difference
 
 if TYPE_CHECKING:
     from align.inference.generation import Reply
+    from align.rl.gold import Gold
     from align.rl.options import PPOOptions
     from align.training.context import StageContext
     from align.training.optimizer import Updater
     from data_prep.types import PromptTokens
 
-Gold = Callable[[Sequence["PromptTokens"], Sequence[str], Sequence["Reply"]], list[dict[str, float]]]
-"""Prompts, replies as text, replies -> the gold rule's verdict on each."""
 SHOWN = (
     "objective/reward",
     "objective/score",

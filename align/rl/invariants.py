@@ -20,6 +20,7 @@ from align.roles import Bases, Role
 from data_prep.core.errors import TrainingStopped
 
 if TYPE_CHECKING:
+    from align.checkpoints.checkpoint import Checkpoint
     from align.training.context import StageContext
     from align.training.optimizer import Updater
 
@@ -71,12 +72,16 @@ def is_exact(context: StageContext) -> bool:
 
 def reward_parity(roles: PPORoles, context: StageContext) -> dict[str, float]:
     """Largest difference between scores on PPO's path and those the reward model's evaluation gave, same replies."""
-    if roles.reward is None or context.reward is None:
-        return {}
-    record = context.reward.record
+    gaps = [_parity(role, judge, context) for role, judge in zip(roles.judges(), context.judges, strict=True)]
+    return {"reward_parity": max(gaps)} if gaps else {}
+
+
+def _parity(role: Role, judge: Checkpoint, context: StageContext) -> float:
+    """The largest difference of one reward model's scores."""
+    record = judge.record
     ids = record["probe"]["input_ids"]
     with context.autocast():
-        scores = score_replies(roles.reward, [(row[:-1], row[-1:]) for row in ids], len(ids))
+        scores = score_replies(role, [(row[:-1], row[-1:]) for row in ids], len(ids))
     gap: float = max(abs(a - b) for a, b in zip(scores, record["metrics"]["probe_scores"], strict=True))
     deviation = float(record["reward_norm"]["std"])
     allowed = 1e-4 * max(1.0, deviation) if is_exact(context) else 0.2 * deviation
@@ -85,12 +90,12 @@ def reward_parity(roles: PPORoles, context: StageContext) -> dict[str, float]:
             f"the reward model scores otherwise here than in its own evaluation (by {gap:.2e}, at most {allowed:.2e})",
             code="reward_parity",
         )
-    return {"reward_parity": gap}
+    return gap
 
 
 def adapter_digests(roles: PPORoles) -> dict[str, str]:
     """SHA-256 of the frozen roles' own tensors (the shared base has its fingerprint)."""
-    return {role.name: _digest(role) for role in (roles.reference, roles.reward) if role is not None}
+    return {role.name: _digest(role) for role in (roles.reference, *roles.judges())}
 
 
 def require_unchanged(roles: PPORoles, before: dict[str, str]) -> None:

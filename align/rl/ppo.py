@@ -8,7 +8,8 @@ Models from Human Preferences", arXiv 1909.08593, eq. 2. The same loop elsewhere
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +66,11 @@ def improve(
             rule.signals.restore(kept["signals"])
     else:
         watch.begin(rule)
+    more: dict[str, Any] = {}
     with Progress("ppo", options.updates, enabled=context.is_main, done=done) as progress:
         for update in range(done, options.updates):
-            rows, stats = collect(context, rollouts, roles, rule, update)
+            with saved_if_stopped(context, updater, update, more):
+                rows, stats = collect(context, rollouts, roles, rule, update)
             if update == 0:
                 invariants.require_equal_start(stats, step0, invariants.is_exact(context))
             with context.phase("train"):
@@ -84,6 +87,17 @@ def improve(
             context.saver.offer(updater, update + 1, more)
     updater.go_to(updater.steps)
     return {**stats, "step0": step0, **watch.finish()}
+
+
+@contextmanager
+def saved_if_stopped(context: StageContext, updater: Updater, done: int, more: dict[str, Any]) -> Iterator[None]:
+    """Keep the state after the updates so far where a signal fails: the update has changed nothing yet."""
+    try:
+        yield
+    except TrainingStopped as stopped:
+        if more and stopped.code == "signal_failed":
+            context.saver.keep(updater, done, more)
+        raise
 
 
 def collect(

@@ -102,7 +102,7 @@ class Rollouts:
 def first_replies(
     context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
 ) -> tuple[Rollout, Tensor]:
-    """The starting policy's replies, to measure scores by, and the reward model's scores of them (0 without one)."""
+    """The starting policy's replies, to measure scores by, and what K reward models say of them, [B, K]."""
     engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
     generator = torch.Generator(device=context.accelerator.device)
     generator.manual_seed(context.seed)
@@ -110,12 +110,10 @@ def first_replies(
     with context.autocast():
         replies = engine.generate([row.ids for row in prompts], sampling, generator)
         rollout = Rollout(prompts, replies)
-        if roles.reward is None:
-            return rollout, torch.zeros(len(replies), dtype=torch.float64)
-        found = score_replies(roles.reward, rollout.pairs, options.micro_batch_size or 64)
-    return rollout, torch.tensor(found, dtype=torch.float64)
+        found = [score_replies(role, rollout.pairs, options.micro_batch_size or 64) for role in roles.judges()]
+    return rollout, torch.tensor(found, dtype=torch.float64).reshape(-1, len(replies)).T
 
 
-def measured_norm(scores_B: Tensor) -> dict[str, float]:
-    """Score statistics of the starting policy's replies: for a reward model moved to another precision."""
-    return {"mean": float(scores_B.mean()), "std": max(float(scores_B.std()), 1e-6)}
+def measured_norms(scores_BK: Tensor) -> list[dict[str, float]]:
+    """Score statistics of the starting policy's replies: for reward models moved to another precision."""
+    return [{"mean": float(one.mean()), "std": max(float(one.std()), 1e-6)} for one in scores_BK.T]

@@ -174,7 +174,7 @@ def done_entry(plan: StagePlan[Checkpoint], digest: str, numbers: dict[str, Any]
         digest: of its result.
         numbers: what was measured of it.
     """
-    mode, parents = plan.require(), (("init", plan.init), ("reward", plan.reward))
+    mode, parents = plan.require(), (("init", plan.init), *(("reward", judge) for judge in plan.judges))
     return StageEntry(
         name=plan.spec.name,
         status="done",
@@ -194,13 +194,14 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     spec, mode = plan.spec, plan.require()
     options = {k: v for k, v in plain(spec.stage).items() if k not in _NOT_INPUTS}
     signals = spec.stage.reward if not isinstance(spec.stage.reward, str | None) else None
-    if signals:  # rules, and no parent alone
+    if signals:  # more than a parent
         options["reward"] = plain(signals)
     if isinstance(spec.stage, TrainingStage):
         options["lr"] = spec.stage.peak_lr(spec.adapter, run.config.model.lr_scale)
     folder = run.base_folder
     reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
-    gold = spec.data.gold if "prompts" in spec.stage.needs_data and (spec.data.gold.rule or signals) else None
+    gold = spec.data.gold if "prompts" in spec.stage.needs_data and (spec.data.gold.has_judge or signals) else None
+    judged = [hash for each in spec.stage.judged_by(spec.data) for hash in each.source.contents(spec.data)]
     return sha256_json(
         {
             "code": _CODE_VERSION,
@@ -210,10 +211,12 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
             "data": {kind: data_digest(spec.data, kind) for kind in reads},
             "gold": [gold.rule, plain(gold.options), source_digest(spec.data, gold.source)] if gold else None,
             "base": [base_fingerprint(folder), tokenizer_digest(folder), template_digest(folder)],
-            "parents": [c.digest if c else None for c in (plan.init, plan.reward)],
+            "parents": [c.digest if c else None for c in (plan.init, plan.reward, *plan.ensemble)],
             "footing": [mode.mode.name if mode.mode else None, mode.load.value],
             "processes": run.accelerator.num_processes,
             "seed": run.config.seed,
+            **({"gold_signal": plain(gold.signal)} if gold and gold.signal else {}),
+            **({"judged_by": judged} if judged else {}),
             **({"plain": True} if run.config.model.plain else {}),
             **({"revision": spec.stage.revision} if spec.stage.revision else {}),
         }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from align.adapters.base import Adapter
     from align.checkpoints.checkpoint import Checkpoint
     from align.checkpoints.compatibility import ParentInfo
+    from align.rl.signals.base import Signal
     from align.training.context import StageContext
     from data_prep.options import DataOptions
 
@@ -81,6 +82,11 @@ class Stage:
         return self.reward if self.needs_reward else "base"
 
     @property
+    def ensemble(self) -> list[str]:
+        """Further reward models that it asks for."""
+        return []
+
+    @property
     def requires_reward_model(self) -> bool:
         """Whether it cannot work without one."""
         return self.needs_reward and not self.reward_optional
@@ -106,6 +112,10 @@ class Stage:
     def parent_refusals(self, where: str, parent: ParentInfo | None) -> Iterator[UserError]:
         """What the stage needs of its parent and that one does not have."""
         yield from ()
+
+    def judged_by(self, data: DataOptions) -> list[Signal]:
+        """The signals by which it rewards or measures replies."""
+        return []
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
         """What is wrong with what the stage reads besides rows."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.checkpoints.lineage import chain_of
+from align.rl.gold import gold_judge, gold_refusals, gold_signal
 from align.stages.base import Stage, stage
 from data_prep.core.errors import UserError
 from data_prep.core.options import option
@@ -23,7 +24,8 @@ from data_prep.options import LengthOptions
 if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
     from align.inference.generation import Reply
-    from align.rl.held_out import Gold
+    from align.rl.gold import Gold
+    from align.rl.signals.base import Signal
     from align.roles import Role
     from align.training.context import StageContext
     from data_prep.options import DataOptions
@@ -66,15 +68,20 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
     reward_optional: ClassVar[bool] = True
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
-        """A gold rule that cannot be built."""
+        """A gold judge that cannot judge."""
         yield from gold_refusals(data)
 
     def check_contents(self, kind: str, rows: Iterable[Any], data: DataOptions) -> None:
-        """Rows have the right answers that the gold rule compares replies with."""
+        """Rows have what the gold judge needs of them."""
         from reward.rules import require_truth
 
         if kind == "prompts":
-            require_truth([data.gold.rule], rows)
+            require_truth([each.source.rule_name for each in self.judged_by(data)], rows)
+
+    def judged_by(self, data: DataOptions) -> list[Signal]:
+        """The gold judge."""
+        gold = gold_signal(data)
+        return [gold] if gold is not None else []
 
     def run(self, context: StageContext) -> Checkpoint | None:
         """Write result.json and samples.jsonl; there are no weights to save."""
@@ -86,10 +93,11 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         rows = (prepared.eval or prepared.train)[: self.prompts]
         chain = chain_of(context.init)
         judge = context.bases.realise(context.reward, "reward", _load(context.reward)) if context.reward else None
+        gold = gold_judge(context)
         answers: dict[str, Answers] = {}
         with Progress("evaluate", len(chain), enabled=context.is_main) as progress:
             for name, checkpoint in chain:
-                answers[name] = self._answers(context, checkpoint, rows, judge)
+                answers[name] = self._answers(context, checkpoint, rows, judge, gold)
                 progress.advance(1)
         result = self._result(context, answers)
         context.numbers["metrics"] = result["stages"][chain[-1][0]]
@@ -101,7 +109,12 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         return None
 
     def _answers(
-        self, context: StageContext, checkpoint: Checkpoint | None, rows: Sequence[PromptTokens], judge: Role | None
+        self,
+        context: StageContext,
+        checkpoint: Checkpoint | None,
+        rows: Sequence[PromptTokens],
+        judge: Role | None,
+        gold: Gold | None,
     ) -> Answers:
         from align.inference.scoring import normalised, score_replies
         from align.roles import Role
@@ -114,7 +127,6 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         with context.phase("answer"):
             replies = self._replies(context, role, rows)
         texts = [context.renderer.decode(reply.ids) for reply in replies]
-        gold = gold_judge(context)
         pairs = [(row.ids, reply.ids) for row, reply in zip(rows, replies, strict=True)]
 
         def scores(start: int) -> list[float]:
@@ -205,59 +217,6 @@ def _load(checkpoint: Checkpoint) -> Any:
     from align.config.schema import Load
 
     return Load(checkpoint.load)
-
-
-def gold_rule(data: DataOptions) -> Any:
-    """The gold rule that the data names, with its table read.
-
-    Raises:
-        UserError: an unknown rule, options it does not have or misses, or a table that does not fit.
-    """
-    from reward.rules import build_rule
-
-    assert data.gold.rule is not None
-    return build_rule(data.gold.rule, data.gold.options, lambda: gold_rows(data))
-
-
-def gold_rows(data: DataOptions) -> list[dict[str, Any]]:
-    """The rows that rules read.
-
-    Raises:
-        UserError: none are named, or they cannot be read.
-    """
-    from data_prep.records.stream import source_rows
-
-    if not (data.gold.source.path or data.gold.source.generator):
-        raise UserError("the rule has no rows", field="data.gold.source", hint="set data.gold.source.path=FILE")
-    return source_rows(data, data.gold.source)
-
-
-def gold_refusals(data: DataOptions) -> Iterator[UserError]:
-    """Why the gold rule that the data names, if any, cannot be built."""
-    if data.gold.rule is not None:
-        try:
-            gold_rule(data)
-        except UserError as problem:
-            yield problem
-
-
-def gold_judge(context: StageContext) -> Gold | None:
-    """The gold rule's verdict on every reply, where the data names a rule."""
-    if context.spec.data.gold.rule is None:
-        return None
-    from reward.rules import verdict
-
-    name, rule = context.spec.data.gold.rule, gold_rule(context.spec.data)
-
-    def verdicts(
-        rows: Sequence[PromptTokens], texts: Sequence[str], replies: Sequence[Reply]
-    ) -> list[dict[str, float]]:
-        return [
-            verdict(name, rule, row, text, reply.finished)
-            for row, text, reply in zip(rows, texts, replies, strict=True)
-        ]
-
-    return verdicts
 
 
 def _summary(found: Answers) -> dict[str, Any]:

@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from align.checkpoints.compatibility import ParentInfo
     from align.rl.experience import PPORoles, RewardRule
     from align.rl.held_out import HeldOut
-    from align.rl.signals import Signal
+    from align.rl.signals.base import Signal
+    from align.rl.signals.weighed import Signals
     from align.roles import Role
     from align.training.context import StageContext
     from align.training.optimizer import Updater
     from data_prep.options import DataOptions
     from data_prep.prepare.prepare import Prepared
     from data_prep.types import PromptTokens
-    from reward.rules import Rule
 
 
 @stage("ppo")
@@ -47,7 +47,7 @@ class PPO(PPOOptions, TrainingStage):
 
     reward: Any = option(
         None,
-        "reward model (default: the run's), a signal {rule: NAME}, or a list of signals [{rule: NAME, weight: 1}, ...]",
+        "reward model (default: the run's) or stock classifier, a signal {rule: NAME}, or a list of [{...}, {...}]",
     )
 
     def __post_init__(self) -> None:
@@ -59,7 +59,7 @@ class PPO(PPOOptions, TrainingStage):
         Raises:
             UserError: one that cannot be.
         """
-        from align.rl.signals import signals_of
+        from align.rl.signals.base import signals_of
 
         return signals_of(self.reward, f"stages.{self.name}.reward")
 
@@ -69,13 +69,18 @@ class PPO(PPOOptions, TrainingStage):
         signals = self.signals()
         if not signals:
             return super().reward_model
-        return next((each.given.checkpoint for each in signals if each.given.checkpoint is not None), "base")
+        return next((name for each in signals for name in each.source.models), "base")
+
+    @property
+    def ensemble(self) -> list[str]:
+        """The checkpoints among its rewards behind the first."""
+        return [name for each in self.signals() for name in each.source.models][1:]
 
     @property
     def requires_reward_model(self) -> bool:
-        """Not where rules alone give rewards."""
+        """Not where other signals alone give rewards."""
         signals = self.signals()
-        return not signals or any(each.given.checkpoint is not None for each in signals)
+        return not signals or any(each.source.models for each in signals)
 
     def run(self, context: StageContext) -> Checkpoint:
         """Stand the roles on one base, improve the policy, and save policy and critic."""
@@ -151,14 +156,15 @@ class PPO(PPOOptions, TrainingStage):
             )
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
-        """A rule that cannot be built, or that there is no gold although replies are to be measured by it."""
-        from align.stages.evaluate import gold_refusals
+        """A signal that cannot score, or that there is no gold although replies are to be measured by it."""
+        from align.rl.gold import gold_refusals
 
-        try:
-            self._rules(data)
-        except UserError as problem:
-            yield problem
-        if self.monitor is Monitor.gold and data.gold.rule is None:
+        for each in self.signals():
+            try:
+                each.source.check(each.where, data)
+            except UserError as problem:
+                yield problem
+        if self.monitor is Monitor.gold and not data.gold.has_judge:
             yield UserError(
                 "the data has no gold rule to measure held-out replies by",
                 field=f"stages.{self.name}.monitor",
@@ -168,13 +174,19 @@ class PPO(PPOOptions, TrainingStage):
         elif self.monitor in (Monitor.auto, Monitor.gold):
             yield from gold_refusals(data)
 
+    def judged_by(self, data: DataOptions) -> list[Signal]:
+        """Its rewards, and the gold judge where held-out replies are measured by it."""
+        from align.rl.gold import gold_signal
+
+        gold = gold_signal(data) if self.monitor in (Monitor.auto, Monitor.gold) else None
+        return [*self.signals(), *([gold] if gold is not None else [])]
+
     def check_contents(self, kind: str, rows: Iterable[Any], data: DataOptions) -> None:
-        """Rows have the right answers that rules compare replies with, the gold rule too."""
+        """Rows have what signals and the gold judge need of them: right answers, where rules compare with those."""
         from reward.rules import require_truth
 
-        gold = data.gold.rule if self.monitor in (Monitor.auto, Monitor.gold) else None
         if kind == "prompts":
-            require_truth([gold, *(each.given.rule for each in self.signals())], rows)
+            require_truth([each.source.rule_name for each in self.judged_by(data)], rows)
 
     def steps_over(self, rows: int) -> int:
         """Optimiser steps: every update's passes over its minibatches."""
@@ -196,9 +208,12 @@ class PPO(PPOOptions, TrainingStage):
         load = context.parent_mode.load
         policy = context.fresh_role("policy")
         reference = context.start_role("reference")
-        reward = context.bases.realise(context.reward, "reward", load) if context.reward is not None else None
+        judges = [
+            context.bases.realise(judge, f"reward_{n}" if n else "reward", load)
+            for n, judge in enumerate(context.judges)
+        ]
         value = self._critic(context) if self.advantage.has_critic else None
-        roles = PPORoles(policy, reference, reward, value)
+        roles = PPORoles(policy, reference, next(iter(judges), None), value, judges[1:])
         for role in roles.all():
             role.silence_dropout()
         return roles
@@ -250,8 +265,8 @@ class PPO(PPOOptions, TrainingStage):
 
     def _held_out(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> HeldOut | None:
         """The last held-out prompts, which an evaluation of the first few does not ask."""
+        from align.rl.gold import gold_judge
         from align.rl.held_out import HeldOut
-        from align.stages.evaluate import gold_judge
 
         if self.monitor is Monitor.off:
             return None
@@ -265,42 +280,11 @@ class PPO(PPOOptions, TrainingStage):
         gold = None if self.monitor is Monitor.reward else gold_judge(context)
         return HeldOut(context, prepared.eval[-self.monitor_prompts :], roles, gold)
 
-    def _rules(self, data: DataOptions) -> dict[str, Rule]:
-        """The rules among the signals, built, by name of their signal; the gold rule's options are its own by default.
-
-        Raises:
-            UserError: one cannot be built.
-        """
-        from align.stages.evaluate import gold_rows
-        from reward.rules import build_rule
-
-        built = {}
-        for each in self.signals():
-            if each.given.rule is not None:
-                is_gold = each.given.rule == data.gold.rule and not each.options
-                options = data.gold.options if is_gold else each.options
-                built[each.name] = build_rule(each.given.rule, options, lambda: gold_rows(data), each.where)
-        return built
-
     def _rule(self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles) -> RewardRule:
         """How scores become rewards: by the reward model's own mean and deviation, or as the signals are weighed."""
         from align.rl.experience import RewardRule
-        from align.rl.rollouts import first_replies, measured_norm
-        from align.rl.signals import Signals
 
-        listed, norm = self.signals(), {"mean": 0.0, "std": 1.0}
-        moved = context.reward is not None and context.reward.load != context.parent_mode.load.value
-        first = None
-        if moved or any(each.measured for each in listed):
-            first = first_replies(context, prepared.train[: self.batch_size], roles, self)
-        if context.reward is not None:
-            norm = measured_norm(first[1]) if moved and first else dict(context.reward.record["reward_norm"])
-        signals = None
-        if listed:
-            signals = Signals(listed, self._rules(context.spec.data), context.renderer.decode, norm)
-            norm = {"mean": 0.0, "std": 1.0}
-            if first is not None:
-                signals.begin(signals.scores(first[0].prompts, first[0].replies, first[1]))
+        signals, norm = self._signals(context, prepared, roles)
         return RewardRule(
             kl_coef=self.kl_coef,
             mean=norm["mean"],
@@ -315,6 +299,31 @@ class PPO(PPOOptions, TrainingStage):
             lam_length=self.lam_length,
             signals=signals,
         )
+
+    def _signals(
+        self, context: StageContext, prepared: Prepared[PromptTokens], roles: PPORoles
+    ) -> tuple[Signals | None, dict[str, float]]:
+        """The signals at work, if there are any, and the norm of what the reward is before it is shaped."""
+        from align.rl.rollouts import first_replies, measured_norms
+        from align.rl.signals.base import Site
+        from align.rl.signals.weighed import Signals
+
+        listed, still = self.signals(), {"mean": 0.0, "std": 1.0}
+        moved = any(judge.load != context.parent_mode.load.value for judge in context.judges)
+        first = None
+        if moved or any(each.measured for each in listed):
+            first = first_replies(context, prepared.train[: self.batch_size], roles, self)
+        if moved and first is not None:
+            norms = measured_norms(first[1])
+        else:
+            norms = [dict(judge.record["reward_norm"]) for judge in context.judges]
+        if not listed:
+            return None, norms[0]
+        site = Site(context.spec.data, context.accelerator.device, context.config.allow_code, norms)
+        signals = Signals(listed, site, context.renderer.decode)
+        if first is not None:
+            signals.begin(signals.scores(first[0].prompts, first[0].replies, first[1]))
+        return signals, still
 
     def _updater(self, context: StageContext, roles: PPORoles) -> Updater:
         from align.rl.actor_critic import ActorCritic, PPOLoss
@@ -340,7 +349,7 @@ class PPO(PPOOptions, TrainingStage):
 
         probe = [row.ids[:64] for row in (prepared.eval or prepared.train)[:2]]
         below = [("init", context.init)] if context.init is not None else []
-        judge = [("reward", context.reward)] if context.reward is not None else []
+        judges = [("reward", judge) for judge in context.judges]
         on_parent = context.parent_mode.mode.name if context.parent_mode.mode else None
         if roles.value is not None:
             started = ([("init", context.reward)], "continue") if context.reward is not None else (below, on_parent)
@@ -349,7 +358,8 @@ class PPO(PPOOptions, TrainingStage):
         policy = Result(
             role=roles.policy,
             kind="policy",
-            parents=[*below, *judge],
+            parents=[*below, *judges],
+            judges=[judge for each in self.signals() for judge in each.source.judges()],
             probe_ids=probe,
             metrics=context.numbers["metrics"],
             on_parent=on_parent,

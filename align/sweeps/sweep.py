@@ -174,9 +174,10 @@ def stage_keys(config: RunConfig) -> dict[str, str]:
     for spec in config.stages:
         node = config.resolved["stages"][spec.name]
         options = {name: value for name, value in node.items() if name not in ("init", "reward")}
-        if not isinstance(node.get("reward"), str | None):
-            options["reward"] = node["reward"]  # rules, and no parent alone
-        asked = [node.get("init"), spec.stage.reward_model if spec.stage.needs_reward else "none"]
+        judge = spec.stage.reward_model if spec.stage.needs_reward else "none"
+        if not isinstance(node.get("reward"), str | None) or judge == "base":
+            options["reward"] = node["reward"]  # signals, and no parent alone
+        asked = [node.get("init"), judge, *spec.stage.ensemble]
         parents = [dict(keys) if wanted is None else keys.get(wanted, wanted) for wanted in asked]
         top = [config.seed, config.on_precision_change.name, config.resolved["model"]]
         keys[spec.name] = sha256_json([spec.name, options, parents, top])

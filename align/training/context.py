@@ -61,6 +61,11 @@ class StageContext:
         return self.plan.reward
 
     @property
+    def judges(self) -> list[Checkpoint]:
+        """The reward models, of which `reward` is the first."""
+        return self.plan.judges
+
+    @property
     def parent_mode(self) -> ParentMode:
         return self.plan.require()
 
@@ -76,7 +81,7 @@ class StageContext:
     @property
     def context(self) -> int | None:
         """Longest row in tokens that the model takes behind the virtual tokens of its roles, if it has a limit."""
-        return context_of(read_model_config(self.bases.folder), self.spec.adapter, (self.init, self.reward))
+        return context_of(read_model_config(self.bases.folder), self.spec.adapter, (self.init, *self.judges))
 
     def rows(self, kind: str) -> Prepared[Any]:
         """The stage's rows of one kind of data as token ids, within the model's context.

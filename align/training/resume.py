@@ -143,17 +143,24 @@ class StateSaver:
         began, ends = time.monotonic(), updater.ends and bool(self.minutes)
         kept = ends
         if self.minutes and self.writes and (ends or began >= self._next):
-            try:
-                self._keep(updater, step, more)
-            except (OSError, SafetensorError, UserError) as problem:
-                kept = False
-                print(f"the state after step {step} was not kept ({str(problem).splitlines()[0]})", file=sys.stderr)
+            kept = self.keep(updater, step, more) and ends
             ended = time.monotonic()
             self._next = ended + max(60 * self.minutes, _SHARE * (ended - began))
         if ends:
             updater.accelerator.wait_for_everyone()  # none leaves while the state is being written
             said = f"the state after step {step} is kept: the same command goes on there"
             raise KeyboardInterrupt(said if kept else "")
+
+    def keep(self, updater: Updater, step: int, more: dict[str, Any]) -> bool:
+        """Keep the state after step `step` now, where states are kept at all; whether that went well."""
+        if not (self.minutes and self.writes):
+            return False
+        try:
+            self._keep(updater, step, more)
+        except (OSError, SafetensorError, UserError) as problem:
+            print(f"the state after step {step} was not kept ({str(problem).splitlines()[0]})", file=sys.stderr)
+            return False
+        return True
 
     def _keep(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
         folder = self.staging / FOLDER

@@ -34,6 +34,8 @@ class Result:
     metrics: dict[str, Any]
     on_parent: str | None
     reward_norm: dict[str, float] | None = None
+    judges: Sequence[dict[str, str]] = ()
+    """Stock models that rewarded it: name, path and fingerprint."""
 
 
 def save_result(context: StageContext, result: Result, folder: Path) -> Checkpoint:
@@ -114,6 +116,7 @@ def _record(context: StageContext, result: Result, folder: Path, probe: list[lis
         "template_digest": context.renderer.template_digest,
         "head": {"kind": "scalar", "shape": list(role.head.score.weight.shape)} if role.head is not None else None,
         "reward_norm": result.reward_norm,
+        **({"judges": list(result.judges)} if result.judges else {}),
         "probe": {"input_ids": [list(ids) for ids in result.probe_ids], "expected": probe, "atol": PROBE_ATOL},
         "metrics": result.metrics,
         "forced": list(context.parent_mode.forced),

@@ -35,6 +35,7 @@ _COLUMNS: dict[str, str] = {
     "margin": "number",
     "good": "flag",
     "meta": _JSON,
+    "messages": _JSON,
 }
 
 

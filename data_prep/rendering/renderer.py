@@ -268,7 +268,8 @@ class Renderer:
 
         def tokens(row: Prompt, parts: list[Encoded]) -> PromptTokens:
             asked = next((m for m in reversed(row.messages) if m.role == "user"), row.messages[-1])
-            return PromptTokens(ids=parts[0].ids, text=asked.content, id=row.id, meta=dict(row.meta))
+            messages = [message.as_dict() for message in row.messages]
+            return PromptTokens(parts[0].ids, asked.content, row.id, dict(row.meta), messages)
 
         return self._many(rows, pieces, tokens)
 

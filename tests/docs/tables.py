@@ -25,7 +25,7 @@ from align.config.compose import compose
 from align.config.hydra_loader import group_choices, recipe_comment, recipes
 from align.config.registries import adapters, stages
 from align.config.schema import ModelOptions, OnParent, OnPrecisionChange, RunOptions, TrackingOptions
-from align.rl.signals import SignalOptions
+from align.rl.signals.base import SignalOptions
 from align.stages.base import Stage, TrainingStage
 from data_prep.core.errors import UserError
 from data_prep.formats.base import FORMATS

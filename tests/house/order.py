@@ -45,6 +45,7 @@ ROOMS = ("align", "reward", "data_prep")
 """Top packages whose own `__init__.py` is no room for other files: everything in them has a place by its own name."""
 FOLDERS = {
     "align.adapters",
+    "align.rl.signals",
     "align.stages",
     "align.tracking.trackers",
     "reward.rules",

@@ -13,12 +13,14 @@ from align.checkpoints.checkpoint import Checkpoint
 from align.cli.dispatch import main
 from align.inference.generation import Reply
 from align.rl.experience import Rollout
-from align.rl.signals import Signals, signals_of
+from align.rl.signals.base import Site, signals_of
+from align.rl.signals.weighed import Signals
 from align.tracking.metrics import read_metrics
 from align.training import resume
 from data_prep.core.errors import TrainingStopped
+from data_prep.options import DataOptions
 from data_prep.types import PromptTokens
-from reward.rules import build_rule
+from reward.rules.repetition import Repetition
 from tests.align.training.test_resume import OFTEN, both, contents, entry
 from tests.tiny_chain import finished, made, pipeline_words, read, refused, run
 
@@ -50,9 +52,8 @@ def rollout(*texts: str) -> tuple[Rollout, Any]:
 
 def built(value: Any, *texts: str, norm: dict[str, float] | None = None) -> tuple[Signals, Rollout]:
     listed = signals_of(value, WHERE)
-    made_of = {each.name: build_rule(each.given.rule, each.options, list) for each in listed if each.given.rule}
     said, decode = rollout(*texts)
-    return Signals(listed, made_of, decode, norm), said
+    return Signals(listed, Site(DataOptions(), norms=[norm] if norm else []), decode), said
 
 
 # ---------------------------------------- the sum
@@ -64,7 +65,7 @@ def test_signals_are_normalised_clipped_weighed_and_added():
         {"checkpoint": "reward_model", "weight": -1, "clip": 1},
     ]
     signals, said = built(value, "a", "a b", norm={"mean": 1.0, "std": 2.0})
-    scores = signals.scores(said.prompts, said.replies, torch.tensor([2.0, 9.0]))
+    scores = signals.scores(said.prompts, said.replies, torch.tensor([[2.0], [9.0]]))
     assert {name: each.tolist() for name, each in scores.items()} == {
         "exact_answer": [1, 0],
         "length": [0.5, 1],
@@ -92,7 +93,7 @@ def test_running_statistics_are_those_of_all_scores_so_far_and_looks_keep_the_fi
 
 def test_scores_without_a_deviation_keep_their_scale():
     signals, said = built([{"rule": "exact_answer", "normalise": "start"}], "b", "c")
-    scores = signals.scores(said.prompts, said.replies, torch.zeros(2))
+    scores = signals.scores(said.prompts, said.replies, torch.zeros(2, 0))
     signals.begin(scores)
     assert signals.total({"exact_answer": torch.tensor([0.0, 1.0])}).tolist() == [0, 1]
 
@@ -109,11 +110,11 @@ def test_scores_without_a_deviation_keep_their_scale():
         ("{rule: length, target: 0}", "a length of at least 1 is needed"),
         ("{rule: length, target: 3, wieght: 2}", "option of the rule length 'wieght'"),
         ("{rule: length, target: 3, weight: much}", "stages.ppo.reward.weight: expected a number"),
-        ("{rule: length, target: 3, checkpoint: reward_model}", "a signal is a rule or a reward model"),
-        ("{weight: 2}", "a signal is a rule or a reward model"),
+        ("{rule: length, target: 3, checkpoint: reward_model}", "a signal is one of checkpoint, classifier, "),
+        ("{weight: 2}", "(got none); give it rule=NAME"),
         ("[{rule: length, target: 3}, {rule: length, target: 4}]", "two signals are called length"),
         ("[reward_model, {checkpoint: reward_model, name: b}]", "more than one reward model"),
-        ("{checkpoint: reward_model, target: 3}", "a reward model has no option target"),
+        ("{checkpoint: reward_model, target: 3}", "stages.ppo.reward.target: unknown option"),
         ("{rule: pattern, pattern: '['}", "no regular expression"),
         ("{rule: forbidden, texts: []}", "at least one text is needed"),
         ("{rule: known_reply}", "the rule known_reply lacks topic"),
@@ -151,11 +152,11 @@ def test_a_saved_critic_belongs_to_a_reward_model(tmp_path, capfd):
         (lambda *_: None, "failed on the reply to f.jsonl:1: AttributeError"),
     ],
 )
-def test_a_rule_that_fails_is_named_with_its_row(score, message):
+def test_a_rule_that_fails_is_named_with_its_row(score, message, monkeypatch):
     signals, said = built({"rule": "repetition"}, "a", "b")
-    signals._built["repetition"].score = score
+    monkeypatch.setattr(Repetition, "score", lambda self, *said: score(*said))
     with pytest.raises(TrainingStopped, match="the rule repetition " + message):
-        signals.scores(said.prompts, said.replies, torch.zeros(2))
+        signals.scores(said.prompts, said.replies, torch.zeros(2, 0))
 
 
 # ---------------------------------------- runs
