@@ -10,7 +10,7 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-grid test-processors lint types
+.PHONY: help quickstart test test-grid test-processors test-mutations lint types
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ test-grid: $(DEVELOPED) ## run the cells of the grids that `make test` leaves ou
 
 test-processors: $(DEVELOPED) ## run the tests that compute as other processors would (half an hour on two cores)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.processors $(PYTEST_FLAGS)
+
+test-mutations: $(DEVELOPED) ## turn each detail of PPO wrong in a copy of the tree; its tests must fail (some four minutes)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.rl_mutations
 
 lint: $(DEVELOPED) ## check style with ruff
 	$(BIN)/ruff check .

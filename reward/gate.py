@@ -15,10 +15,13 @@ GIVEN = "given"
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEAST = 20
 """Pairs of a kind below which nothing is said of it."""
+MANY = 50
+"""Pairs on each side without which nothing is said of a word: there are many words."""
 CHANCE, POOR = 0.6, 0.8
 """Accuracy of a kind or a probe: below the first it is refused, below the second it is warned of."""
-UNSURE, LOPSIDED, FLAT = 0.15, 0.25, 1e-3
-"""Calibration error; gap of accuracy between pairs whose better side is longer and shorter; deviation of scores."""
+UNSURE, LOPSIDED, SWAYED, FLAT = 0.15, 0.25, 0.4, 1e-3
+"""Calibration error; gap of accuracy between pairs whose better side is longer and shorter, and between those whose
+better and worse side has a word; deviation of scores."""
 REMEDIES: Mapping[str, str] = {
     "off_topic": "same_style_off_topic",
     "off_topic_over_rejected": "off_topic",
@@ -40,10 +43,10 @@ def gate(metrics: Mapping[str, Any], std: float) -> dict[str, Any]:
 
     Args:
         metrics: accuracy, low, high, n and ece; `by_kind`, `probes` and `by_length` where they were measured, each
-            name -> {accuracy, n}.
+            name -> {accuracy, n}; and `by_token`.
         std: the deviation of its scores.
     """
-    found = [*_of_all(metrics, std), *_of_length(metrics)]
+    found = [*_of_all(metrics, std), *_of_length(metrics), *_of_words(metrics)]
     if all(verdict != REFUSE for verdict, _, _ in found):  # else kinds, probes and confidence follow from the whole
         found = [*_of_kinds(metrics), *_of_probes(metrics), *found, *_of_confidence(metrics)]
     verdicts = [verdict for verdict, _, _ in found]
@@ -115,3 +118,18 @@ def _of_length(metrics: Mapping[str, Any]) -> list[Reason]:
         f"{shorter['accuracy']:.0%} where it is shorter"
     )
     return [(WARN, said, f"more pairs whose better side is {other}")]
+
+
+def _of_words(metrics: Mapping[str, Any]) -> list[Reason]:
+    found = metrics.get("by_token") or {}
+    if not found or abs(found["better"]["accuracy"] - found["worse"]["accuracy"]) <= SWAYED:
+        return []
+    liked, other = (
+        ("likes", "worse") if found["better"]["accuracy"] > found["worse"]["accuracy"] else ("shuns", "better")
+    )
+    word = found.get("word", f"token {found['token']}")
+    said = (
+        f"it {liked} {word!r}: right in {found['better']['accuracy']:.0%} of the pairs whose better side alone has it, "
+        f"in {found['worse']['accuracy']:.0%} where the worse side has"
+    )
+    return [(WARN, said, f"more pairs whose {other} side has it")]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_prep.types import PairTokens
-from reward.gate import GIVEN
+from reward.gate import GIVEN, MANY
 from reward.metrics import accuracy_interval, calibration_bins, calibration_error, length_correlation
 
 
@@ -18,7 +18,8 @@ def quality(rows: Sequence[PairTokens], chosen: Sequence[float], rejected: Seque
     """The numbers of pairs from the scores of both sides.
 
     Returns accuracy, low, high, n, ece, length_corr and the `calibration` bins over all pairs; `by_kind`, kind ->
-    {accuracy, low, high, n, margin, ece}; `by_length`, the same for pairs whose better side is longer or shorter.
+    {accuracy, low, high, n, margin, ece}; `by_length`, the same for pairs whose better side is longer or shorter;
+    `by_token`, the same for pairs whose better or worse side alone has the token that sways the scores most.
     """
     margins = [c - r for c, r in zip(chosen, rejected, strict=True)]
     lengths = [len(row.chosen) for row in rows] + [len(row.rejected) for row in rows]
@@ -36,7 +37,23 @@ def quality(rows: Sequence[PairTokens], chosen: Sequence[float], rejected: Seque
         "calibration": bins,
         "by_kind": {kind: _of_kind(own) for kind, own in sorted(kinds.items())},
         "by_length": {side: _of_kind(own) for side, own in sorted(sides.items())},
+        "by_token": _by_token(rows, margins),
     }
+
+
+def _by_token(rows: Sequence[PairTokens], margins: Sequence[float]) -> dict[str, Any]:
+    """{token, better, worse}: of the tokens that stand often enough on one side alone, the one that sways the most."""
+    sides: dict[int, tuple[list[float], list[float]]] = {}
+    for row, margin in zip(rows, margins, strict=True):
+        chosen, rejected = set(row.chosen), set(row.rejected)
+        for token in chosen ^ rejected:
+            sides.setdefault(token, ([], []))[token in rejected].append(margin)
+    found = [
+        {"token": token, "better": _of_kind(better), "worse": _of_kind(worse)}
+        for token, (better, worse) in sorted(sides.items())
+        if min(len(better), len(worse)) >= MANY
+    ]
+    return max(found, key=lambda one: abs(one["better"]["accuracy"] - one["worse"]["accuracy"]), default={})
 
 
 def ordered(margins: Sequence[float]) -> dict[str, Any]:

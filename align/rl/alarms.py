@@ -34,6 +34,8 @@ class Alarms:
     options: PPOOptions
     where: str
     """`stages.NAME`, for the hints."""
+    own_scale: bool = False
+    """Whether scores are those of signals, whose scale is what was set, not a reward model's in its own deviations."""
     history: list[dict[str, float]] = field(default_factory=list)
     raised: list[str] = field(default_factory=list)
     """Codes of those that went off."""
@@ -150,34 +152,41 @@ def reward_spread(history: History, moving: History, stage: Alarms) -> Iterator[
             f"every reply gets the same reward (deviation {history[-1][spread]:.2g}): it teaches nothing",
             "look at the replies in samples.jsonl, and at what rewards them: the reward model's accuracy, or the rules",
         )
-    elif len(history) == 1 and (first[spread] > 5 or abs(first[mean]) > min(5.0, 0.8 * clip)):
-        yield Alarm(
-            "reward_scale",
-            f"rewards of the first replies have mean {first[mean]:.3g} and deviation {first[spread]:.3g} where about 0 "
-            "and 1 are meant: the reward model's normalisation does not fit these replies",
-            "train the reward model on replies like these, or measure it again",
-        )
+    elif len(history) == 1:
+        least = 0.0 if stage.own_scale else 0.05
+        if not least <= first[spread] <= 5 or abs(first[mean]) > min(5.0, 0.8 * clip):
+            yield Alarm(
+                "reward_scale",
+                f"rewards of the first replies have mean {first[mean]:.3g} and deviation {first[spread]:.3g} where "
+                "about 0 and 1 are meant: their normalisation does not fit these replies",
+                f"set normalise=start for the signals of {stage.where}.reward, or other weights"
+                if stage.own_scale
+                else "train the reward model on replies like these, or measure it again",
+            )
 
 
 def step_size(history: History, moving: History, stage: Alarms) -> Iterator[Alarm]:
-    """A policy that does not move, or that jumps."""
+    """A policy that does not move, or that jumps: a third of what ends the stage in one update, or most ratios."""
     kl, clipped, where = "objective/kl_k1", "policy/clipfrac", stage.where
+    jumped = moving[-1][kl] - moving[-2][kl] if len(moving) > 1 else 0.0
     # at its second update the policy has learned once
     if len(moving) > WINDOW and _lasting(moving, kl, lambda now: abs(now) < 1e-6):
         yield Alarm(
             "frozen_policy",
             f"the policy does not move: KL per reply is {moving[-1][kl]:.1e} after {len(moving) - 1} updates",
-            f"raise {where}.lr",
+            f"raise {where}.lr, or see in grad_norm of metrics.jsonl whether its adapter has a gradient",
         )
-    if _lasting(moving, clipped, lambda now: now > 0.5):
+    if jumped > stage.options.kl_limit / 3 or _lasting(moving, clipped, lambda now: now > 0.5):
         yield Alarm(
             "large_steps",
-            f"{100 * moving[-1][clipped]:.0f} % of the ratios are clipped: steps are too large to be trusted",
+            f"the last update moved the policy by {jumped:.3g} nats of KL per reply and had "
+            f"{100 * moving[-1].get(clipped, 0.0):.0f} % of its ratios clipped: steps are too large to be trusted",
             f"lower {where}.lr or {where}.ppo_epochs",
         )
 
 
 CHECKS: tuple[Check, ...] = (
+    step_size,
     kl_runaway,
     entropy_collapse,
     length_drift,
@@ -185,7 +194,6 @@ CHECKS: tuple[Check, ...] = (
     ends,
     critic,
     reward_spread,
-    step_size,
 )
 READ = (
     "objective/kl_k1",

@@ -44,6 +44,7 @@ class Watch:
 
     def ends(self, update: int, numbers: dict[str, float], rule: RewardRule) -> bool:
         """Take the numbers of an update (from 0) in; whether the stage ends with it."""
+        self._alarms.own_scale = rule.signals is not None
         alarms = self._alarms.take(numbers)
         for alarm in alarms:
             self._tell(alarm, update + 1)

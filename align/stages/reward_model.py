@@ -70,6 +70,8 @@ class RewardModel(TrainingStage):
             limits = (self.micro_batch_size or (0 if self.micro_tokens else 64), self.micro_tokens)
             measured = measure(context.accelerator, objective, rows, in_order(lengths_of(rows), *limits))
             metrics = measured["metrics"]
+            if swaying := metrics["by_token"]:
+                swaying["word"] = context.renderer.decode([swaying["token"]]).strip() or "the end"
             metrics["probes"] = probe(context, role, rows, limits[0] or max(1, self.micro_tokens // self.max_length))
         metrics["gate"] = gate(metrics, measured["norm"]["std"])
         say(context, metrics["gate"])

@@ -136,7 +136,7 @@ def test_gold_is_asked_for_only_where_there_is_a_rule():
 
 # ---------------------------------------- alarms
 HEALTHY = {
-    "objective/kl_k1": 0.4,
+    "objective/kl_k1": 4.0,
     "objective/entropy": 1.5,
     "objective/score_shaped": 0.3,
     "objective/score_spread": 0.9,
@@ -175,6 +175,11 @@ def test_short_replies_and_a_reward_of_another_scale_are_named():
     assert raised([{}, *[{"response/len_mean": 3.0}] * 3]) == ["length_drift"]
     assert raised([{"objective/score_spread": 40.0}]) == ["reward_scale"]
     assert raised([{"objective/score_shaped": -9.0}]) == ["reward_scale"]
+    assert raised([{"objective/score_spread": 0.03}]) == ["reward_scale"]
+    signals = Alarms(PPOOptions(**WARM), "stages.ppo", own_scale=True)
+    assert signals.take({**HEALTHY, "objective/score_spread": 0.03}) == [], "a rule may seldom be satisfied"
+    (alarm,) = signals.take({**HEALTHY, "objective/score_spread": 0.03, "objective/kl_k1": 9.5})
+    assert alarm.code == "large_steps" and "5.5 nats" in alarm.message
     assert raised([{"response/eos_rate": 0.0}] * 3) == ["missing_ends"]
 
 
