@@ -10,13 +10,16 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test test-grid test-processors test-mutations lint types
+.PHONY: help quickstart loop test test-grid test-processors test-mutations lint types
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 quickstart: $(INSTALLED) ## set up, then tune, reward, PPO and evaluate the embedded model (offline after set-up)
 	HF_HUB_OFFLINE=1 $(BIN)/align run $(ARGS)
+
+loop: $(DEVELOPED) ## the quickstart, labels by a scripted judge, reward model and PPO again (ten minutes on two idle cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/loop.py $(ARGS)
 
 test: $(DEVELOPED) ## set up, then run the tests (TESTS=tests/align for some of them)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) $(TESTS)

@@ -39,6 +39,7 @@ def lineage(folder: Path) -> dict[str, Any]:
                 "on_parent": checkpoint.on_parent,
                 "foreign": checkpoint.foreign,
                 "path": str(checkpoint.folder),
+                **({"labels": record["labels"]} if "labels" in record else {}),
             }
         )
         for parent in checkpoint.parents():

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import yaml
@@ -89,3 +90,17 @@ def read_options(kind: type[T], words: Sequence[str]) -> T:
             place, last = inner if isinstance(inner, dict) else {}, step
         place[last] = unquoted if is_text(wanted) else yaml.safe_load(text)
     return build(kind, given, "")
+
+
+@contextmanager
+def extra(name: str) -> Iterator[None]:
+    """Imports of packages that come with an extra.
+
+    Raises:
+        UserError: one is missing; says the command that installs it.
+    """
+    try:
+        yield
+    except ImportError as problem:
+        hint = f"in the clone: pip install -e '.[{name}]'"
+        raise UserError(f"this needs the package {problem.name}", hint=hint, code="missing_extra") from problem

@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from align.cli.arguments import read_options, split_words
+from align.cli.arguments import extra, read_options, split_words
 from align.serving.options import ChatOptions, find_policy, label_of
 from data_prep.core.errors import UserError
 
@@ -43,15 +43,16 @@ def chat(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
 
 def _serve(checkpoint: Any, options: ChatOptions, args: argparse.Namespace) -> int:
     """On a page; the port is taken before any weight loads."""
+    with extra("chat"):
+        from align.serving.local_page import listen, serve
+        from align.serving.web import Page
     from align.serving.conversation import Panel
-    from align.serving.web import HOST, Page, listen, serve
 
     with listen(args.port) as found:
         panel = Panel(checkpoint, options)
         panel.load(panel.names if args.compare else [panel.main])
-        port = found.getsockname()[1]
-        page = Page(panel, options, args.compare, port)
-        print(f"{panel.label}: http://{HOST}:{port}/?token={page.token}", flush=True)
+        page = Page(panel, options, args.compare, found.getsockname()[1])
+        print(f"{panel.label}: {page.address}", flush=True)
         print("Ctrl-C stops the server", file=sys.stderr)
         return serve(page, found)
 

@@ -69,14 +69,24 @@ def _of_checkpoint(checkpoint: Checkpoint, base: str | None, overrides: list[str
     return _as_recorded(compose([*words, *overrides]), checkpoint, base, overrides)
 
 
+def recorded_recipe(checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The resolved recipe of the run that a checkpoint comes from, if it still stands beside it."""
+    recipe = run_of(checkpoint.folder) / "recipe.yaml"
+    return yaml.safe_load(recipe.read_text(encoding="utf-8")) if recipe.is_file() else None
+
+
+def recorded_data(recipe: dict[str, Any], stage: str) -> dict[str, Any] | None:
+    """The data that a recipe evaluates with, or else that of a stage."""
+    stages: dict[str, Any] = recipe["stages"]
+    return stages.get("evaluate", stages.get(stage, {})).get("data")  # type: ignore[no-any-return]
+
+
 def _as_recorded(config: RunConfig, checkpoint: Checkpoint, base: str | None, overrides: list[str]) -> RunConfig:
     """The evaluation with the model and data that the checkpoint's run recorded, unless they are overridden."""
-    recipe = run_of(checkpoint.folder) / "recipe.yaml"
-    if not recipe.is_file():
+    recorded = recorded_recipe(checkpoint)
+    if recorded is None:
         return config
-    recorded = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    stages = recorded["stages"]
-    data = stages.get("evaluate", stages.get(checkpoint.stage, {})).get("data")
+    data = recorded_data(recorded, checkpoint.stage)
     given = {word.split("=", 1)[0].lstrip("+") for word in overrides}
     spec, resolved = config.stages[-1], deepcopy(config.resolved)
     if not any(word.split(".")[0] == "model" for word in given):

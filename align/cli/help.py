@@ -24,6 +24,7 @@ FLAGS = {
     "--strict": "exit with code 2 where there is any warning, at the end; what was made stays",
     "--compare": "every policy of the chain answers, base first, each with its reward",
     "--web": "a page on 127.0.0.1 instead of the terminal (needs the extra: chat)",
+    "--summary": "say what the file of labels holds, and serve no page",
     "--port PORT": "where the page is served [8417]",
     "--as NAME": "the copy's name, where it is to have another than the recipe's",
     "--force": "go on past a refusal that only warns of loss; the result records it",

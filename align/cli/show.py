@@ -149,6 +149,8 @@ def _chain(graph: dict[str, Any]) -> list[str]:
     for key, node in nodes.items():
         words = [str(node[name]) for name in ("stage", "role", "method", "load", "on_parent") if node.get(name)]
         lines.append(f"{' '.join(words)}  {key[:8]}  {node['path']}")
+        for file, digest in node.get("labels", {}).items():
+            lines.append(f"  labels: {file} {digest[:8]}")
         for edge in graph["edges"]:
             if edge["from"] == key:
                 lines.append(f"  {edge['role']}: {nodes[edge['to']]['stage']} {edge['to'][:8]}")

@@ -74,6 +74,14 @@ VERBS = [
         options="align.serving.options:ChatOptions",
     ),
     Verb(
+        "label",
+        "TARGET [OPTIONS]",
+        "compare replies of a run's stages on a local page, and keep the choices",
+        "align.cli.label:label",
+        flags=("--summary", "--port=PORT"),
+        options="align.serving.options:LabelOptions",
+    ),
+    Verb(
         "combine",
         "TARGET TARGET [OPTIONS]",
         "adapters of several tasks as one",

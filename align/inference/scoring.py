@@ -11,7 +11,7 @@ from torch import Tensor
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.models.packing import Packed, pack
-from align.roles import Role
+from align.roles import Role, chosen_logprobs
 from reward.shaping import shape_rewards
 
 
@@ -62,6 +62,18 @@ def score_replies(role: Role, pairs: Sequence[tuple[Sequence[int], Sequence[int]
             batch = pack_responses(pairs[start : start + chunk]).to(role.tree.device)
             scores += role.scores(batch.packed, batch.last_B).tolist()
     return scores
+
+
+@torch.no_grad()
+def mean_logprobs(role: Role, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], chunk: int) -> list[float]:
+    """Mean log-probability of a reply's tokens under a policy, in nats, for every (prompt, reply) pair."""
+    means: list[float] = []
+    for start in range(0, len(pairs), chunk):
+        part = pairs[start : start + chunk]
+        batch = pack_responses(part).to(role.tree.device)
+        logprobs_M = chosen_logprobs(role, role.hidden(batch.packed)[batch.source_M], batch.targets_M)
+        means += [float(own.mean()) for own in logprobs_M.split([len(reply) for _, reply in part])]
+    return means
 
 
 def normalised(scores: Sequence[float], judge: Checkpoint) -> list[float]:

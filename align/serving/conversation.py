@@ -103,6 +103,8 @@ class Forgot:
 
 Event = Heard | Ended | Forgot
 _NO_LIMIT = 1 << 30
+_CHUNK = 32
+"""Replies that the reward model reads at a time."""
 
 
 class Growing:
@@ -204,6 +206,17 @@ class Panel:
         if self._judge is not None and self._judging is None:
             self._judging = self.bases.realise(self._judge, "reward", Load(self._judge.load))
 
+    def digest(self, name: str) -> str:
+        """What identifies a policy's weights: its checkpoint's digest, or the fingerprint of the base."""
+        checkpoint = dict(self._chain)[name]
+        return checkpoint.digest if checkpoint is not None else self.bases.identity.fingerprint
+
+    def rewards(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float] | None:
+        """Rewards of (prompt, reply) pairs by the chain's reward model, if it is loaded. Replies are never empty."""
+        if self._judging is None or self._judge is None:
+            return None
+        return normalised(score_replies(self._judging, pairs, _CHUNK), self._judge)
+
     def check_system(self, text: str | None) -> None:
         """Refuse a system prompt that the chat template or the context cannot take."""
         self._prompt(Conversation(text), "", self.main, 1)
@@ -278,10 +291,9 @@ class Panel:
 
     def _judged(self, prompt: list[int], voice: _Voice) -> Said:
         """A reply that has ended, with its reward."""
-        reply, reward = voice.reply, None
-        if self._judging is not None and self._judge is not None and reply.ids:
-            (reward,) = normalised(score_replies(self._judging, [(prompt, reply.ids)], 1), self._judge)
-        return Said(self.renderer.decode(reply.ids), reply.finished, len(reply.ids), reward)
+        reply = voice.reply
+        rewards = self.rewards([(prompt, reply.ids)]) if reply.ids else None
+        return Said(self.renderer.decode(reply.ids), reply.finished, len(reply.ids), rewards[0] if rewards else None)
 
 
 def _broken(text: str) -> bool:

@@ -1,7 +1,8 @@
-"""What can be set for `align chat`, and the checkpoint that its TARGET names. Imports no torch."""
+"""What can be set for `align chat` and `align label`, and the checkpoint that their TARGET names. Imports no torch."""
 
 # No `from __future__ import annotations`: `data_prep/core/options.py` reads these annotations as types, as elsewhere.
 from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any, Optional
 
@@ -10,7 +11,7 @@ from align.checkpoints.peft_adapter import is_foreign, unknown_of
 from align.checkpoints.resolve import is_model, resolve_checkpoint, resolve_target
 from align.run_record import RunRecord, is_run
 from data_prep.core.errors import UserError
-from data_prep.core.options import build, option
+from data_prep.core.options import build, listing, option
 
 
 @dataclass
@@ -32,6 +33,32 @@ class ChatOptions:
             UserError: an option that does not exist, or a value of the wrong type or size.
         """
         return build(ChatOptions, {**asdict(self), **values}, "")
+
+
+class Split(Enum):
+    """Which prompts of the run are answered."""
+
+    train = "train"
+    eval = "eval"
+
+
+@dataclass
+class LabelOptions:
+    """Which replies are compared, and where the choices go."""
+
+    stages: list[str] = listing(
+        "policies of the chain whose replies are compared, a name twice too (default: the last two)"
+    )
+    out: str = option("labels.jsonl", "file of the labels; one that is there is gone on with")
+    labeller: Optional[str] = option(None, "who labels (null: the page asks)")
+    pairs: int = option(60, "pairs to judge, those first that a label says most about", low=1)
+    prompts: int = option(240, "prompts that are answered, to choose the pairs from", low=1)
+    split: Split = option(Split.train, "train: prompts to learn from; eval: held-out ones, to measure by")
+    temperature: float = option(0.7, "sampling temperature (0: always the likeliest token)", high=100)
+    max_new_tokens: int = option(256, "longest reply in tokens", low=1)
+    seed: int = option(0, "seed of prompts, replies and sides; the same seed goes on with the same pairs")
+    runs: str = option("runs", "folder that run folders are in")
+    base: Optional[str] = option(None, "folder of the base where it lies now (default: as the checkpoint records)")
 
 
 def find_policy(target: str, out: str) -> tuple[Checkpoint | Path, list[str]]:

@@ -46,6 +46,8 @@ class StageContext:
     """What the stage wants in run.json: trainable, total, metrics."""
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds by phase, for run.json; not in metrics.jsonl, which equal runs write equally."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Files of people's judgements among the stage's data, with their digests, for the checkpoint's record."""
 
     @property
     def spec(self) -> StageSpec:
@@ -156,7 +158,9 @@ class StageContext:
         print(f"{self.spec.name}: warning: {message}{f'; {hint}' if hint else ''}", file=sys.stderr)
 
     def write_card(self, prepared: Prepared[Any]) -> None:
-        """Keep the data card beside the result."""
+        """Keep the data card beside the result, and the digests of people's judgements for its record."""
+        cards = [prepared.card, *prepared.card.get("sources", {}).values()]
+        self.labels = {file: digest for card in cards for file, digest in card.get("labels", {}).items()}
         if self.is_main:
             (self.staging / "data_card.json").write_text(
                 json.dumps(prepared.card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"

@@ -120,6 +120,7 @@ def _record(context: StageContext, result: Result, folder: Path, probe: list[lis
         "probe": {"input_ids": [list(ids) for ids in result.probe_ids], "expected": probe, "atol": PROBE_ATOL},
         "metrics": result.metrics,
         "forced": list(context.parent_mode.forced),
+        **({"labels": context.labels} if context.labels else {}),
         "inputs_digest": context.inputs_digest,
         "seed": context.seed,
     }

@@ -48,6 +48,7 @@ class Format:
         writes: the kind of record that `written` turns into a row; "": it writes none.
         whole: its rows hold whole dialogues as messages, so that columns of their parts only repeat them.
         by_name: it is used where the options name it, and never found from columns.
+        judged: its rows are people's judgements: data cards and lineage name their files by digest.
         notes: what was changed on the way, counted; goes into the data card.
 
     Raises:
@@ -61,6 +62,7 @@ class Format:
     option_help: ClassVar[Mapping[str, str]] = MappingProxyType({})
     writes: ClassVar[str] = ""
     by_name: ClassVar[bool] = False
+    judged: ClassVar[bool] = False
     whole: ClassVar[bool] = False
 
     def __init__(self, options: dict[str, Any] | None = None, seed: int = 0) -> None:

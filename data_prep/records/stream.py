@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 from data_prep.core.errors import UserError, nearest, unknown
+from data_prep.core.hashing import file_sha256
 from data_prep.formats.base import FORMATS, Format
 from data_prep.formats.detection import detect_format
 from data_prep.options import DataOptions, OnBadRow, SourceOptions
@@ -351,6 +353,7 @@ class Stream:
             "notes": dict(self.form.notes),
             "filters": self.filtering.card(),
             **({"negatives": self.negatives.card()} if self.negatives else {}),
+            **({"labels": {file: file_sha256(Path(file)) for file in self.given.files()}} if self.form.judged else {}),
             **({"left_out": left_out} if (left_out := self.left_out.card(self.given.label)) else {}),
         }
 

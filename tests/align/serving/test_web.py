@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import struct
@@ -20,16 +18,16 @@ import pytest
 
 from align.cli.dispatch import main
 from align.serving.conversation import Panel
+from align.serving.local_page import HOST, LONGEST, listen
 from align.serving.options import ChatOptions
-from align.serving.web import HOST, LONGEST, Page, Server, listen
+from align.serving.web import Page
+from tests.local_pages import HOSTILE, ask, serving
 from tests.tiny_chain import checkpoint, finished, refused, until
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser", "chrome"))), None)
 OPTIONS = ChatOptions(temperature=1.0, max_new_tokens=12, seed=1)
-HOSTILE = "<img src=x onerror=alert(1)><b>bold</b> &amp; <|end|>"
 
 
 @pytest.fixture(scope="module")
@@ -53,39 +51,14 @@ def served():
             raise
 
     panel.answer = paced
-    with listen("0") as found:
-        port = found.getsockname()[1]
-        page = Page(panel, OPTIONS, False, port)
-        server = Server(page)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [found]})
-        thread.start()
-        state.port, state.page, state.url = port, page, f"http://{HOST}:{port}/"
-        state.address = f"{state.url}?token={page.token}"
+    with serving(lambda port: Page(panel, OPTIONS, False, port)) as found:
+        vars(state).update(vars(found))
         yield state
-        server.handle_exit(signal.SIGINT, None)
-        thread.join(240)
-        assert not thread.is_alive()
-
-
-def ask(served, path="/reply", body=None, method="POST", **headers):
-    """(status, headers, text) of a request; headers are those of the page itself unless given, None leaves one out."""
-    own = {"Host": f"{HOST}:{served.port}", "X-Align-Token": served.page.token, "Origin": served.url[:-1]}
-    given = {**own, **{name.replace("_", "-"): value for name, value in headers.items()}}
-    connection = http.client.HTTPConnection(HOST, served.port, timeout=240)
-    connection.putrequest(method, path, skip_host=True)
-    for name, value in {**given, "Content-Length": len(body or b"")}.items():
-        if value is not None:
-            connection.putheader(name, str(value))
-    connection.endheaders(body)
-    answer = connection.getresponse()
-    result = answer.status, dict(answer.getheaders()), answer.read().decode()
-    connection.close()
-    return result
 
 
 def reply(served, **content):
     """The events of one reply."""
-    status, _, text = ask(served, body=json.dumps(content).encode())
+    status, _, text = ask(served, "/reply", body=json.dumps(content).encode())
     assert status == 200, text
     return [json.loads(line) for line in text.splitlines()]
 
@@ -114,7 +87,7 @@ def test_only_this_computer_is_listened_to():
 )
 def test_a_reply_is_only_for_the_page_itself(served, wrong, status):
     body = json.dumps({"message": "say owl"}).encode()
-    assert ask(served, body=body, **wrong)[0] == status
+    assert ask(served, "/reply", body=body, **wrong)[0] == status
 
 
 def test_the_page_needs_its_token_and_lets_nothing_in(served):
@@ -159,7 +132,7 @@ def test_a_reply_is_what_the_panel_says(served):
     ids=lambda value: value[:50] if isinstance(value, str) else None,
 )
 def test_bad_requests_are_answered_with_one_line(served, content, said):
-    status, _, text = ask(served, body=content)
+    status, _, text = ask(served, "/reply", body=content)
     (event,) = [json.loads(line) for line in text.splitlines()]
     assert status == 200 and event["kind"] == "problem" and said in event["text"] and "\n" not in event["text"]
 
@@ -212,7 +185,8 @@ def test_a_port_that_is_taken_is_one_line_with_the_next_step(served, capfd):
 
 def test_a_missing_extra_is_one_line_with_the_command(capfd, monkeypatch):
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    monkeypatch.delitem(sys.modules, "align.serving.web")
+    for name in ("web", "local_page"):
+        monkeypatch.delitem(sys.modules, f"align.serving.{name}")
     capfd.readouterr()
     code = main(["chat", str(finished()), "--web"])
     assert "pip install -e '.[chat]'" in refused(code, capfd.readouterr().err)
@@ -256,38 +230,11 @@ def test_ctrl_c_during_a_reply_ends_the_server_at_once():
 
 
 # ---------------------------------------- in a browser
-@pytest.fixture(scope="module")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium")
-    with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
-
-
 @pytest.fixture
-def opened(browser, served):
-    """Opens the page; at the end it has asked nobody else and complained of nothing."""
-    contexts, asked, complaints = [], [], []
-
-    def open_page(width=1280, height=800, scheme="light"):
-        context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
-        contexts.append(context)
-        page = context.new_page()
-        page.set_default_timeout(15_000)
-        page.on("request", lambda request: asked.append(request.url))
-        page.on("console", lambda message: complaints.append(message.text))
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto(served.address)
-        return page
-
-    yield open_page
+def opened(opened, served):
+    """Pages whose replies come at once again at the end."""
+    yield opened
     served.pace = 0.0
-    for context in contexts:
-        context.close()
-    assert asked and all(url.startswith((served.url, "data:")) for url in asked) and complaints == []
 
 
 def say(page, message):

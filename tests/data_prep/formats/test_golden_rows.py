@@ -274,6 +274,20 @@ GOLDEN: list[Golden] = [
     ),
     ("kto", UNPAIRED, {"prompt": "Hi", "completion": "yes", "label": True}, {}, [f"{ASKED}|yes{E}|True"]),
     (
+        "labels",
+        PREFERENCE,
+        {"prompt": "Hi", "a": "no", "b": "yes", "choice": "b", "labeller": "ann"},
+        {},
+        [f"{ASKED}|yes{E}|no{E}"],
+    ),
+    (
+        "labels",
+        UNPAIRED,
+        {"prompt": "Hi", "a": "no", "b": "never", "choice": "bad", "labeller": "ann"},
+        {},
+        [f"{ASKED}|no{E}|False", f"{ASKED}|never{E}|False"],
+    ),
+    (
         "kto",
         UNPAIRED,
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "no"}], "label": False},
