@@ -69,6 +69,10 @@ class SourceOptions:
     )
     generator: Optional[str] = field(default=None, metadata={"help": "name of a built-in generator of rows"})
     format: str = field(default="auto", metadata={"help": "format of the rows; auto looks at their keys"})
+    split: Optional[str] = field(
+        default=None,
+        metadata={"help": "split that trains, of several: train_sft (default: the one named for such rows)"},
+    )
     eval_path: Optional[str] = field(default=None, metadata={"help": "a separate source of evaluation rows"})
     eval_share: float = option(0.05, "share of prompts held out when rows carry no split", high=1)
     eval_rows: int = option(500, "most evaluation rows held out")

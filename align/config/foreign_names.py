@@ -123,7 +123,7 @@ NOT_NEEDED: dict[str, str] = {
     "eval_sample_packing": "rows are always packed, and never attend to each other",
     "pad_to_sequence_len": "rows are packed, so none is padded",
     "group_by_length": "rows are packed; micro_tokens fills forward passes by length",
-    "dataset_split": "a column named split says which rows evaluate, or data.conversations.eval_path names them",
+    "dataset_split": "data.conversations.split (the split that trains, where there are several)",
     "remove_unused_columns": "columns that no format reads are named by align check",
     "dataset_text_field": "the format is found from the keys; data.conversations.columns names them where it is not",
     "dataloader_num_workers": "rows are ready before training starts; data.workers prepares them",

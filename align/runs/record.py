@@ -26,7 +26,7 @@ from data_prep.core.hashing import sha256_json
 from data_prep.core.interrupts import interrupts
 from data_prep.core.options import plain
 from data_prep.prepare.content_digest import data_digest, source_digest
-from data_prep.records.stream import has_source
+from data_prep.records.stream import Given, has_source
 from data_prep.rendering.digests import template_digest, tokenizer_digest
 
 if TYPE_CHECKING:
@@ -202,6 +202,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
     gold = spec.data.gold if "prompts" in spec.stage.needs_data and (spec.data.gold.has_judge or signals) else None
     judged = [hash for each in spec.stage.judged_by(spec.data) for hash in each.source.contents(spec.data)]
+    rows_of_gold = source_digest(Given(spec.data, gold.source), None) if gold else None
     return sha256_json(
         {
             "code": _CODE_VERSION,
@@ -209,7 +210,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
             "options": options,
             "adapter": options_of(spec.adapter),
             "data": {kind: data_digest(spec.data, kind) for kind in reads},
-            "gold": [gold.rule, plain(gold.options), source_digest(spec.data, gold.source)] if gold else None,
+            "gold": [gold.rule, plain(gold.options), rows_of_gold] if gold else None,
             "base": [base_fingerprint(folder), tokenizer_digest(folder), template_digest(folder)],
             "parents": [c.digest if c else None for c in (plan.init, plan.reward, *plan.ensemble)],
             "footing": [mode.mode.name if mode.mode else None, mode.load.value],

@@ -25,6 +25,7 @@ from data_prep.sources.column_mapping import made_from, mapped
 from data_prep.sources.files import find_files, is_hub_id, read_path, resolve
 from data_prep.sources.generated import generated_rows
 from data_prep.sources.rows import Row, RowOrProblem, Skip
+from data_prep.sources.splits import SplitWish
 from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, Labelled, RowKind
 
 VERSION = 4  # raise it when the same files and options give other rows
@@ -60,6 +61,10 @@ class Given:
         """Whether some of it comes from the hub."""
         paths = [path for path in (self.source.path, self.source.eval_path) if path]
         return any(not os.path.exists(resolve(path, self.data.root)) and is_hub_id(path) for path in paths)
+
+    def wish(self, kind: RowKind | None, eval_path: str | None = None) -> SplitWish:
+        """Which split is read where there are several: of the source, or of its `eval_path`."""
+        return SplitWish(kind, side="eval") if eval_path else SplitWish(kind, self.source.split, self.option)
 
     @property
     def label(self) -> str:
@@ -125,7 +130,7 @@ def _split_options(source: SourceOptions, form: type[Format] | None) -> tuple[di
     )
 
 
-def _raw(given: Given, kind: RowKind | None, path: str | None) -> Iterable[RowOrProblem]:
+def _raw(given: Given, kind: RowKind | None, path: str | None, wish: SplitWish) -> Iterable[RowOrProblem]:
     source = given.source
     if path is None and source.generator:
         form = None if source.format == "auto" else FORMATS.get(source.format)
@@ -137,17 +142,20 @@ def _raw(given: Given, kind: RowKind | None, path: str | None) -> Iterable[RowOr
                 if form and nearest(key, form.option_help):
                     raise unknown(f"option of the format {form.name}", key, form.option_help) from None
             raise
-    return read_path(path or str(source.path), given.data.root)
+    return read_path(path or str(source.path), given.data.root, wish)
 
 
-def _rows(given: Given, kind: RowKind | None, path: str | None, tally: Tally) -> Iterator[Row]:
+def _rows(
+    given: Given, kind: RowKind | None, path: str | None, tally: Tally, wish: SplitWish | None = None
+) -> Iterator[Row]:
     """Rows that could be read, one by one; those that could not are counted as bad.
 
     Raises:
         UserError: nothing can be read at all.
     """
     source, data = given.source, given.data
-    raw = mapped(iter(_raw(given, kind, path)), source.columns, source.parse)
+    wish = wish or given.wish(kind, path)
+    raw = mapped(iter(_raw(given, kind, path, wish)), source.columns, source.parse)
     rows = _readable(raw, None if path else source.limit, tally)
     if data.unused:
         rows = (_without(row, frozenset(data.unused)) for row in rows)
@@ -227,11 +235,13 @@ def check_options(given: Given, kind: RowKind) -> None:
     serves_pairs = kind in (PREFERENCE, UNPAIRED) or (kind == PROMPT and given.option.startswith("data.preferences."))
     if negatives_of(given.source, given.option) and not serves_pairs:
         raise _no_pairs(given, kind, "set data.preferences.negatives")
+    if given.source.split and given.source.generator:
+        raise UserError("is not read: a generator has no splits", field=f"{given.option}split", code="not_read")
     if given.source.format != "auto":
         form, _ = _format_of((), given.source, kind, given.label)
         form(_split_options(given.source, form)[1], 0)
         if given.source.generator and _split_options(given.source, form)[0]:
-            for _ in _raw(given, kind, None):  # a generator looks at its options when it begins
+            for _ in _raw(given, kind, None, given.wish(kind)):  # a generator looks at its options when it begins
                 break
 
 
@@ -366,12 +376,14 @@ def open_stream(given: Given, kind: RowKind, seed: int) -> Stream:
     """
     tally = Tally(option=given.option + "on_bad_row")
     source = given.source
-    rows = _rows(given, kind, None, tally)
+    wish = given.wish(kind)
+    rows = _rows(given, kind, None, tally, wish)
     first = list(islice(rows, _KEY_ROWS))
     if not first:
         tally.check_bad_rows(source.on_bad_row)
         raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
     chosen, evidence = _format_of(first, source, kind, given.label)
+    evidence += f"; {wish.said}" if wish.said else ""
     options = _split_options(source, chosen)[1]
     form = chosen(_known_options(options, chosen) if kind == PROMPT else options, seed)
     read_as = kind if kind in form.kinds else PREFERENCE
@@ -441,7 +453,7 @@ def open_any(given: Given, kinds: Sequence[RowKind] = KINDS, seed: int = 0) -> S
         try:
             stream = open_stream(given, kind, seed)
         except UserError as problem:
-            if problem.code not in _NO_FORMAT:
+            if problem.code not in (*_NO_FORMAT, "splits"):
                 raise
             problems.append(problem)
             continue

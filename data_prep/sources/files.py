@@ -22,6 +22,7 @@ from data_prep.core.errors import UserError, nearest
 from data_prep.sources.compression import ALSO, BROKEN, PACKED, packing_of, unpacked
 from data_prep.sources.hub import read_hub
 from data_prep.sources.rows import Row, RowOrProblem, empty
+from data_prep.sources.splits import SplitWish, split_of_file
 from data_prep.sources.tables import READERS, WHOLE
 
 __all__ = ["Row", "RowOrProblem", "digest_path", "find_files", "is_hub_id", "read_file", "read_path", "resolve"]
@@ -235,31 +236,51 @@ def _on_side(row: RowOrProblem, side: str | None) -> RowOrProblem:
     return Row(row.file, row.row, {**row.data, "split": side})
 
 
-def read_path(path: str, root: str | None = None) -> Iterator[RowOrProblem]:
+def files_to_read(where: str, wish: SplitWish) -> list[str]:
+    """The files of a resolved path that are read: of several splits those that the wish is for.
+
+    Raises:
+        UserError: there are none, or the names of the splits do not say which one to read.
+    """
+    files = find_files(where)
+    if len(files) == 1 and wish.name is None:
+        return files
+    names = {file: _split_of(file) for file in files}
+    read = set(wish.of_files(sorted(set(names.values())), where))
+    return [file for file in files if names[file] in read]
+
+
+def _split_of(file: str) -> str:
+    folder, name = os.path.split(file)
+    plain = name[: len(name) - len(packing_of(name))]
+    return split_of_file(os.path.splitext(plain)[0], os.path.basename(folder))
+
+
+def read_path(path: str, root: str | None = None, wish: SplitWish | None = None) -> Iterator[RowOrProblem]:
     """The rows of a file, folder, glob or hub id, in a fixed order; of several files, names say which evaluate.
 
     Raises:
-        UserError: nothing is there, or a file as a whole cannot be read.
+        UserError: nothing is there, the splits are several and unclear, or a file as a whole cannot be read.
     """
-    where = resolve(path, root)
+    where, wish = resolve(path, root), wish or SplitWish()
     if not os.path.exists(where) and is_hub_id(path):
-        yield from read_hub(path)
+        yield from read_hub(path, wish)
         return
-    files = find_files(where)
+    files = files_to_read(where, wish)
     sides = _sides(files)
     for file in files:
         yield from (_on_side(row, sides.get(file)) for row in read_file(file))
 
 
-def digest_path(path: str, root: str | None = None) -> str:
-    """Hex sha256 of the content behind a path: names inside the folder and bytes of each file; a hub id by name."""
+def digest_path(path: str, root: str | None = None, wish: SplitWish | None = None) -> str:
+    """Hex sha256 of what is read of a path: names inside the folder and bytes of each file; a hub id by name."""
     where = resolve(path, root)
     total = hashlib.sha256()
     if not os.path.exists(where) and is_hub_id(path):
         total.update(f"hub:{path}".encode())
         return total.hexdigest()
     folder = where if os.path.isdir(where) else os.path.dirname(where)
-    for file in find_files(where):
+    for file in files_to_read(where, wish or SplitWish()):
         total.update(Path(os.path.relpath(file, folder or ".")).as_posix().encode() + b"\0")
         with _opened(file) as content:
             digest = hashlib.sha256()

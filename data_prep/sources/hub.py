@@ -7,17 +7,18 @@ import re
 from collections.abc import Iterator
 
 from data_prep.core.errors import UserError
-from data_prep.sources.rows import Row, RowOrProblem, short, side_of
+from data_prep.sources.rows import Row, RowOrProblem, short
+from data_prep.sources.splits import SplitWish
 
 
-def read_hub(name: str) -> Iterator[RowOrProblem]:
-    """The rows of a hub data set: its train split (train_sft is one), or its only one.
+def read_hub(name: str, wish: SplitWish) -> Iterator[RowOrProblem]:
+    """The rows of a hub data set: one of its splits.
 
     Without a network only what is cached is found.
 
     Raises:
-        UserError: the hub or the data set cannot be reached, it comes as a script, or it has several splits and none
-            is called train.
+        UserError: the hub or the data set cannot be reached, it comes as a script, or the names of its splits do
+            not say which one to read.
     """
     client = logging.getLogger("huggingface_hub")
     level = client.level
@@ -31,13 +32,7 @@ def read_hub(name: str) -> Iterator[RowOrProblem]:
         raise _unreachable(name, problem) from problem
     finally:
         client.setLevel(level)
-    splits = list(found)
-    trains = [split for split in splits if side_of(split) == "train"]
-    choices = ["train"] if "train" in splits else trains if trains else splits
-    if len(choices) > 1:
-        what = f"has {'several' if trains else 'no'} train split{'s' * bool(trains)} and none called train"
-        raise UserError(f"{what} (it has {', '.join(splits)}; save one as JSONL)", code="hub", file=name)
-    for number, value in enumerate(found[choices[0]], start=1):
+    for number, value in enumerate(found[wish.of_hub(list(found), name)], start=1):
         yield Row(name, number, dict(value))
 
 
