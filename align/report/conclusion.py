@@ -174,10 +174,24 @@ def _headline(stages: Sequence[StageFiles]) -> str:
         if given(stage.metrics.get("rewards/accuracies")):
             share = percent(stage.metrics["rewards/accuracies"])
             return f"{stage.name} judges {share} of held-out replies rightly by its own rewards."
+        if looked := _looked(stage):
+            return looked
         held = series(stage.rows, "loss", "eval")
         if held:
             moved = f"went from {held[0][1]:.3f} to {held[-1][1]:.3f}" if len(held) > 1 else f"is {held[0][1]:.3f}"
             return f"Held-out loss {moved}."
+    return ""
+
+
+def _looked(stage: StageFiles) -> str:
+    """How a policy's replies to held-out prompts changed during its stage, up to the weights that were kept."""
+    for key, name in (("gold/score", "gold score"), ("objective/score_shaped", "reward")):
+        looks = series(stage.rows, key, "eval")
+        if len(looks) > 1:
+            best = finite(stage.metrics.get("best_update"))
+            kept = next((value for step, value in looks if step == best), looks[-1][1])
+            said = f"went from {fixed(looks[0][1])} to {fixed(kept)}"
+            return f"The mean {name} of {stage.name}'s replies to held-out prompts {said}."
     return ""
 
 

@@ -295,6 +295,28 @@ def test_a_fallen_part_is_in_the_verdict(tmp_path: Path) -> None:
     assert "<h1>Gold score rose from 0.42 to 0.81, but topic fell from 0.90 to 0.60.</h1>" in page(run)
 
 
+def test_a_policy_without_an_evaluation_is_told_by_its_own_looks(tmp_path: Path) -> None:
+    """The weights of the best look are the ones that were kept, not those of the last."""
+    run = fake_run(tmp_path)
+    stages = json.loads((run / "run.json").read_text())["stages"][2:3]
+    stages[0]["metrics"]["best_update"] = 20
+    rows = [(0, 0.12, -0.5), (20, 0.83, 1.5), (30, 0.4, 1.75)]
+    looks = [
+        {"stage": "ppo", "step": step, "split": "eval", "gold/score": gold, "objective/score_shaped": reward}
+        for step, gold, reward in rows
+    ]
+    write(run / "ppo" / "metrics.jsonl", looks)
+    change(run, stages=stages)
+    assert "<h1>The mean gold score of ppo&#39;s replies to held-out prompts went from 0.12 to 0.83.</h1>" in page(run)
+    for look in looks:
+        del look["gold/score"]
+    write(run / "ppo" / "metrics.jsonl", looks)
+    assert (
+        "<h1>The mean reward of ppo&#39;s replies to held-out prompts went from \N{MINUS SIGN}0.50 to 1.50.</h1>"
+        in page(run)
+    )
+
+
 def test_what_deserves_a_second_look(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     assert "Worth a second look" not in page(run)
