@@ -87,7 +87,7 @@ def environment(setting: tuple[str | None, ...], more: dict[str, str]) -> dict[s
 
 def run(setting: tuple[str | None, ...], words: list[str], more: dict[str, str]) -> tuple[int, str]:
     """(exit code, what pytest said) of tests under a setting."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *words]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *words]
     done = subprocess.run(
         command, cwd=ROOT, env=environment(setting, more), capture_output=True, text=True, check=False
     )
@@ -101,7 +101,7 @@ def main() -> int:
     codes = []
     for setting, half in zip(SETTINGS, TURNS, strict=True):
         workers = max(1, (os.cpu_count() or 1) // int(setting[-1] or 1))
-        words = ["-p", "tests.processors", "-n", str(workers), "--dist", "loadfile", *sys.argv[1:], *files]
+        words = ["-p", "tests.processors", "-n", str(workers), "--dist", "loadfile", *(sys.argv[1:] or ["-q"]), *files]
         code, said = run(setting, words, {"TURN": f"{half}/2"})
         codes.append(code)
         shown = " ".join(f"{name}={value or '-'}" for name, value in zip(VALUES, setting, strict=True))
