@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from align.adapters.base import Adapter
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.peft_adapter import UNKNOWN
-from align.checkpoints.resolve import resolve_checkpoint
+from align.checkpoints.resolve import LAST, resolve_checkpoint
 from align.config.registries import adapters
 from align.config.schema import Load, OnParent, OnPrecisionChange, RunConfig, StageSpec
 from data_prep.core.errors import UserError
@@ -107,6 +107,12 @@ def find_input(
             f"stage '{wanted}' comes later in this pipeline than the stage that needs it, or leaves no checkpoint",
             code="illegal_chain",
             hint="name a stage before it, or a finished checkpoint as RUN/STAGE",
+        )
+    if wanted.partition("/")[0] == LAST and LAST not in before:
+        raise UserError(
+            f"'{wanted}' names another run each day",
+            code="unknown_target",
+            hint="name it as RUN/STAGE: align ls runs has the newest first",
         )
     found: Input = before[wanted] if wanted in before else resolve_checkpoint(wanted, out, True)
     if found.role != role:

@@ -1,4 +1,4 @@
-"""From what a user types (a path, RUN, RUN/STAGE) to a checkpoint or run folder."""
+"""From what a user types (a path, RUN, RUN/STAGE, last, last/STAGE) to a checkpoint or run folder."""
 
 from __future__ import annotations
 
@@ -10,6 +10,24 @@ from align.models.fingerprint import read_model_config
 from align.run_record import RunRecord, is_run
 from data_prep.core.errors import UserError
 
+LAST = "last"
+"""Stands for the newest run, where a command is typed; never in a recipe, which is to mean the same tomorrow."""
+
+
+def newest(target: str, out: str) -> str:
+    """TARGET with the newest run below `out` in place of `last`.
+
+    Raises:
+        UserError: there is no run yet.
+    """
+    first, _, stage = target.partition("/")
+    if first != LAST or Path(target).exists() or (Path(out) / LAST).exists():
+        return target
+    runs = sorted(Path(out).glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    if not runs:
+        raise UserError(f"no run yet in {out}", code="unknown_target", hint="align run makes one; out=DIR looks in DIR")
+    return str(runs[-1].parent / stage)
+
 
 def resolve_target(target: str, out: str, foreign: bool = False) -> Path:
     """The checkpoint or run folder that TARGET names: a path, RUN, or RUN/STAGE below `out`.
@@ -18,6 +36,7 @@ def resolve_target(target: str, out: str, foreign: bool = False) -> Path:
     """
     if foreign and is_foreign(Path(target).expanduser()):
         return Path(target).expanduser()
+    target = newest(target, out)
     for candidate in (Path(target).expanduser(), Path(out) / target):
         if (candidate / RECORD).is_file() or is_run(candidate):
             return candidate

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from align.cli.own_files import with_files
 from align.config.compose import compose
 from align.config.schema import RunConfig
 from align.planning.findings import WORDS, Findings
@@ -16,7 +17,7 @@ from data_prep.core.errors import UserError
 
 def check(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Print findings and problems; exit code 2 when `align run` would be refused, or with `--strict` on any warning."""
-    config, mistakes = composed(args.words, args.config_dir)
+    config, mistakes = composed(with_files(args.words), args.config_dir)
     if config is None:
         found = Findings()
         found.add(None, mistakes)

@@ -7,12 +7,8 @@ import re
 import textwrap
 from typing import TYPE_CHECKING
 
-from align.cli.option_rows import described, options_of, summary
-from align.config.registries import adapters, stages
-from align.config.schema import ModelOptions, TrackingOptions
+from align.cli.option_rows import described, options_of, places, summary
 from align.stages.base import Stage, TrainingStage
-from data_prep.options import DataOptions, SourceOptions
-from data_prep.records.filter import FILTERS
 
 if TYPE_CHECKING:
     from align.cli.verbs import Verb
@@ -61,21 +57,15 @@ def help_of(verb: Verb) -> str:
 def _options() -> list[str]:
     """Option tables of the model, the data, the stages and the adapters."""
     common = {row["name"]: row["default"] for row in options_of(TrainingStage)}
-    parts = [
-        _table("model.", described(ModelOptions)),
-        _table("data.", described(DataOptions)),
-        _table("data.conversations.  data.preferences.  data.prompts.  data.text.", described(SourceOptions)),
-        _table("tracking.", described(TrackingOptions)),
-        _table("stages.NAME.  of every stage", described(Stage)),
-        _table("stages.NAME.  of every training stage", described(TrainingStage, dict(described(Stage)))),
-    ]
-    for name, one in FILTERS.items():
-        parts.append(_table(f"data.filters.{name}.  ({summary(one)})", described(one)))
-    for name, stage in stages.items():
-        same = {row["name"] for row in options_of(stage) if common.get(row["name"], "") == row["default"]}
-        parts.append(_table(f"stages.{name}.  ({summary(stage)})", described(stage, same)))
-    for name, adapter in adapters.items():
-        parts.append(_table(f"adapter={name}  ({summary(adapter)})", described(adapter, {"method"})))
+    parts = []
+    for place in places():
+        same: set[str] = set()
+        if place.kind is TrainingStage:
+            same = set(described(Stage))
+        elif place.of == "stage":
+            same = {row["name"] for row in options_of(place.kind) if common.get(row["name"], "") == row["default"]}
+        title = place.title or f"{place.prefix}  ({summary(place.kind)})"
+        parts.append(_table(title, described(place.kind, same | {"method"})))
     return parts
 
 

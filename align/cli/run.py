@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from align.cli.own_files import with_files
 from align.config.compose import compose
 from align.config.schema import RunConfig
 from align.planning.preflight import check_sources
@@ -22,13 +23,14 @@ from data_prep.core.errors import UserError
 
 def run(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Run one pipeline, or with `-m` every combination of the swept values."""
+    words = with_files(args.words)
     if args.multirun:
         from align.sweeps.sweep import sweep
 
-        code, answer = sweep(args.words, args.config_dir)
+        code, answer = sweep(words, args.config_dir)
         jobs = Path(answer["dir"]).glob("jobs/*/run.json")
         return code or _code(args, [one for job in jobs for one in read_json(job, []).get("warnings") or []]), answer
-    config = compose(args.words, args.config_dir)
+    config = compose(words, args.config_dir)
     if config.swept:
         raise UserError(f"this recipe is a sweep over {' and '.join(config.swept)}", hint="add -m", code="sweep")
     check_sources(config)

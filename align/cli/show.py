@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from align.checkpoints.resolve import newest
 from align.cli.arguments import run_folder, say, split_words, target_of
 from align.cli.option_rows import options_of, summary
 from align.config.compose import explain
 from align.config.hydra_loader import group_choices, recipe_comment, recipes
 from align.config.overrides import parse, text_value
 from align.config.registries import adapters, stages, trackers
+from align.run_record import RunRecord
 from data_prep.core.errors import UserError, nearest, unknown
 from data_prep.core.options import plain
 from data_prep.formats.base import FORMATS
@@ -74,19 +77,41 @@ def _recipe_rows(args: argparse.Namespace, groups: list[str]) -> list[dict[str, 
 
 
 def _runs(out: str) -> list[dict[str, Any]]:
-    """The folders of runs and sweeps below `out`, the oldest first."""
-    rows = []
+    """The folders of runs and sweeps below `out`, the newest first: methods, and what came of it."""
     found = [path for kind in ("run", "sweep") for path in Path(out).glob(f"*/{kind}.json")]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime):
+    rows = []
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            if "jobs" in record:
-                record["stages"] = [{"name": f"job {job['number']}", "status": job["status"]} for job in record["jobs"]]
-            finished = [f"{stage['name']} {stage['status']}" for stage in record["stages"]]
-            rows.append({"name": path.parent.name, "summary": f"{record['status']}: {', '.join(finished)}"})
-        except (OSError, ValueError, KeyError, TypeError) as problem:
+            rows.append({"name": path.parent.name, **(_swept if path.stem == "sweep" else _ran)(path)})
+        except (OSError, ValueError, KeyError, TypeError, UserError) as problem:
             rows.append({"name": path.parent.name, "summary": f"unreadable {path.name} ({type(problem).__name__})"})
     return rows
+
+
+def _ran(path: Path) -> dict[str, Any]:
+    """Status, methods and verdict of a run."""
+    from align.report.page import conclusion
+
+    run = RunRecord.open(path.parent)
+    methods = list(dict.fromkeys(entry.adapter for entry in run.stages if entry.adapter))
+    stages = ", ".join(entry.name for entry in run.stages if entry.status == "done") or "no stage"
+    verdict = conclusion(path.parent)["headline"]
+    said = verdict if run.status == "done" else f"{verdict} Finished: {stages}."
+    return {
+        "summary": f"{' and '.join(methods) or 'no method'}: {said}",
+        "status": run.status,
+        "methods": methods,
+        "stages": [{"name": entry.name, "status": entry.status} for entry in run.stages],
+        "verdict": verdict,
+    }
+
+
+def _swept(path: Path) -> dict[str, Any]:
+    """Status of a sweep and of its jobs."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    jobs = Counter(job["status"] for job in record["jobs"])
+    told = ", ".join(f"{count} {status}" for status, count in jobs.items())
+    return {"summary": f"sweep {record['status']}: {told}", "status": record["status"], "jobs": dict(jobs)}
 
 
 def show(args: argparse.Namespace) -> Answer:
@@ -125,6 +150,7 @@ def _annotated(node: dict[str, Any], origins: dict[str, str], above: str = "") -
 def _saved_recipe(target: str, overrides: Sequence[str]) -> str | None:
     """The `recipe.yaml` of a run or checkpoint, if `target` is one."""
     out = next((text_value(item) for item in parse(overrides) if item.key_or_group == "out"), "runs")
+    target = newest(target, out)
     for folder in (Path(target), Path(out) / target):
         if (folder / "recipe.yaml").is_file():
             return (folder / "recipe.yaml").read_text(encoding="utf-8")
@@ -161,7 +187,6 @@ def verify(args: argparse.Namespace) -> Answer:
     """Check a checkpoint, or every checkpoint of a run; exit code 2 when a check fails."""
     from align.checkpoints.checkpoint import RECORD, Checkpoint
     from align.checkpoints.resolve import resolve_target
-    from align.run_record import RunRecord
 
     target, out, base = target_of(args, "verify")
     folder = resolve_target(target, out)

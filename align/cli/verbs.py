@@ -32,6 +32,8 @@ VERBS = [
     Verb("eval", "TARGET [OVERRIDES]", "evaluate a checkpoint or a run again", "align.cli.run:evaluate", flags=STRICT),
     Verb("ls", "[KIND]", "list adapters, stages, data, models, recipes, runs and other kinds", "align.cli.show:ls"),
     Verb("show", "[RECIPE] [OVERRIDES]", "print a resolved recipe and where each value is from", "align.cli.show:show"),
+    Verb("options", "WORD", "find options by their name or by what they do", "align.cli.options:options"),
+    Verb("schema", "", "print the JSON schema of recipes, for editors", "align.cli.options:schema"),
     Verb("cp", "RECIPE DIR", "copy a recipe to start one's own", "align.cli.copy:cp", flags=("--as=NAME",)),
     Verb("lineage", "TARGET", "print what a checkpoint stands on", "align.cli.show:lineage"),
     Verb(

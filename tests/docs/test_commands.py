@@ -13,22 +13,34 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from align.cli.arguments import read_options, run_folder, split_words, target_of
 from align.cli.copy import found_recipe
 from align.cli.dispatch import _action, _parser
+from align.cli.own_files import with_files
 from align.cli.verbs import VERBS
 from align.config.compose import compose, survey
 from align.config.hydra_loader import combinations, recipes
 from align.config.origins import files_of
 from align.config.overrides import parse, rewrite
 from tests.docs.pages import ROOT, blocks, commands, pages, shell_lines, spans
+from tests.tiny import write_jsonl
 
 VERB = {verb.name: verb for verb in VERBS}
 KINDS = {"adapters", "stages", "data", "recipes", "models", "trackers", "formats", "rules", "runs"}
 TARGETED = {"eval", "lineage", "verify"}
+ALONE = {"schema"}
+"""Verbs that take no words."""
+OWN = {
+    "my.jsonl": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    "talk.jsonl": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},
+    "pairs.jsonl": {"prompt": "q", "chosen": "a", "rejected": "b"},
+}
+"""The reader's own files that are words of commands, with a row of each."""
 
 
 @pytest.fixture(scope="module")
 def own_recipes(tmp_path_factory):
     """The reader's own recipes as the documents print them: YAML blocks with `# my_recipes/...` on top."""
     folder = tmp_path_factory.mktemp("documents")
+    for name, row in OWN.items():
+        write_jsonl(folder / name, [row])
     for page in pages():
         for language, text in blocks(page):
             named = re.search(r"^# (my_recipes/\S+\.yaml)$", "\n".join(text.split("\n")[:2]), re.MULTILINE)
@@ -51,7 +63,7 @@ def jobs(words, config_dir):
 @pytest.mark.parametrize("command", commands(), ids=lambda command: f"{command.page}: {command.text[:60]}")
 def test_command_can_be_given(command, own_recipes, monkeypatch):
     monkeypatch.chdir(own_recipes)
-    name, *words = command.words
+    name, *words = command.words[: command.words.index(">")] if ">" in command.words else command.words
     if name.startswith("-"):
         assert name in ("--help", "--version")
         return
@@ -62,7 +74,7 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         return
     if name in ("run", "check"):
         for overrides in jobs(args.words, args.config_dir) if getattr(args, "multirun", False) else [args.words]:
-            compose(overrides, args.config_dir)
+            compose(with_files(overrides), args.config_dir)
     elif name == "show":
         plain, overrides = split_words(args.words, 1)
         if not plain or plain[0] not in ("RUN", "TARGET"):
@@ -85,6 +97,8 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
             getattr(importlib.import_module(module), kind),
             split_words([word for word in args.words if not word.startswith("[")], 2)[1],
         )
+    elif name == "options":
+        assert args.words
     elif args.words:
         target, *overrides = args.words
         assert "=" not in target
@@ -93,7 +107,7 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         else:
             target_of(args, name)
     else:
-        assert name in TARGETED and command.text == f"align {name}"
+        assert name in ALONE or (name in TARGETED and command.text == f"align {name}")
 
 
 @pytest.mark.parametrize("page", pages(), ids=lambda page: page.shown)

@@ -120,6 +120,7 @@ def test_top_level_options_exist():
         "name",
         "on_precision_change",
         "reward_gate",
+        "allow_code",
         "model",
         "adapter",
         "data",

@@ -1,0 +1,82 @@
+"""Files as words of `align run` and `align check`: what their rows are says which data and which pipeline are meant.
+
+align run talk.jsonl                    data=files data.conversations.path=talk.jsonl pipeline=sft
+align run talk.jsonl pairs.jsonl        ... data.preferences.path=pairs.jsonl pipeline=rlhf
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+from data_prep.core.errors import UserError
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, RowKind
+
+_PIPELINES = {
+    frozenset({CONVERSATION}): "sft",
+    frozenset({CONVERSATION, PREFERENCE}): "rlhf",
+    frozenset({CONVERSATION, PREFERENCE, PROMPT}): "rlhf",
+    frozenset({CONVERSATION, UNPAIRED}): "sft_kto",
+    frozenset({DOCUMENT}): "pretrain",
+}
+"""What is trained on rows of these kinds, where nothing else can be meant."""
+_CHOICES = {
+    PREFERENCE: "pairs alone train several things: add pipeline=reward_model, pipeline=dpo or pipeline=orpo, or a file "
+    "of conversations for the whole chain",
+    UNPAIRED: "labelled replies alone are for KTO on a model that talks: add pipeline=kto, or a file of conversations",
+    PROMPT: "prompts alone have nothing to learn from: add pipeline=ppo with stages.ppo.init and stages.ppo.reward, or "
+    "a file of conversations",
+}
+
+
+def with_files(words: Sequence[str]) -> list[str]:
+    """The words of a command, files among them replaced by the overrides that they stand for.
+
+    Raises:
+        UserError: a file that cannot be read, two of one kind, or files that do not say what is to be trained.
+    """
+    files = [word for word in words if "=" not in word and os.path.isfile(os.path.expanduser(word))]
+    rest = [word for word in words if word not in files]
+    if not files:
+        return rest
+    found: dict[str, tuple[str, RowKind]] = {}
+    for file in files:
+        kind = _kind_of(file)
+        if kind.option in found:
+            raise UserError(
+                f"two files of {kind.name}: {found[kind.option][0]} and {file}",
+                code="two_files",
+                hint=f"put them into one folder and name that, data.{kind.option}.path=FOLDER, or mix them: "
+                f"data.{kind.option}.mix",
+            )
+        found[kind.option] = file, kind
+    said = [] if _given(rest, "data") else ["data=files"]
+    said += [f"data.{option}.path={os.path.expanduser(file)}" for option, (file, _) in found.items()]
+    if not _given(rest, "pipeline") and not _given(rest, "experiment"):
+        said.append(f"pipeline={_pipeline({kind for _, kind in found.values()})}")
+    print(f"read as: {' '.join(said)}", file=sys.stderr)
+    return [*said, *rest]
+
+
+def _kind_of(file: str) -> RowKind:
+    """What the rows of a file are."""
+    from data_prep.options import DataOptions, SourceOptions
+    from data_prep.records.stream import Given, open_any
+
+    path = os.path.expanduser(file)
+    return open_any(Given(DataOptions(path=path), SourceOptions(path=path))).kind
+
+
+def _pipeline(kinds: set[RowKind]) -> str:
+    known = _PIPELINES.get(frozenset(kinds))
+    if known is None:
+        alone = next((kind for kind in _CHOICES if kind in kinds), None)
+        named = " and ".join(sorted(kind.name for kind in kinds))
+        hint = _CHOICES[alone] if alone and len(kinds) == 1 else "say which: pipeline=NAME (align ls recipes)"
+        raise UserError(f"files of {named} do not say what is to be trained", code="which_pipeline", hint=hint)
+    return known
+
+
+def _given(words: Sequence[str], key: str) -> bool:
+    return any(word.partition("=")[0] == key for word in words)
