@@ -39,6 +39,7 @@ class AnswerTable(Format):
         "styles": "style column -> weight in the mixture of dialogues (default: all columns of answers alike)",
         "preferred": "style column whose answer is chosen",
         "other": "style column whose answer is rejected, or a list of them (a row draws one)",
+        "history": "share of dialogues that begin with one or two exchanges of other rows of their side (0 to 1)",
         "noise": "share of training preferences whose label is flipped (0 to 1)",
         "off_topic": "extra pairs per row: an answer against another topic's in the same style (fractions allowed)",
         "malformed": "extra pairs per row against a damaged answer (fractions allowed)",
@@ -46,6 +47,8 @@ class AnswerTable(Format):
 
     def __init__(self, options: dict[str, Any] | None = None, seed: int = 0) -> None:
         super().__init__(options, seed)
+        self.history = self._number("history", most=1.0)
+        self._sides: dict[str, list[Row]] = {}
         self.noise = self._number("noise", most=1.0)
         self.off_topic = self._number("off_topic")
         self.malformed = self._number("malformed")
@@ -57,7 +60,7 @@ class AnswerTable(Format):
 
     # ----------------------------------------------------------------- records
     def conversation(self, row: Row) -> Conversation:
-        """The prompt, answered in the style that the row draws from the mixture."""
+        """The prompt, answered in the style that the row draws from the mixture, behind other exchanges in it."""
         asked = text_field(row, "prompt")
         weights = self._weights(row)
         place = draw("style", self.seed, asked) * sum(weights.values())
@@ -68,7 +71,8 @@ class AnswerTable(Format):
                 if place < weight:
                     break
             place -= weight
-        messages = (Message("user", asked), Message("assistant", self._answer(row, style)))
+        messages = (*self._earlier(row, asked, style), Message("user", asked))
+        messages += (Message("assistant", self._answer(row, style)),)
         return Conversation(messages, row.id, {**self._meta(row), "style": style})
 
     def prompt(self, row: Row) -> Prompt:
@@ -95,6 +99,8 @@ class AnswerTable(Format):
         """Every row as a dialogue, or its error."""
         rows = list(rows)
         self._check(rows)
+        if self.history:
+            self._sides = self._by_side(rows)
         return super().conversations(rows)
 
     def preferences(self, rows: Iterable[Row]) -> Found[Preference]:
@@ -128,6 +134,36 @@ class AnswerTable(Format):
                 yield self._pair(row, asked, chosen, rejected, "malformed", number)
 
     # ----------------------------------------------------------------- insides
+    def _by_side(self, rows: Sequence[Row]) -> dict[str, list[Row]]:
+        """Rows by their column `split`: what is held out must not be heard in front of a dialogue to train on."""
+        sides: dict[str, list[Row]] = {}
+        for row in rows:
+            if not isinstance(row.data.get("split"), str):
+                raise UserError(
+                    "the option 'history' needs a column 'split' (train or eval) in every row, so that no held-out row "
+                    "is heard in training",
+                    code="missing_column",
+                    field="options.history",
+                )
+            sides.setdefault(row.data["split"], []).append(row)
+        return sides
+
+    def _earlier(self, row: Row, asked: str, style: str) -> tuple[Message, ...]:
+        """One or two exchanges of other rows of this side, in the same style; or none, as the row draws."""
+        key = ("history", self.seed, asked)
+        if draw(*key) >= self.history:
+            return ()
+        others = self._sides[row.data["split"]]
+        found: list[Message] = []
+        heard = {asked}
+        for place in range(1 + (draw("length", *key) < 0.5)):
+            other = others[int(draw(place, *key) * len(others))]
+            question, answer = (str(other.data.get(name) or "") for name in ("prompt", style))
+            if question not in heard and question.strip() and answer.strip():
+                heard.add(question)
+                found += [Message("user", question), Message("assistant", answer)]
+        return tuple(found)
+
     def _pair(
         self, row: Row, asked: str, chosen: str, rejected: str, kind: str | None = None, number: int = 0
     ) -> Preference:

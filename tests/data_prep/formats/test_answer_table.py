@@ -51,6 +51,27 @@ def test_styles_are_mixed_by_weight_and_by_nothing_else() -> None:
     assert {form().conversation(row).meta["style"] for row in ROWS} == {"plain", "merry", "gruff"}
 
 
+def test_some_dialogues_go_on_from_others_of_their_side_and_style() -> None:
+    """Never from a held-out row in training: its question and its answer would be known before they are asked."""
+    sided = [
+        Row("t", number, {**row, "split": "eval" if number % 5 == 0 else "train"}) for number, row in enumerate(TABLE)
+    ]
+    table = form(history=0.4, styles={"plain": 0.5, "merry": 0.5})
+    talks = list(table.conversations(sided))
+    lengths = Counter(len(talk.messages) for talk in talks)
+    assert set(lengths) == {2, 4, 6} and abs(lengths[2] - 240) < 40 and abs(lengths[4] - lengths[6]) < 40
+    sides = {row.data["prompt"]: row.data["split"] for row in sided}
+    for talk, row in zip(talks, sided, strict=True):
+        assert talk.messages[-2].content == row.data["prompt"]
+        asked, answers = talk.messages[::2], talk.messages[1::2]
+        assert {sides[message.content] for message in asked} == {row.data["split"]}
+        assert all(message.content.startswith(talk.meta["style"]) for message in answers)
+        assert len({message.content for message in asked}) == len(asked)
+    assert list(table.conversations(sided)) == talks
+    with pytest.raises(UserError, match="needs a column 'split'"):
+        list(form(history=0.4).conversations(ROWS))
+
+
 def test_topics_are_kept() -> None:
     assert form().prompt(ROWS[5]).meta == {"topic": "t1"}
     scenario = Row("t", 1, {"scenario": 7, "prompt": "a", "x": "b", "y": "c", "split": "eval"})
