@@ -57,6 +57,7 @@ class AdaLora(Lora):
             "init": self.init is not Init.default,
             "rank_pattern": self.rank_pattern,
             "alpha_pattern": self.alpha_pattern,
+            "trainable_tokens": self.trainable_tokens,
         }
         for name, given in wrong.items():
             if given:

@@ -64,6 +64,7 @@ class DeltaLora(Lora):
             ("dropout", self.dropout > 0),
             ("dora", self.dora),
             ("init", self.init is not Init.default),
+            ("trainable_tokens", bool(self.trainable_tokens)),
         ):
             if wrong:
                 return [UserError("does not go with delta_lora", field=f"adapter.{name}", code="bad_value")]

@@ -7,6 +7,7 @@ singular directions of W0 (arXiv 2404.02948, eq. 3 to 5). peft's implementation:
 paper has a Gaussian; B starts at zero either way. Differs from peft's PiSSA in that the shared W0 stays as it is: the
 start is subtracted as a frozen term, and what is saved is a plain LoRA of rank 2r. The default is every linear layer
 instead of the paper's query and value, as in QLoRA (arXiv 2305.14314, section 4).
+`trainable_tokens` trains the rows of new tokens beside the terms (peft's `trainable_token_indices`).
 Cost: r (in + out) trained parameters per layer; DoRA adds out, 2.4 times the activations, and cannot be stacked on.
 """
 
@@ -20,10 +21,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.adapters.base import Counts, Traits, adapter
 from align.adapters.peft_backed import PeftAdapter
-from align.adapters.shapes import base_parameters, linear_shapes
+from align.adapters.shapes import base_parameters, linear_shapes, meta_model
 from align.adapters.targets import fits, layers_option, targets_option
+from align.adapters.token_rows import numbers_per_token, token_rows
 from data_prep.core.errors import UserError
-from data_prep.core.options import mapping, option
+from data_prep.core.options import listing, mapping, option
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -55,6 +57,9 @@ class Lora(PeftAdapter):
     layers: Any = layers_option()
     rank_pattern: dict[str, int] = mapping("other ranks by layer name or pattern: {q_proj: 8, '*.layers.3.*': 4}")
     alpha_pattern: dict[str, float] = mapping("other alphas by layer name or pattern")
+    trainable_tokens: list[str] = listing(
+        "tokens whose rows of embedding and head are trained too, as new ones need: ['<think>']"
+    )
 
     traits: ClassVar[Traits] = Traits()
     peft_type: ClassVar[str] = "LORA"
@@ -70,10 +75,14 @@ class Lora(PeftAdapter):
     def __post_init__(self) -> None:
         if self.dora:  # its row lengths are those of the weights it sees
             self.traits = replace(type(self).traits, low_rank=False, reads_weights=True)  # type: ignore[misc]
+        elif self.trainable_tokens:
+            self.traits = replace(type(self).traits, low_rank=False)  # type: ignore[misc]
 
     def check(self, model_config: dict[str, Any]) -> list[UserError]:
         if self.dora and self.init is Init.pissa:
             return [UserError("goes with init=default alone", field="adapter.dora", code="bad_value")]
+        if self.trainable_tokens and self.has_offset:
+            return [UserError("goes with init=default alone", field="adapter.trainable_tokens", code="bad_value")]
         try:
             ranks = self.ranks(model_config)
         except UserError as problem:
@@ -119,6 +128,8 @@ class Lora(PeftAdapter):
 
     def place(self, config: Any, tree: PreTrainedModel) -> None:
         super().place(config, tree)
+        if self.trainable_tokens:
+            config.trainable_token_indices = token_rows(tree, self.trainable_tokens)
         if not (self.rank_pattern or self.alpha_pattern):
             return
         ranks = self.ranks(tree.config.to_dict())
@@ -133,7 +144,13 @@ class Lora(PeftAdapter):
         frozen = trainable if self.init is Init.pissa else 0
         if self.dora:
             trainable += sum(rows for rows, _ in shapes.values())
+        trainable += self.count_tokens(model_config)
         return Counts(trainable, frozen, base_parameters(model_config) + trainable + frozen, trainable + frozen)
+
+    def count_tokens(self, model_config: dict[str, Any]) -> int:
+        """Parameters of the rows of `trainable_tokens`."""
+        wanted = len(set(self.trainable_tokens))
+        return wanted * numbers_per_token(meta_model(model_config)) if wanted else 0
 
     @property
     def has_offset(self) -> bool:

@@ -49,6 +49,6 @@ class LoraFA(Lora):
     def count(self, model_config: dict[str, Any]) -> Counts:
         shapes = linear_shapes(model_config, self.target_modules, self.layers)
         ranks = self.ranks(model_config)
-        trainable = sum(ranks[name] * rows for name, (rows, _) in shapes.items())
+        trainable = sum(ranks[name] * rows for name, (rows, _) in shapes.items()) + self.count_tokens(model_config)
         frozen = sum(ranks[name] * columns for name, (_, columns) in shapes.items())
         return Counts(trainable, frozen, base_parameters(model_config) + trainable + frozen, trainable + frozen)

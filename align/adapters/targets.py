@@ -50,7 +50,9 @@ def chosen(names: Sequence[str], targets: Any, layers: Any = "all") -> list[str]
                     f"(could match: {', '.join(short_names(names))})",
                     field="adapter.target_modules",
                     code="no_target",
-                    hint="adapter=full trains them, as new tokens need" if ends else None,
+                    hint="rows of new tokens: adapter.trainable_tokens=['<think>'] (LoRA); adapter=full trains all"
+                    if ends
+                    else None,
                 )
         found = [name for name in names if any(fits(pattern, name) for pattern in wanted)]
     blocks = block_numbers(layers, names)

@@ -67,9 +67,8 @@ Input = Planned | Checkpoint
 
 
 def options_of(adapter: Adapter) -> dict[str, Any]:
-    """An adapter's options as plain JSON values."""
-    options: dict[str, Any] = plain(adapter)
-    return options
+    """An adapter's options as plain JSON values, without empty lists, so that new options change no digest."""
+    return {name: value for name, value in plain(adapter).items() if value != []}
 
 
 def adapter_of(standing: ParentInfo) -> Adapter:

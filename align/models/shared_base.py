@@ -125,7 +125,7 @@ class SharedBase:
         for tensor in (*copied.parameters(), *copied.buffers()):
             if tensor.is_floating_point():
                 tensor.data = tensor.data.to(torch.float32)
-        vars(copied)[SHARED] = {}
+        vars(copied)[SHARED] = {"folder": self.shared["folder"]} if "folder" in self.shared else {}
         return copied
 
 

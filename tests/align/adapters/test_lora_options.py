@@ -30,6 +30,9 @@ VARIANTS = {
     "alphas": ("lora", {"alpha_pattern": {"*.layers.1.*": 3.0}, "rank_pattern": {"*.layers.0.mlp.*": 2}}),
     "projected": ("lora_fa", {"projection": True}),
     "plus-dora": ("lora_plus", {"dora": True}),
+    "tokens": ("lora", {"trainable_tokens": ["<|user|>", "<|end|>"], "rslora": True}),
+    "tokens-dora": ("lora_plus", {"trainable_tokens": ["<|end|>"], "dora": True}),
+    "tokens-fa": ("lora_fa", {"trainable_tokens": ["<|end|>"]}),
     "delta-paused": ("delta_lora", {"start_step": 2}),
     "delta-patterns": ("delta_lora", {"start_step": 2, "rank_pattern": {"q_proj": 3}}),
 }
@@ -200,6 +203,9 @@ def test_lora_plus_tells_tensors_apart_by_name():
         ("lora", {"layers": [2]}, "adapter.layers", "numbers from 0 to 1"),
         ("lora", {"dora": True, "init": Init.pissa}, "adapter.dora", "init=default alone"),
         ("lora_fa", {"dora": True}, "adapter.dora", "freezes A"),
+        ("lora", {"trainable_tokens": ["a"], "init": Init.pissa}, "adapter.trainable_tokens", "init=default alone"),
+        ("adalora", {"trainable_tokens": ["a"]}, "adapter.trainable_tokens", "does not go with adalora"),
+        ("delta_lora", {"trainable_tokens": ["a"]}, "adapter.trainable_tokens", "does not go with delta_lora"),
         ("delta_lora", {"dropout": 0.1, "form": Form.literal}, "adapter.dropout", "does not go with"),
     ],
 )
