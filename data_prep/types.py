@@ -197,3 +197,7 @@ class Prepared(Generic[T]):
     """The highest token id of any row."""
     ended: float = 0.0
     """Share of the rows whose end of turn is supervised."""
+    asked: Any = ()
+    """64 bits of a hash of every question that training rows ask (splitting.rank_bits), uint64, each once."""
+    held: Any = ()
+    """The same of the evaluation rows, in their order."""

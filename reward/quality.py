@@ -48,7 +48,7 @@ def _by_token(rows: Sequence[PairTokens], margins: Sequence[float]) -> dict[str,
         chosen, rejected = set(row.chosen), set(row.rejected)
         for token in chosen ^ rejected:
             sides.setdefault(token, ([], []))[token in rejected].append(margin)
-    found = [
+    found: list[dict[str, Any]] = [
         {"token": token, "better": _of_kind(better), "worse": _of_kind(worse)}
         for token, (better, worse) in sorted(sides.items())
         if min(len(better), len(worse)) >= MANY

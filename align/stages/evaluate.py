@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from align.roles import Role
     from align.training.context import StageContext
     from data_prep.options import DataOptions
+    from data_prep.prepare.prepare import Prepared
     from data_prep.types import PromptTokens
 
 
@@ -90,6 +91,7 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         with context.phase("data"):
             prepared = context.rows("prompts")
         context.write_card(prepared)
+        self._doubt_held_out(context, prepared)
         rows = (prepared.eval or prepared.train)[: self.prompts]
         chain = chain_of(context.init)
         judge = context.bases.realise(context.reward, "reward", _load(context.reward)) if context.reward else None
@@ -167,6 +169,24 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
             return engine.generate([row.ids for row in rows[start : start + self.batch_size]], sampling, generator)
 
         return self._each(context, rows, replies)
+
+    def _doubt_held_out(self, context: StageContext, prepared: Prepared[PromptTokens]) -> None:
+        """Say so where conversations that train ask what is held out here: kinds of rows may be split otherwise."""
+        import numpy as np
+
+        from data_prep.records.stream import has_source
+
+        if not (prepared.eval and has_source(context.spec.data, "conversations")):
+            return
+        seen = np.isin(prepared.held[: self.prompts], context.rows("conversations").asked)
+        if seen.any():
+            first = prepared.eval[int(seen.argmax())].id
+            context.warn(
+                "held_out_seen",
+                f"{int(seen.sum())} of {len(seen)} held-out prompts are also asked in conversations that train "
+                f"(first: {first}), so that answers to them may be remembered",
+                "hold the same questions out of both: one eval_share and eval_rows, or split=eval in the rows of both",
+            )
 
     def _loss(self, context: StageContext, role: Role) -> float | None:
         """Mean held-out loss per supervised token, where the data has conversations."""

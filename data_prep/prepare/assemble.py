@@ -29,6 +29,8 @@ from data_prep.types import DOCUMENT, Prepared, RowKind
 
 Numbers = npt.NDArray[Any]
 TOKENS = "tokens.npy"
+QUESTIONS = ("asked", "held")
+"""Fields of `Prepared` that have a file of their own."""
 
 
 @dataclass
@@ -126,7 +128,8 @@ def settled(
     }
     ended = float(facts["ended"][np.concatenate([train, held])].mean())
     rows_of_eval = gathered.rows(held.astype(np.uint32), None)
-    return Prepared(rows_of_train, rows_of_eval, card, digest, gathered.highest, ended)
+    asked, questions = (ranks[facts["record"][rows]] for rows in (train, held))
+    return Prepared(rows_of_train, rows_of_eval, card, digest, gathered.highest, ended, np.unique(asked), questions)
 
 
 def _sides(reading: Reading, ranks: Numbers, wishes: Numbers, pieces: Numbers) -> tuple[Numbers, str]:
@@ -225,6 +228,8 @@ def save(folder: Path, prepared: Prepared[Any]) -> None:
         np.save(folder / f"{name}.npy", rows.order)
         if isinstance(rows.change, SwappedPairs):
             np.save(folder / f"{name}.flips.npy", rows.change.numbers)
+    for name in QUESTIONS:
+        np.save(folder / f"{name}.npy", getattr(prepared, name))
     record = {"card": prepared.card, "highest": prepared.highest, "ended": prepared.ended}
     (folder / "record.json").write_text(json.dumps(record), encoding="utf-8")
 
@@ -234,7 +239,9 @@ def load(folder: Path) -> Prepared[Any]:
     record = json.loads((folder / "record.json").read_text(encoding="utf-8"))
     tokens = np.load(folder / TOKENS)
     train, held = (_rows_of(folder, name, tokens) for name in ("train", "eval"))
-    return Prepared(train, held, record["card"], record["card"]["digest"], record["highest"], record["ended"])
+    questions = {name: np.load(folder / f"{name}.npy") for name in QUESTIONS}
+    digest = record["card"]["digest"]
+    return Prepared(train, held, record["card"], digest, record["highest"], record["ended"], **questions)
 
 
 def _rows_of(folder: Path, name: str, tokens: Numbers) -> Rows[Any]:

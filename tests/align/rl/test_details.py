@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -12,12 +13,16 @@ import torch
 from align.config.schema import Load
 from align.rl import ppo
 from align.rl.actor_critic import ActorCritic, PPOLoss
+from align.rl.options import PPOOptions
+from align.rl.ppo import adapted_kl_coef
 from align.rl.watch import Watch
 from align.stages.ppo import PPO
 from align.stages.reward_model import measure
 from align.training.optimizer import Updater
 from data_prep.core.errors import TrainingStopped
+from reward.head import ScalarHead
 from tests.align.rl.test_ppo import troupe
+from tests.tiny_chain import bases, fresh
 from tests.tiny_training import actor_critic, experience_rows, pairwise, process, weights
 
 SET = PPO(updates=4, batch_size=8, minibatches=2, ppo_epochs=3, lr=1e-3, critic_warmup=1, max_approx_kl=1e9)
@@ -65,11 +70,30 @@ def test_what_is_set_of_the_reward_reaches_it():
     given = {"kl_coef": 0.3, "missing_eos_penalty": 0.7, "gamma": 0.9, "lam": 0.8, "temperature": 0.6}
     norm = {"mean": 0.4, "std": 2.0}
     judge = SimpleNamespace(load=Load.fp32.value, record={"reward_norm": norm})
-    stage = context(reward=judge, parent_mode=SimpleNamespace(load=Load.fp32))
+    stage = context(judges=[judge], parent_mode=SimpleNamespace(load=Load.fp32))
     rule = PPO(reward_clip=3.0, lam_length=0.2, **given)._rule(stage, SimpleNamespace(train=[]), troupe())
     assert {name: getattr(rule, name) for name in given} == given
     assert (rule.clip, rule.lam_length, rule.signals) == (3.0, 0.2, None)
     assert {"mean": rule.mean, "std": rule.std} == norm
+
+
+# ---------------------------------------- the KL coefficient
+@pytest.mark.parametrize(
+    ("kl", "factor"),
+    [(2.0, 1.0), (3.0, math.exp(0.05)), (1.0, math.exp(-0.05)), (400.0, math.exp(0.1)), (-50.0, math.exp(-0.1))],
+)
+def test_the_coefficient_moves_by_at_most_e_in_a_horizon(kl, factor):
+    options = PPOOptions(kl_coef=0.1, kl_target=2.0, kl_horizon=10)
+    assert adapted_kl_coef(0.1, kl, options) == pytest.approx(0.1 * factor)
+
+
+@pytest.mark.parametrize("horizon", [1, 10, 10000])
+@pytest.mark.parametrize("kl", [-1e9, 0.0, 1e9])
+def test_no_horizon_and_no_kl_makes_the_coefficient_explode_or_negative(horizon, kl):
+    options, coefficient = PPOOptions(kl_coef=0.05, kl_target=1.0, kl_horizon=horizon), 0.05
+    for _ in range(200):
+        coefficient = adapted_kl_coef(coefficient, kl, options)
+        assert 0.0005 <= coefficient <= 5.0
 
 
 # ---------------------------------------- steps
@@ -126,6 +150,23 @@ def test_the_policy_rests_while_the_critic_warms_up():
     ppo.passes(context(), runner, rows_of(runner), 1, CHECKED)
     moved = {name.partition(".")[0] for name, p in weights(objective).items() if not torch.equal(p, before[name])}
     assert moved == {"policy", "value"}
+
+
+def test_the_value_is_not_clipped_while_it_warms_up():
+    found = bases()
+    value = fresh("lora", Load.fp32, found, seed=2)
+    value.head = ScalarHead(32)
+    objective = ActorCritic(fresh("lora", Load.fp32, found), value, PPOLoss(value_clip=1e-3))
+    batch = objective.collate(experience_rows(4))
+    clipped = objective(batch)[1]["value/clipfrac"]
+    objective.warming = True
+    loss, numbers = objective(batch)
+    assert clipped > 0 and numbers["value/clipfrac"] == 0
+    error = value.scores(batch.packed, batch.source_M) - batch.numbers["returns"]
+    assert float(loss) == pytest.approx(float(0.5 * error.square().sum()), rel=1e-5)
+    loss.backward()
+    grads = [p.grad for p in objective.clip_groups()[0]]
+    assert all(grad is not None and not grad.any() for grad in grads), "every process adds the same gradients"
 
 
 # ---------------------------------------- stops

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from align.rl.held_out import Gold
+from align.rl.gold import Gold
 from align.roles import Role
 from align.training.optimizer import Updater
 from tests.align.rl.tiny_loop import Went, talker, went
@@ -50,7 +50,22 @@ def test_a_healthy_stage_names_nothing(tmp_path: Path) -> None:
     assert rewards[-1] > rewards[0] + 0.2, "it has learned"
 
 
+def by(score: Any) -> Gold:
+    """A second measure: what a function says of the replies."""
+    return lambda prompts, texts, replies: [{"score": score(reply.ids, reply.finished)} for reply in replies]
+
+
+def variety(ids: list[int], ended: bool) -> float:
+    return float(len(set(ids)))
+
+
 FAULTS: dict[str, tuple[dict[str, Any], str, str, str]] = {
+    "labels that are swapped throughout": (
+        {"score": lambda *said: -variety(*said), "gold": by(variety), "lr": 4e-3, "eval_every": 1},
+        "reward_hacked",
+        "the reward rises and replies get worse",
+        "train the reward model on what it is fooled by",
+    ),
     "a reward that loves length": (
         {"score": lambda ids, _: len(ids) / 4, "updates": 12, "lr": 4e-3, "max_new_tokens": 16},
         "length_drift",
@@ -122,11 +137,6 @@ def test_a_planted_fault_is_named(fault: str, tmp_path: Path) -> None:
 
 
 # ---------------------------------------- a reward that is fooled
-def by(score: Any) -> Gold:
-    """A second measure: what a function says of the replies."""
-    return lambda prompts, texts, replies: [{"score": score(reply.ids, reply.finished)} for reply in replies]
-
-
 def test_a_reward_that_rises_while_replies_get_worse_ends_the_stage(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
