@@ -163,7 +163,7 @@ MUTATIONS = (
     Mutation(
         9,
         "running statistics take every update's scores in",
-        "align/rl/signals.py",
+        "align/rl/signals/weighed.py",
         "[a + b for a, b in zip(",
         "[a for a, b in zip(",
         (

@@ -65,7 +65,7 @@ def test_what_is_set_of_the_reward_reaches_it():
     given = {"kl_coef": 0.3, "missing_eos_penalty": 0.7, "gamma": 0.9, "lam": 0.8, "temperature": 0.6}
     norm = {"mean": 0.4, "std": 2.0}
     judge = SimpleNamespace(load=Load.fp32.value, record={"reward_norm": norm})
-    stage = context(reward=judge, parent_mode=SimpleNamespace(load=Load.fp32))
+    stage = context(reward=judge, judges=[judge], parent_mode=SimpleNamespace(load=Load.fp32))
     rule = PPO(reward_clip=3.0, lam_length=0.2, **given)._rule(stage, SimpleNamespace(train=[]), troupe())
     assert {name: getattr(rule, name) for name in given} == given
     assert (rule.clip, rule.lam_length, rule.signals) == (3.0, 0.2, None)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from align.rl.held_out import Gold
+from align.rl.gold import Gold
 from align.roles import Role
 from align.training.optimizer import Updater
 from tests.align.rl.tiny_loop import Went, talker, went

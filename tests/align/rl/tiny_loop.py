@@ -17,15 +17,18 @@ from align.checkpoints.compatibility import ParentMode
 from align.config.registries import adapters
 from align.config.schema import Load
 from align.rl.experience import PPORoles, RewardRule
-from align.rl.held_out import Gold, HeldOut
+from align.rl.gold import Gold
+from align.rl.held_out import HeldOut
 from align.rl.options import Estimator
 from align.rl.ppo import improve
-from align.rl.signals import Signal, SignalOptions, Signals
+from align.rl.signals.base import Said, Scorer, Signal, SignalOptions, Site, Source, Verdict
+from align.rl.signals.weighed import Signals
 from align.roles import Role
 from align.stages.ppo import PPO
 from align.training.loop import fit
 from align.training.objectives import LanguageModeling
 from align.training.options import Optimizer
+from data_prep.options import DataOptions
 from data_prep.types import PromptTokens, Tokens
 from tests.tiny import save_tiny_llama
 from tests.tiny_chain import HOME, bases
@@ -59,14 +62,18 @@ def talker(ends: bool = True) -> Path:
     return folder
 
 
-class Planted:
-    """A rule made of a function."""
+class Planted(Source):
+    """A signal made of a function."""
 
     def __init__(self, score: Score) -> None:
         self._score = score
 
-    def score(self, prompt_text: str, topic: str, reply_text: str, finished: bool) -> dict[str, float]:
-        return {"score": self._score([int(word) for word in reply_text.split()], finished)}
+    def open(self, where: str, site: Site) -> Scorer:
+        def scored(said: Said) -> list[Verdict]:
+            rows = zip(said.texts, said.finished, strict=True)
+            return [{"score": self._score([int(word) for word in text.split()], finished)} for text, finished in rows]
+
+        return scored
 
 
 @dataclass
@@ -113,6 +120,7 @@ def went(
         staging=folder,
         parent_mode=MODE,
         reward=None,
+        judges=[],
         spec=SimpleNamespace(name="ppo", stage=stage),
         config=SimpleNamespace(model=SimpleNamespace(lr_scale=1.0)),
         renderer=SimpleNamespace(end_token_id=END, pad_token_id=0, decode=lambda ids: " ".join(map(str, ids))),
@@ -122,8 +130,8 @@ def went(
         autocast=nullcontext,
         warn=lambda code, message, hint=None: seen.warned.setdefault(code, (message, hint)),
     )
-    signal = Signal("planted", "stages.ppo.reward", SignalOptions(rule="planted"), {})
-    signals = Signals([signal], {"planted": Planted(score)}, context.renderer.decode)
+    signal = Signal("planted", "stages.ppo.reward", SignalOptions(), Planted(score))
+    signals = Signals([signal], Site(DataOptions()), context.renderer.decode)
     how = {"clip": stage.reward_clip, "missing_eos_penalty": stage.missing_eos_penalty, "estimator": stage.advantage}
     rule = RewardRule(stage.kl_coef, *norm, gamma=1.0, lam=1.0, temperature=stage.temperature, signals=signals, **how)
     prompts = [PromptTokens(prompt(i), str(i), f"p:{i}") for i in range(stage.batch_size)]
