@@ -32,10 +32,13 @@ Judge = Callable[[list[dict[str, str]], str, str], str]
 def gold_judge() -> Judge:
     """Prefers the reply with the higher gold score; of two alike, the one with more parts of it right."""
     from align.config.compose import compose
-    from align.stages.evaluate import gold_rows, gold_rule
+    from data_prep.records.stream import source_rows
+    from reward.rules import build_rule
 
     data = compose(["pipeline=evaluate"]).stages[0].data
-    rule, topics = gold_rule(data), {row["prompt"]: row["topic"] for row in gold_rows(data)}
+    rows = source_rows(data, data.gold.source)
+    rule: Any = build_rule(str(data.gold.rule), data.gold.options, lambda: rows)
+    topics = {row["prompt"]: row["topic"] for row in rows}
 
     def points(asked: str, reply: str) -> float:
         parts: dict[str, float] = rule.score(asked, topics[asked], reply, True)
