@@ -9,7 +9,7 @@ from enum import Enum
 from typing import Any
 
 from align.config.registries import adapters, stages
-from align.config.schema import ModelOptions, TrackingOptions
+from align.config.schema import DistributedOptions, ModelOptions, TrackingOptions
 from align.stages.base import Stage, TrainingStage
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.records.filter import FILTERS
@@ -36,6 +36,7 @@ def places() -> Iterator[Place]:
     yield Place("data.", DataOptions, "data.")
     yield Place("data.KIND.", SourceOptions, rows)
     yield Place("tracking.", TrackingOptions, "tracking.")
+    yield Place("distributed.", DistributedOptions, "distributed.")
     yield Place("stages.NAME.", Stage, "stages.NAME.  of every stage")
     yield Place("stages.NAME.", TrainingStage, "stages.NAME.  of every training stage")
     for name, kind in FILTERS.items():

@@ -12,7 +12,7 @@ from enum import Enum
 from typing import Any, Union, get_args, get_origin
 
 from align.config.registries import adapters, stages
-from align.config.schema import ModelOptions, RunOptions, TrackingOptions
+from align.config.schema import RunOptions
 from data_prep.core.options import option_types, plain
 from data_prep.options import DataOptions
 
@@ -36,18 +36,15 @@ def recipe_schema() -> Json:
     adapter = {"anyOf": [*methods.values(), {"type": "object", "not": {"required": ["method"]}}]}
     parts: Json = {name: {"$ref": f"#/$defs/{name}"} for name in ("data", "adapter")}
     every = {name: _mapping(cls, parts) for name, cls in stages.items()}
-    run = _mapping(RunOptions)["properties"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "align recipe",
         "$defs": {"data": _mapping(DataOptions), "adapter": adapter},
         "type": "object",
         "properties": {
-            **run,
+            **_mapping(RunOptions)["properties"],
             "defaults": {"type": "array", "description": "what is composed below this file"},
-            "model": _mapping(ModelOptions),
             **parts,
-            "tracking": _mapping(TrackingOptions),
             "stages": {"type": "object", "properties": every, "additionalProperties": {"type": ["object", "null"]}},
             "hydra": {"type": "object"},
         },

@@ -168,7 +168,8 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
             generator.manual_seed(seed_at(context.seed, batch, 0) if batch else context.seed)
             return engine.generate([row.ids for row in rows[start : start + self.batch_size]], sampling, generator)
 
-        return self._each(context, rows, replies)
+        with context.answering(role):
+            return self._each(context, rows, replies)
 
     def _doubt_held_out(self, context: StageContext, prepared: Prepared[PromptTokens]) -> None:
         """Say so where conversations that train ask what is held out here: kinds of rows may be split otherwise."""
