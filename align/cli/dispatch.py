@@ -31,7 +31,6 @@ OUR_FAULT_NOT = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQ
 
 
 ELSEWHERE = {
-    "serve": "align chat TARGET --web is a local page; a server loads what align merge or align export writes",
     "train": "align run trains",
     "generate": "align chat TARGET answers, line by line from a pipe as well",
 }

@@ -84,6 +84,14 @@ VERBS = [
         options="align.serving.options:LabelOptions",
     ),
     Verb(
+        "serve",
+        "TARGET [OPTIONS]",
+        "answer programs by OpenAI's protocol: every policy of the runs on one base",
+        "align.cli.serve:serve",
+        flags=("--token=TOKEN",),
+        options="align.serving.options:ServeOptions",
+    ),
+    Verb(
         "combine",
         "TARGET TARGET [OPTIONS]",
         "adapters of several tasks as one",

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers.cache_utils import Cache, DynamicLayer
 
 from align.models.packing import Memory
@@ -60,6 +61,18 @@ class BlockLayer(DynamicLayer):
         """Hold these rows alone."""
         self._move(self.keys[indices], self.values[indices])
 
+    def join(self, other: BlockLayer) -> None:
+        """Hold another layer's rows behind the own ones; the shorter of both begin with columns that nobody sees."""
+        columns = max(self.keys.shape[2], other.keys.shape[2])
+        self._move(
+            torch.cat([_reaching(self.keys, columns), _reaching(other.keys, columns)]),
+            torch.cat([_reaching(self.values, columns), _reaching(other.values, columns)]),
+        )
+
+    def forget(self, columns: int) -> None:
+        """Hold all but so many of the first columns."""
+        self._move(self.keys[:, :, columns:], self.values[:, :, columns:])
+
     def _move(self, keys: Tensor, values: Tensor) -> None:
         """Into buffers with room for at least one more column and at most a block of them."""
         rows, heads, held, width = keys.shape
@@ -74,6 +87,11 @@ class BlockLayer(DynamicLayer):
 
     def _show(self, held: int) -> None:
         self.keys, self.values = (buffer_BKCD[:, :, :held] for buffer_BKCD in self.buffers)
+
+
+def _reaching(held_BKCD: Tensor, columns: int) -> Tensor:
+    """With columns of zeros in front, so that there are so many."""
+    return pad(held_BKCD, (0, 0, columns - held_BKCD.shape[2], 0))
 
 
 class BlockCache(Cache):
@@ -98,3 +116,13 @@ class BlockCache(Cache):
         for number, layer in enumerate(self.layers):
             layer.lay_out(index_BC, memory[number] if memory else None)
         return own_BC >= 0
+
+    def join(self, other: BlockCache) -> None:
+        """Hold another cache's rows behind the own ones."""
+        for layer, more in zip(self.layers, other.layers, strict=True):
+            layer.join(more)
+
+    def forget(self, columns: int) -> None:
+        """Hold all but so many of the first columns, which no row sees any more."""
+        for layer in self.layers:
+            layer.forget(columns)

@@ -49,60 +49,11 @@ class Sampling:
     greedy: bool = False
 
 
-class RolloutEngine:
-    """Decodes with a role's own tree, so weights are never copied or out of date."""
+class Decoder:
+    """The passes of decoding, on a role's own tree, so that weights are never copied or out of date."""
 
-    def __init__(self, role: Role, end_id: int, pad_id: int) -> None:
+    def __init__(self, role: Role) -> None:
         self.role = role
-        self.end_id = end_id
-        self.pad_id = pad_id
-
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None = None
-    ) -> list[Reply]:
-        """One reply per prompt, in order. `generator` makes sampling repeatable; greedy ignores it."""
-        grown = deque(self.stream(prompts, sampling, generator), maxlen=1)
-        return grown.pop() if grown else []
-
-    def stream(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None = None
-    ) -> Iterator[list[Reply]]:
-        """The replies as they grow: the same list after every sampled token. Closing the iterator ends the sampling."""
-        training = self.role.training
-        self.role.eval()
-        try:
-            yield from self._steps(prompts, sampling, generator)
-        finally:
-            self.role.train(training)
-
-    @torch.no_grad()
-    def _steps(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None
-    ) -> Iterator[list[Reply]]:
-        if not prompts:
-            return
-        replies = [Reply() for _ in prompts]
-        device, cache = self.role.tree.device, BlockCache()
-        alive = list(range(len(prompts)))
-        logits_BV, visible_BC, position_B = self._read(prompts, cache)
-        uniforms = _Uniforms(len(prompts), generator)
-        for step in range(sampling.max_new_tokens):
-            uniform_B = None if sampling.greedy else uniforms.at(step, alive).to(device)
-            token_B, logprob_B = _draw(logits_BV, sampling.temperature, uniform_B)
-            self._append(replies, alive, token_B, logprob_B)
-            yield replies
-            keep = self._kept(replies, alive)
-            if not keep or step + 1 == sampling.max_new_tokens:
-                break
-            if len(keep) < len(alive):
-                rows, alive = torch.tensor(keep, device=device), [alive[place] for place in keep]
-                cache.batch_select_indices(rows)
-                token_B, position_B = token_B[rows], position_B[rows]
-                visible_BC = None if visible_BC is None else visible_BC[rows]
-            if visible_BC is not None:
-                visible_BC = torch.cat([visible_BC, visible_BC.new_ones(len(alive), 1)], dim=1)
-            logits_BV = self._next(token_B, position_B, visible_BC, cache, alive)
-            position_B = position_B + 1
 
     def _read(self, prompts: Sequence[Sequence[int]], cache: BlockCache) -> tuple[Tensor, Tensor | None, Tensor]:
         """Read the prompts in one packed pass.
@@ -138,6 +89,62 @@ class RolloutEngine:
     def _entering(self, rows: Sequence[int], packed: bool) -> None:
         """Called before a pass with the row of every token: one token of each row, or packed prompts."""
 
+
+class RolloutEngine(Decoder):
+    """Decodes batches whose rows start together."""
+
+    def __init__(self, role: Role, end_id: int, pad_id: int) -> None:
+        super().__init__(role)
+        self.end_id = end_id
+        self.pad_id = pad_id
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None = None
+    ) -> list[Reply]:
+        """One reply per prompt, in order. `generator` makes sampling repeatable; greedy ignores it."""
+        grown = deque(self.stream(prompts, sampling, generator), maxlen=1)
+        return grown.pop() if grown else []
+
+    def stream(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None = None
+    ) -> Iterator[list[Reply]]:
+        """The replies as they grow: the same list after every sampled token. Closing the iterator ends the sampling."""
+        training = self.role.training
+        self.role.eval()
+        try:
+            yield from self._steps(prompts, sampling, generator)
+        finally:
+            self.role.train(training)
+
+    @torch.no_grad()
+    def _steps(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None
+    ) -> Iterator[list[Reply]]:
+        if not prompts:
+            return
+        replies = [Reply() for _ in prompts]
+        device, cache = self.role.tree.device, BlockCache()
+        alive = list(range(len(prompts)))
+        logits_BV, visible_BC, position_B = self._read(prompts, cache)
+        uniforms = _Uniforms(len(prompts), generator)
+        for step in range(sampling.max_new_tokens):
+            uniform_B = None if sampling.greedy else uniforms.at(step, alive).to(device)
+            token_B, logprob_B = draw(logits_BV, sampling.temperature, uniform_B)
+            self._append(replies, alive, token_B, logprob_B)
+            yield replies
+            keep = self._kept(replies, alive)
+            if not keep or step + 1 == sampling.max_new_tokens:
+                break
+            if len(keep) < len(alive):
+                rows, alive = torch.tensor(keep, device=device), [alive[place] for place in keep]
+                cache.batch_select_indices(rows)
+                token_B, position_B = token_B[rows], position_B[rows]
+                visible_BC = None if visible_BC is None else visible_BC[rows]
+            if visible_BC is not None:
+                visible_BC = torch.cat([visible_BC, visible_BC.new_ones(len(alive), 1)], dim=1)
+            logits_BV = self._next(token_B, position_B, visible_BC, cache, alive)
+            position_B = position_B + 1
+
     def _append(self, replies: list[Reply], alive: list[int], token_B: Tensor, logprob_B: Tensor) -> None:
         drawn = torch.stack([token_B.double(), logprob_B.double()], dim=1).tolist()
         for row, (token, logprob) in zip(alive, drawn, strict=True):
@@ -156,13 +163,18 @@ class RolloutEngine:
         return still_open if few else list(range(len(alive)))
 
 
+def streams_of(rows: int, generator: torch.Generator | None) -> list[np.random.Generator]:
+    """A stream of random numbers for each row, whose seed is the row's own draw from the generator."""
+    device = "cpu" if generator is None else generator.device
+    seeds = torch.randint(2**62, (rows,), generator=generator, device=device).tolist()
+    return [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
+
+
 class _Uniforms:
-    """Uniform numbers in [0, 1): one stream per row, whose seed is the row's own draw from the generator."""
+    """Uniform numbers in [0, 1), of one stream per row."""
 
     def __init__(self, rows: int, generator: torch.Generator | None) -> None:
-        device = "cpu" if generator is None else generator.device
-        seeds = torch.randint(2**62, (rows,), generator=generator, device=device).tolist()
-        self._streams = [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
+        self._streams = streams_of(rows, generator)
         self._block_BS = torch.empty(0)
 
     def at(self, step: int, rows: list[int]) -> Tensor:
@@ -172,7 +184,7 @@ class _Uniforms:
         return self._block_BS[rows, step % BLOCK]
 
 
-def _draw(logits_BV: Tensor, temperature: float, uniform_B: Tensor | None) -> tuple[Tensor, Tensor]:
+def draw(logits_BV: Tensor, temperature: float, uniform_B: Tensor | None) -> tuple[Tensor, Tensor]:
     """Next tokens [B] and their log-probabilities [B] under softmax(logits / temperature).
 
     A token is drawn where its uniform number falls among the cumulated probabilities (float64); without numbers it is

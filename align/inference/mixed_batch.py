@@ -87,7 +87,7 @@ class Mixed:
         for role, places in self._groups([name for name, _ in rows]):
             owners, ids = [rows[i][0] for i in places], [list(rows[i][1]) for i in places]
             packed = pack(ids).to(role.tree.device)
-            self._route([name for name, row in zip(owners, ids, strict=True) for _ in row], 1)
+            self.route([name for name, row in zip(owners, ids, strict=True) for _ in row], 1)
             ends = torch.tensor([len(row) for row in ids], device=role.tree.device).cumsum(0)
             last_N = torch.zeros(packed.tokens, dtype=torch.bool, device=role.tree.device)
             last_N[ends - 1] = True
@@ -129,18 +129,20 @@ class Mixed:
 
     def _groups(self, owners: Sequence[str | None]) -> list[tuple[Role, list[int]]]:
         """Roles and the numbers of the rows that each computes; all low-rank adapters and the base are one role."""
-        together, alone = [], {name: [] for name in self.apart}  # type: tuple[list[int], dict[str, list[int]]]
+        groups: dict[Role, list[int]] = {}
         for place, name in enumerate(owners):
-            if name is None or name in self.names:
-                together.append(place)
-            elif name in alone:
-                alone[name].append(place)
-            else:
-                raise unknown("adapter", name, sorted({*self.names, *self.apart}))
-        groups = [(self.role, together), *((self.apart[name], places) for name, places in alone.items())]
-        return [(role, places) for role, places in groups if places]
+            groups.setdefault(self.role_of(name), []).append(place)
+        return list(groups.items())
 
-    def _route(self, owners: Sequence[str | None], dim: int) -> None:
+    def role_of(self, name: str | None) -> Role:
+        """The role whose forward computes the rows of an adapter."""
+        if name is None or name in self.names:
+            return self.role
+        if name not in self.apart:
+            raise unknown("adapter", name, sorted({*self.names, *self.apart}))
+        return self.apart[name]
+
+    def route(self, owners: Sequence[str | None], dim: int) -> None:
         """Say which adapter each row (or packed token) of the coming forward belongs to."""
         device = self.role.tree.device
         places: dict[str, list[int]] = {}
@@ -158,7 +160,7 @@ class _RoutedEngine(RolloutEngine):
     owners: list[str | None]
 
     def _entering(self, rows: Sequence[int], packed: bool) -> None:
-        self.mixed._route([self.owners[row] for row in rows], dim=1 if packed else 0)
+        self.mixed.route([self.owners[row] for row in rows], dim=1 if packed else 0)
 
 
 def put_on_one_base(opened: Sequence[Opened]) -> None:

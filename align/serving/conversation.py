@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -107,10 +107,28 @@ _CHUNK = 32
 """Replies that the reward model reads at a time."""
 
 
+def context_of(tree: Any) -> int:
+    """Most tokens that prompt and reply may have together on a tree; virtual tokens take their part of it."""
+    limit = getattr(tree.config.get_text_config(), "max_position_embeddings", None) or _NO_LIMIT
+    lead = lead_of(tree)
+    return int(limit) - (lead.tokens if lead else 0)
+
+
+class Speller(Protocol):
+    """What makes text of a reply's ids."""
+
+    @property
+    def reply_edges(self) -> tuple[str, str]:
+        """What stands before and after the text, and is no part of it."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text."""
+
+
 class Growing:
     """The text of a reply whose tokens arrive one by one: pieces that never break a character or take a word back."""
 
-    def __init__(self, renderer: Renderer) -> None:
+    def __init__(self, renderer: Speller) -> None:
         self._renderer = renderer
         self.shown = ""
 
@@ -163,16 +181,18 @@ class Panel:
         self.renderer = Renderer(open_tokenizer(folder))
         identity = BaseIdentity(str(folder), None, base_fingerprint(folder))
         self.bases = Bases(folder, identity, Accelerator().device)
-        self._chain = chain_of(policy)
+        self.chain = chain_of(policy)
+        """The base and every policy of the lineage, by stage name."""
         self._own_load = own_load(read_model_config(folder))
         self._engines: dict[str, RolloutEngine] = {}
-        self._judge = judge
+        self.judge_checkpoint = judge
+        """The reward model itself."""
         self._judging: Role | None = None
 
     @property
     def names(self) -> list[str]:
         """Every policy of the lineage by stage name, base first."""
-        return [name for name, _ in self._chain]
+        return [name for name, _ in self.chain]
 
     @property
     def main(self) -> str:
@@ -181,41 +201,43 @@ class Panel:
 
     def context(self, name: str) -> int:
         """Most tokens that prompt and reply of a policy may have together; virtual tokens take their part of it."""
-        tree = self.engine(name).role.tree
-        limit = getattr(tree.config.get_text_config(), "max_position_embeddings", None) or _NO_LIMIT
-        lead = lead_of(tree)
-        return int(limit) - (lead.tokens if lead else 0)
+        return context_of(self.engine(name).role.tree)
 
     def engine(self, name: str) -> RolloutEngine:
         """The sampler of one policy, made when it is first asked."""
         if name not in self._engines:
-            checkpoint = dict(self._chain)[name]
-            recorded = [Load(one.load) for _, one in self._chain if one is not None and not one.foreign]
-            lowest = recorded[0] if recorded else self._own_load
+            checkpoint = dict(self.chain)[name]
             if checkpoint is not None:
-                role = self.bases.realise(checkpoint, name, lowest if checkpoint.foreign else Load(checkpoint.load))
+                role = self.bases.realise(checkpoint, name, self.load_of(checkpoint))
             else:
-                role = Role(name, self.bases.root(lowest).tree(), None).freeze()
+                role = Role(name, self.bases.root(self.load_of(None)).tree(), None).freeze()
             self._engines[name] = RolloutEngine(role, self.renderer.end_token_id, self.renderer.pad_token_id)
         return self._engines[name]
+
+    def load_of(self, checkpoint: Checkpoint | None) -> Load:
+        """The precision that a policy of the lineage is opened at: its own, or the lowest recorded one's."""
+        if checkpoint is not None and not checkpoint.foreign:
+            return Load(checkpoint.load)
+        recorded = [Load(one.load) for _, one in self.chain if one is not None and not one.foreign]
+        return recorded[0] if recorded else self._own_load
 
     def load(self, names: Sequence[str]) -> None:
         """Bring policies and the reward model into memory, so that the first reply does not wait for them."""
         for name in names:
             self.engine(name)
-        if self._judge is not None and self._judging is None:
-            self._judging = self.bases.realise(self._judge, "reward", Load(self._judge.load))
+        if self.judge_checkpoint is not None and self._judging is None:
+            self._judging = self.bases.realise(self.judge_checkpoint, "reward", Load(self.judge_checkpoint.load))
 
     def digest(self, name: str) -> str:
         """What identifies a policy's weights: its checkpoint's digest, or the fingerprint of the base."""
-        checkpoint = dict(self._chain)[name]
+        checkpoint = dict(self.chain)[name]
         return checkpoint.digest if checkpoint is not None else self.bases.identity.fingerprint
 
     def rewards(self, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float] | None:
         """Rewards of (prompt, reply) pairs by the chain's reward model, if it is loaded. Replies are never empty."""
-        if self._judging is None or self._judge is None:
+        if self._judging is None or self.judge_checkpoint is None:
             return None
-        return normalised(score_replies(self._judging, pairs, _CHUNK), self._judge)
+        return normalised(score_replies(self._judging, pairs, _CHUNK), self.judge_checkpoint)
 
     def check_system(self, text: str | None) -> None:
         """Refuse a system prompt that the chat template or the context cannot take."""

@@ -11,7 +11,7 @@ import secrets
 import socket
 import threading
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import jinja2
 import uvicorn
@@ -82,12 +82,12 @@ class LocalPage:
         return token is not None and secrets.compare_digest(token.encode(), self.token.encode())
 
 
-async def body_of(request: Request) -> bytes:
-    """The request's body; of one that is too long, enough to be refused."""
+async def body_of(request: Request, longest: int = LONGEST) -> bytes:
+    """The request's body; of one that is longer, enough to be refused."""
     body = b""
     async for chunk in request.stream():
         body += chunk
-        if len(body) > LONGEST:
+        if len(body) > longest:
             break
     return body
 
@@ -132,10 +132,22 @@ def _template(name: str) -> jinja2.Template:
     return jinja2.Environment(loader=loader, autoescape=True).get_template(name)
 
 
-class Server(uvicorn.Server):
-    """uvicorn for one page; when it is to end, so does the reply at hand."""
+class Application(Protocol):
+    """What can be served."""
 
-    def __init__(self, page: LocalPage) -> None:
+    @property
+    def app(self) -> Starlette:
+        """Its routes."""
+
+    @property
+    def leaving(self) -> threading.Event:
+        """Set when the server is to end."""
+
+
+class Server(uvicorn.Server):
+    """uvicorn for one application; when it is to end, so do the replies at hand."""
+
+    def __init__(self, page: Application) -> None:
         options: dict[str, Any] = {"log_level": "critical", "access_log": False, "lifespan": "off", "ws": "none"}
         super().__init__(uvicorn.Config(page.app, timeout_graceful_shutdown=1, **options))
         self._leaving = page.leaving
@@ -145,8 +157,8 @@ class Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def listen(port: str | None) -> socket.socket:
-    """A socket on 127.0.0.1; port 0 takes any free one.
+def listen(port: str | None, host: str = HOST) -> socket.socket:
+    """A socket on 127.0.0.1, or on another address of this computer; port 0 takes any free one.
 
     Raises:
         UserError: no port number, or one that is taken or not to be had.
@@ -157,7 +169,7 @@ def listen(port: str | None) -> socket.socket:
     found = socket.socket()
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        found.bind((HOST, number))
+        found.bind((host, number))
         found.listen()
     except OSError as problem:
         found.close()
@@ -167,8 +179,8 @@ def listen(port: str | None) -> socket.socket:
     return found
 
 
-def serve(page: LocalPage, found: socket.socket) -> int:
-    """Serve the page until Ctrl-C; returns the exit code."""
+def serve(page: Application, found: socket.socket) -> int:
+    """Serve an application until Ctrl-C; returns the exit code."""
     try:
         Server(page).run(sockets=[found])
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""What can be set for `align chat` and `align label`, and the checkpoint that their TARGET names. Imports no torch."""
+"""What can be set for `align chat`, `align label` and `align serve`, and what their TARGET names. Imports no torch."""
 
 # No `from __future__ import annotations`: `data_prep/core/options.py` reads these annotations as types, as elsewhere.
 from dataclasses import asdict, dataclass
@@ -58,6 +58,32 @@ class LabelOptions:
     max_new_tokens: int = option(256, "longest reply in tokens", low=1)
     seed: int = option(0, "seed of prompts, replies and sides; the same seed goes on with the same pairs")
     runs: str = option("runs", "folder that run folders are in")
+    base: Optional[str] = option(None, "folder of the base where it lies now (default: as the checkpoint records)")
+
+
+class By(Enum):
+    """Who computes what `align serve` answers."""
+
+    align = "align"
+    vllm = "vllm"
+
+
+@dataclass
+class ServeOptions:
+    """Who may ask, what one request may cost, and where runs are."""
+
+    host: str = option("127.0.0.1", "address to listen on; any but 127.0.0.1 needs a token")
+    port: int = option(8417, "port to listen on (0: any free one)", high=65535)
+    token: Optional[str] = option(None, "what requests must carry as their API key")
+    temperature: float = option(1.0, "sampling temperature where a request says none", high=100)
+    max_new_tokens: int = option(256, "longest reply in tokens where a request says nothing", low=1)
+    batch: int = option(64, "most replies that are computed at once", low=1)
+    waiting: int = option(1024, "most replies that wait; further requests are turned away", low=1)
+    max_rows: int = option(128, "most replies that one request may ask for", low=1)
+    max_bytes: int = option(2_000_000, "longest request in bytes", low=1)
+    reward: bool = option(True, "keep the reward models in memory, for rewards and best_of")
+    engine: By = option(By.align, "align serves; vllm prints the commands that let vLLM serve")
+    out: str = option("runs", "folder that run folders are in")
     base: Optional[str] = option(None, "folder of the base where it lies now (default: as the checkpoint records)")
 
 

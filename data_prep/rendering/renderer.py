@@ -275,13 +275,17 @@ class Renderer:
 
     def documents(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of plain documents: a bos when the tokenizer adds one itself, the text, the eos token if there is one."""
+        eos = self.tokenizer.eos_token_id
+        back = [int(eos)] if eos is not None else []
+        return [[*ids, *back] for ids in self.beginnings(texts)]
+
+    def beginnings(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of documents that go on: as `documents`, without the end."""
         escape = self._template.escapes.escape
         encoded = self._encode_all([self._said(escape(text), START) for text in texts])
         bos = self.bos_token_id
         front = [bos] if bos is not None and self._adds_bos() else []
-        eos = self.tokenizer.eos_token_id
-        back = [int(eos)] if eos is not None else []
-        return [[*front, *one.ids, *back] for one in encoded]
+        return [[*front, *one.ids] for one in encoded]
 
     # ------------------------------------------------------------------ insides
     def _adds_bos(self) -> bool:

@@ -33,6 +33,7 @@ from align.config.schema import (
     TrackingOptions,
 )
 from align.rl.signals.base import SignalOptions
+from align.serving.options import ServeOptions
 from align.stages.base import Stage, TrainingStage
 from data_prep.core.errors import UserError
 from data_prep.formats.base import FORMATS
@@ -300,6 +301,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "source": lambda: options(SourceOptions),
     "gold": lambda: options(GoldOptions),
     "signal": lambda: options(SignalOptions),
+    "serving": lambda: options(ServeOptions),
     "every_stage": lambda: options(Stage),
     "training": lambda: options(TrainingStage, _names(Stage)),
     "stage": stage_options,

@@ -65,7 +65,7 @@ def test_help_of_run_explains_every_option(capfd):
     ("words", "line"),
     [
         (["rnu"], "unknown verb 'rnu' (did you mean 'run'?"),
-        (["serve", "RUN"], "there is no verb 'serve'; align chat TARGET --web is a local page"),
+        (["generate", "RUN"], "there is no verb 'generate'; align chat TARGET answers, line by line"),
         (["run", "adapter=lorra"], "unknown adapter 'lorra' (did you mean 'lora'?"),
         (["run", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
         (["ls", "adaptors"], "unknown kind 'adaptors' (did you mean 'adapters'?"),

@@ -141,12 +141,12 @@ def test_the_cache_grows_by_blocks_of_any_size(monkeypatch):
 
 
 def test_what_has_no_probability_is_never_drawn():
-    from align.inference.generation import _draw
+    from align.inference.generation import draw
 
     nothing = float("-inf")
     logits_BV = torch.tensor([[nothing, 0.0, nothing, 0.0, nothing]]).repeat(3, 1)
     uniform_B = torch.tensor([0.0, 0.5, 1.0 - 2.0**-53], dtype=torch.float64)
-    token_B, logprob_B = _draw(logits_BV, 1.0, uniform_B)
+    token_B, logprob_B = draw(logits_BV, 1.0, uniform_B)
     assert token_B.tolist() == [1, 3, 3]
     assert logprob_B.tolist() == pytest.approx([math.log(0.5)] * 3)
 
