@@ -284,12 +284,19 @@ def test_the_census_of_types_is_that_of_the_docs():
 
 
 # ------------------------------------------------------------------------------------------------------------- runs
+def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the samples that a supervised stage keeps to be read."""
+    monkeypatch.setattr(supervised, "greedy_samples", lambda *_: [])
+
+
 @pytest.fixture(scope="module")
 def chain() -> Path:
     """Every stage of RLHF in bfloat16, with recomputed activations, and its result."""
     ppo = ["stages.ppo.micro_tokens=64", "stages.ppo.gradient_checkpointing=true"]
     words = ["adapter=lora", "stages.sft.gradient_checkpointing=true", "stages.reward_model.adapter=vera", *ppo, *BF16]
-    return made("rlhf", "name=chain", *words)
+    with pytest.MonkeyPatch.context() as patch:
+        few_tokens(patch)
+        return made("rlhf", "name=chain", *words)
 
 
 def test_the_chain_in_bfloat16(chain: Path):
@@ -309,11 +316,6 @@ def test_its_result_is_merged_exported_and_spoken_with(
     capfd.readouterr()
     assert main(["chat", str(chain), "max_new_tokens=4"]) == 0
     assert capfd.readouterr().out.strip()
-
-
-def few_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the samples that a supervised stage keeps to be read."""
-    monkeypatch.setattr(supervised, "greedy_samples", lambda *_: [])
 
 
 def test_a_stopped_stage_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
