@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import Input, StagePlan
 from align.checkpoints.peft_adapter import unknown_of
-from align.config.schema import RunConfig, Shard, StageSpec
+from align.config.schema import Load, RunConfig, Shard, StageSpec
 from align.models.resolve import base_identity, find_base, open_renderer
 from align.planning.preflight import require_plans
 from align.run_record import StageEntry
-from align.runs.environment import peak_rss, quieten, reset_peak_rss
+from align.runs.environment import kernels, peak_gpu, peak_rss, quieten, reset_peak_gpu, reset_peak_rss
 from align.runs.folder import SharedStages, StageFolder, finished, home_of, locked, make_folder, yaml_text
 from align.runs.launcher import check_launcher
 from align.runs.processes import join_processes
@@ -50,7 +50,7 @@ def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]
         KeyboardInterrupt: a signal ended it, with a state kept or after a stage; the same call goes on.
     """
     quieten()
-    with interrupts.handled():
+    with interrupts.handled(), kernels(config.deterministic):
         return _run(config, shared)
 
 
@@ -105,8 +105,11 @@ def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolde
     """Run a stage in its staging folder and publish the result; returns its entry for run.json."""
     started = time.monotonic()
     context = _context(work, plan, digest, home.staging)
+    device = str(context.accelerator.device)
     reset_peak_rss()
+    reset_peak_gpu(device)
     (home.staging / "recipe.yaml").write_text(yaml_text(work.config.resolved["stages"][work.stage]), encoding="utf-8")
+    _doubt_base(context, device)
     saved = _within_memory(plan.spec, context)
     interrupts.defer()  # what is done is published first
     work.accelerator.wait_for_everyone()  # every process has read the staging folder back before it is renamed
@@ -114,13 +117,22 @@ def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolde
         _publish(home, saved, digest)
     work.accelerator.wait_for_everyone()
     own = file_sha256(home.final / ("checkpoint.json" if saved is not None else "result.json"))
-    numbers = {"peak_rss_bytes": peak_rss(), **context.measured(), "seconds": round(time.monotonic() - started, 3)}
+    peaks = {"peak_rss_bytes": peak_rss(), "peak_gpu_bytes": peak_gpu(device)}
+    numbers = {**peaks, **context.measured(), "seconds": round(time.monotonic() - started, 3)}
     entry = done_entry(plan, own, numbers)
     if work.is_main:
         home.keep(entry)
     del context
     gc.collect()
     return entry
+
+
+def _doubt_base(context: StageContext, device: str) -> None:
+    """Say where a frozen base takes twice the memory on a card, and its weights are made narrow again in every pass."""
+    can_be_narrow = context.spec.stage.trains and context.spec.adapter.traits.bf16
+    if device.startswith("cuda") and can_be_narrow and context.parent_mode.load is Load.fp32:
+        hint = "set model.load=bf16, or adapter=qlora"
+        context.warn("float32_base", "the frozen base is held in float32 on a GPU, twice what bf16 takes", hint)
 
 
 def _within_memory(spec: StageSpec, context: StageContext) -> Checkpoint | None:

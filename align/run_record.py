@@ -33,6 +33,8 @@ class StageEntry:
     skipped: bool | None = None
     """Whether it was found done when the run came to it."""
     peak_rss_bytes: int | None = None
+    peak_gpu_bytes: int | None = None
+    """Most that tensors took on a CUDA device; None elsewhere."""
     trainable: int | None = None
     total: int | None = None
     tokens: int | None = None

@@ -25,7 +25,7 @@ from data_prep.core.options import build, convert, option_types, plain, unknown_
 from data_prep.options import DataOptions
 
 Tree = dict[str, Any]
-SCALARS = ("seed", "out", "name", "on_precision_change", "reward_gate", "allow_code")
+SCALARS = ("seed", "out", "name", "on_precision_change", "reward_gate", "allow_code", "deterministic")
 """Top-level keys that are one value."""
 NOT_IN_DIGEST = ("out", "name", "tracking", "reward_gate", "allow_code", "distributed")
 """Top-level keys that change no result, and so neither a run's name."""
@@ -214,6 +214,7 @@ def _checked(tree: Tree, kinds: Mapping[str, Any], choices: Mapping[str, Any], c
         on_precision_change=scalars["on_precision_change"],
         reward_gate=scalars["reward_gate"],
         allow_code=scalars["allow_code"],
+        deterministic=scalars["deterministic"],
         stages=specs,
         resolved=content,
         digest=digest,

@@ -181,6 +181,9 @@ class RunOptions:
         RewardGate.warn, "off|warn|strict: what ppo does where the gate of its reward model says refuse; strict stops"
     )
     allow_code: bool = option(False, "whether functions of your own may score replies: {python: PACKAGE.FUNCTION}")
+    deterministic: bool = option(
+        False, "true: the same bits each time on one GPU too, by slower kernels (one CPU gives them anyway)"
+    )
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,7 @@ class RunConfig:
     on_precision_change: OnPrecisionChange
     reward_gate: RewardGate
     allow_code: bool
+    deterministic: bool
     stages: list[StageSpec]
     resolved: dict[str, Any]
     digest: str

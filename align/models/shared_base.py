@@ -78,10 +78,10 @@ class SharedBase:
         config = read_model_config(folder)
         require_kept(config, load)
         options: dict[str, Any] = {"dtype": _DTYPES[load.computes_in(device.type)], "attn_implementation": ATTENTION}
-        if load.four_bit:
-            options["device_map"] = {"": device}
-            if kept_at(config) is None:
-                options["quantization_config"] = _four_bit(device, load)
+        if load.four_bit or device.type != "cpu":
+            options["device_map"] = {"": device}  # tensor by tensor: the machine's memory never holds them all
+        if load.four_bit and kept_at(config) is None:
+            options["quantization_config"] = _four_bit(device, load)
         model, notes = load_weights(folder, **options)
         for note in notes if os.environ.get("RANK", "0") == "0" else ():
             print(f"{folder}: {note}", file=sys.stderr)

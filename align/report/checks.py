@@ -79,8 +79,9 @@ def checks(stage: StageFiles, stages: Sequence[StageFiles]) -> list[Json]:
     """
     step0 = mapping(stage.metrics.get("step0"))
     probes = [abs(x) for s in stages for x in s.metrics.get("probe_scores") or [] if given(x)]
-    exact = stage.entry.get("load") == "fp32" and stage.recipe.get("autocast") != "bf16"
-    exact = exact and not stage.checkpoint.get("forced")
+    in_float32 = stage.entry.get("load") == "fp32" and stage.recipe.get("autocast") != "bf16"
+    limit = step0.get("ratio_at_most", EXACT if in_float32 else None)
+    exact = limit is not None and not stage.checkpoint.get("forced")
     found: list[Json] = []
 
     def add(key: str, text: str, limit: float, strict: bool) -> None:
@@ -90,7 +91,7 @@ def checks(stage: StageFiles, stages: Sequence[StageFiles]) -> list[Json]:
             found.append({"ok": ok, "text": text, "detail": f"{number(step0[key])}, at most {number(limit)}{noted}"})
 
     add("kl", "The policy starts as its parent: no KL before the first update", EXACT, True)
-    add("ratio_dev", "The first minibatch's ratios are 1", EXACT, exact)
+    add("ratio_dev", "The first minibatch's ratios are 1", EXACT if limit is None else limit, exact)
     add("reward_parity", "The reward model scores here as in its own evaluation", PARITY * max([1.0, *probes]), exact)
     add("rollout_gap", "Sampled log-probabilities are those that are trained", GAP, exact)
     if isinstance(step0.get("grad_roles"), list):

@@ -166,6 +166,7 @@ def costs(stages: Sequence[StageFiles]) -> Json:
                 "name": stage.name,
                 "seconds": seconds,
                 "peak": finite(stage.entry.get("peak_rss_bytes")),
+                "peak_gpu": finite(stage.entry.get("peak_gpu_bytes")),
                 "skipped": bool(stage.entry.get("skipped")),
                 "bar": _share(seconds, total, f"share of {stage.name} in the run's time"),
                 "phases": [

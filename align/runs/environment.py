@@ -7,6 +7,8 @@ import os
 import platform
 import resource
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -30,6 +32,40 @@ def peak_rss() -> int:
     except OSError:
         pass
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_gpu(device: str) -> None:
+    """Start a new measurement of the most memory that tensors take on a CUDA device; elsewhere nothing."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_gpu(device: str) -> int | None:
+    """Most bytes that tensors took on a CUDA device since `reset_peak_gpu`; None elsewhere."""
+    if not device.startswith("cuda"):
+        return None
+    import torch
+
+    return int(torch.cuda.max_memory_allocated(device))
+
+
+@contextmanager
+def kernels(deterministic: bool) -> Iterator[None]:
+    """Inside, torch takes only kernels that give the same bits each time, where that is asked for."""
+    if not deterministic:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read by CUDA's libraries as they are first used
+    import torch
+
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
 
 
 def versions() -> dict[str, str]:

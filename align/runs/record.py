@@ -197,6 +197,9 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     if signals:  # more than a parent
         options["reward"] = plain(signals)
     if isinstance(spec.stage, TrainingStage):
+        from align.training.optimizer import is_narrow
+
+        options["autocast"] = "bf16" if is_narrow(spec.stage, run.accelerator.device) else "off"
         options["lr"] = spec.stage.peak_lr(spec.adapter, run.config.model.lr_scale)
     folder = run.base_folder
     reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
@@ -219,6 +222,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
             **({"gold_signal": plain(gold.signal)} if gold and gold.signal else {}),
             **({"judged_by": judged} if judged else {}),
             **({"plain": True} if run.config.model.plain else {}),
+            **({"deterministic": True} if run.config.deterministic else {}),
             **({"revision": spec.stage.revision} if spec.stage.revision else {}),
         }
     )

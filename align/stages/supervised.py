@@ -143,7 +143,8 @@ def greedy_samples(
     prompts = [ids for _, ids in openings]
     engine = RolloutEngine(role, context.renderer.end_token_id, context.renderer.pad_token_id)
     room = (context.context or 1 << 30) - max(len(prompt) for prompt in prompts)
-    replies = engine.generate(prompts, Sampling(min(64, room), greedy=True))
+    with context.autocast():
+        replies = engine.generate(prompts, Sampling(min(64, room), greedy=True))
     decode = context.renderer.decode
     return [
         {"id": name, "prompt": decode(prompt), "reply": decode(reply.ids), "ended": reply.finished}

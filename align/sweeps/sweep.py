@@ -179,7 +179,7 @@ def stage_keys(config: RunConfig) -> dict[str, str]:
             options["reward"] = node["reward"]  # signals, and no parent alone
         asked = [node.get("init"), judge, *spec.stage.ensemble]
         parents = [dict(keys) if wanted is None else keys.get(wanted, wanted) for wanted in asked]
-        top = [config.seed, config.on_precision_change.name, config.resolved["model"]]
+        top = [config.seed, config.deterministic, config.on_precision_change.name, config.resolved["model"]]
         keys[spec.name] = sha256_json([spec.name, options, parents, top])
     return keys
 

@@ -65,11 +65,16 @@ def make_optimizer(groups: list[dict[str, Any]], options: TrainingOptions) -> to
     return optimizer
 
 
+def is_narrow(options: TrainingOptions, device: torch.device) -> bool:
+    """Whether a stage takes its matrix products in bfloat16 on a device."""
+    if options.autocast is Autocast.auto:
+        return device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return options.autocast is Autocast.bf16
+
+
 def autocast(options: TrainingOptions, device: torch.device) -> AbstractContextManager[Any]:
     """Context of every forward pass of a stage: matrix products at the precision that its options say."""
-    if options.autocast is Autocast.bf16:
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16) if is_narrow(options, device) else nullcontext()
 
 
 def shared_module(objective: Objective, accelerator: Accelerator) -> nn.Module:
@@ -139,7 +144,7 @@ class Updater:
         """
         device = self.accelerator.device
         units = float(sum(batch.weight for batch in window)) if counts else 0.0
-        weight, asked = self._reduce(torch.tensor([units, float(interrupts.wanted)], device=device))
+        weight, asked = self._sums([units, float(interrupts.wanted)])
         self._asked |= bool(asked)
         passes = [(batch, counts) for batch in window] + [(window[0], False)] * self._lacking(len(window))
         totals: dict[str, Tensor] = {}
@@ -154,8 +159,7 @@ class Updater:
                 (loss * (self.accelerator.num_processes * own / weight)).backward()
             numbers = {"loss": loss.detach(), **numbers}
             accumulate(totals, numbers if own else {name: value * 0.0 for name, value in numbers.items()})
-        norms = [self._clip(group) for group in self._clip_groups]
-        result = self._averaged(totals, float(weight))
+        result, norms = self._averaged(totals, weight, [self._clip(group) for group in self._clip_groups])
         result |= {f"grad_norm_{i}" if i else "grad_norm": norm for i, norm in enumerate(norms)}
         self._stop_on_nan(result, norms, window)
         if self.step_number == 0:
@@ -215,15 +219,15 @@ class Updater:
             accumulate(totals, numbers if counts else {name: value * 0.0 for name, value in numbers.items()})
         self.objective.train()
         own = sum(batch.weight for batch in micro_batches) if counts else 0.0
-        weight = self._reduce(torch.tensor(own, device=device))
-        result = self._averaged(totals, float(weight))
+        (weight,) = self._sums([float(own)])
+        result, _ = self._averaged(totals, weight)
         if not math.isfinite(result["loss"]):
             raise TrainingStopped(
                 f"held-out loss {result['loss']} is not finite after step {self.step_number}",
                 code="not_finite",
                 hint="lower the learning rate, or look at the evaluation rows",
             )
-        return result, float(weight)
+        return result, weight
 
     def _survey(self, window: Sequence[Batch]) -> None:
         """Let the objective see what is coming, at the precision of its forward passes."""
@@ -236,22 +240,34 @@ class Updater:
             return 0
         return int(self.accelerator.gather(torch.tensor([passes], device=self.accelerator.device)).max()) - passes
 
-    def _clip(self, parameters: list[nn.Parameter]) -> float:
-        return float(torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm))
+    def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
+        return torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
+
+    def _sums(self, values: list[float]) -> list[float]:
+        """Sums of numbers over all processes; one alone does not ask its device."""
+        if self.accelerator.num_processes == 1:
+            return values
+        found: list[float] = self._reduce(torch.tensor(values, device=self.accelerator.device)).tolist()
+        return found
 
     def _reduce(self, value: Tensor) -> Tensor:
         value = value.double()
         return self.accelerator.reduce(value, "sum") if self.accelerator.num_processes > 1 else value
 
-    def _averaged(self, totals: dict[str, Tensor], weight: float) -> dict[str, float]:
-        result = {}
-        for name, value in totals.items():
-            if name.startswith("max_"):
-                gathered = self.accelerator.gather(value.reshape(1)) if self.accelerator.num_processes > 1 else value
-                result[name] = float(gathered.max())
-            else:
-                result[name] = float(self._reduce(value)) / weight
-        return result
+    def _averaged(
+        self, totals: dict[str, Tensor], weight: float, norms: Sequence[Tensor] = ()
+    ) -> tuple[dict[str, float], list[float]]:
+        """Totals of all processes over their weight, and norms as they are: read from the device at once."""
+        device = self.accelerator.device
+        whole = [self._largest(x) if name.startswith("max_") else self._reduce(x) for name, x in totals.items()]
+        read = torch.stack([value.reshape(()).to(device, torch.float64) for value in [*whole, *norms]]).tolist()
+        sums = zip(totals, read, strict=False)
+        found = {name: value if name.startswith("max_") else value / weight for name, value in sums}
+        return found, read[len(totals) :]
+
+    def _largest(self, value: Tensor) -> Tensor:
+        gathered = self.accelerator.gather(value.reshape(1)) if self.accelerator.num_processes > 1 else value
+        return gathered.max()
 
     def _stop_on_nan(self, result: dict[str, float], norms: list[float], window: Sequence[Batch]) -> None:
         if math.isfinite(result["loss"]) and all(math.isfinite(norm) for norm in norms):

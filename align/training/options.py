@@ -26,8 +26,9 @@ class Optimizer(Enum):
 
 
 class Autocast(Enum):
-    """Precision of matrix products in forward passes."""
+    """Precision of matrix products in forward passes; `auto`: bf16 on CUDA cards that have it, else off."""
 
+    auto = "auto"
     off = "off"
     bf16 = "bf16"
 
@@ -59,7 +60,10 @@ class TrainingOptions:
     beta2: float = option(0.999, "second-moment decay of Adam", below=1)
     eps: float = option(1e-8, "denominator constant of Adam", above=0)
     max_grad_norm: float = option(1.0, "gradient norm is clipped to this", above=0)
-    autocast: Autocast = option(Autocast.off, "off|bf16: precision of matrix products during training")
+    autocast: Autocast = option(
+        Autocast.auto,
+        "auto|off|bf16: precision of matrix products in every pass of the stage (auto: bf16 on CUDA, else off)",
+    )
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
     eval_every: int = option(0, "optimiser steps between evaluations (0: four times per run)")
     patience: int = option(0, "stop after this many evaluations without improvement (0: never)")

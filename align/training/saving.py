@@ -18,7 +18,8 @@ from align.roles import Role, outputs
 from align.training.context import StageContext
 from data_prep.core.errors import TrainingStopped, UserError
 
-PROBE_ATOL = 1e-4  # across machines; within a process the comparison is exact
+PROBE_ATOL = 1e-4
+"""Across machines, and on a device, whose sums come in an order of their own; within a process of a CPU it is exact."""
 
 
 @dataclass
@@ -68,10 +69,11 @@ def _save_and_compare(context: StageContext, result: Result, folder: Path) -> Ch
     again = outputs(context.bases.built(saved, "saved", context.parent_mode.load), result.probe_ids)
     if again != probe:
         gap = max(abs(a - b) for x, y in zip(again, probe, strict=True) for a, b in zip(x, y, strict=True))
-        raise TrainingStopped(
-            f"{saved.stage}: the saved checkpoint does not reproduce what was trained (outputs differ by {gap:.2e})",
-            code="save_mismatch",
-        )
+        if context.accelerator.device.type == "cpu" or not gap <= PROBE_ATOL:
+            raise TrainingStopped(
+                f"{saved.stage}: the saved checkpoint does not give what was trained (outputs differ by {gap:.2e})",
+                code="save_mismatch",
+            )
     if context.is_main:
         write_card(saved, context.bases.folder, context.staging, " ".join(context.config.command))
     return saved

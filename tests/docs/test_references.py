@@ -116,6 +116,7 @@ def test_options_exist(page):
 def test_top_level_options_exist():
     named = {
         "seed",
+        "deterministic",
         "out",
         "name",
         "on_precision_change",

@@ -61,7 +61,7 @@ class StageFacts:
     def numbers(self) -> dict[str, float]:
         """Its final metrics, trainable parameters, seconds and memory, with the stage's name before each key."""
         flat = dict(_numbers(self.entry.get("metrics") or {}, f"{self.name}/final"))
-        for key in ("seconds", "peak_rss_bytes", "trainable", "total"):
+        for key in ("seconds", "peak_rss_bytes", "peak_gpu_bytes", "trainable", "total"):
             flat.update(_numbers({key: self.entry.get(key)}, self.name))
         return flat
 

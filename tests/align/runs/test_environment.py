@@ -6,7 +6,10 @@ import getpass
 import json
 import platform
 
-from align.runs.environment import facts
+import pytest
+import torch
+
+from align.runs.environment import facts, kernels, peak_gpu, reset_peak_gpu
 
 
 def test_the_machine_is_described_without_names_of_host_or_user() -> None:
@@ -16,3 +19,20 @@ def test_the_machine_is_described_without_names_of_host_or_user() -> None:
     assert isinstance(found["memory_bytes"], int) and found["memory_bytes"] > 2**28
     told = json.dumps(found)
     assert platform.node() not in told and getpass.getuser() not in told.split('"')
+
+
+def test_the_peak_of_a_card_is_that_of_the_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: asked.append(device))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 * len(asked))
+    reset_peak_gpu("cpu")
+    assert peak_gpu("cpu") is None and not asked
+    reset_peak_gpu("cuda:1")
+    assert peak_gpu("cuda:1") == 7 and asked == ["cuda:1"]
+
+
+def test_only_kernels_with_equal_bits_inside_and_as_before_outside() -> None:
+    for wanted in (True, False):
+        with kernels(wanted):
+            assert torch.are_deterministic_algorithms_enabled() is wanted
+        assert not torch.are_deterministic_algorithms_enabled()
