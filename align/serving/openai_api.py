@@ -29,11 +29,11 @@ from starlette.types import Receive, Scope, Send
 
 from align.inference.open_batch import Row
 from align.serving.engine import Engine, Scoring
+from align.serving.local_page import HOST, body_of
 from align.serving.openai_reply import Spoken, Wording
 from align.serving.openai_request import Asked, ChatRequest, CompletionRequest, asked, read_request
 from align.serving.options import ServeOptions
 from align.serving.served import Model, Served
-from align.serving.local_page import HOST, body_of
 from data_prep.core.errors import TrainingStopped, UserError
 
 _OWN_HOSTS = (HOST, "localhost")

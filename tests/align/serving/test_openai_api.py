@@ -27,10 +27,10 @@ from align.inference.open_batch import OpenBatch
 from align.models.location import model_folder
 from align.serving.conversation import Conversation, Ended, Panel
 from align.serving.engine import Engine
+from align.serving.local_page import HOST, Server, listen
 from align.serving.openai_api import Api
 from align.serving.options import ChatOptions, ServeOptions
 from align.serving.served import Served, speakers_of
-from align.serving.local_page import HOST, Server, listen
 from data_prep.core.errors import UserError
 from tests.tiny_chain import base, checkpoint, copied, finished, read, refused, until
 
