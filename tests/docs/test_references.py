@@ -122,6 +122,7 @@ def test_top_level_options_exist():
         "on_precision_change",
         "reward_gate",
         "allow_code",
+        "distributed",
         "model",
         "adapter",
         "data",
