@@ -18,7 +18,7 @@ help: ## show this list
 quickstart: $(INSTALLED) ## set up, then tune, reward, PPO and evaluate the embedded model (offline after set-up)
 	HF_HUB_OFFLINE=1 $(BIN)/align run $(ARGS)
 
-loop: $(DEVELOPED) ## the quickstart, labels by a scripted judge, reward model and PPO again (ten minutes on two idle cores)
+loop: $(DEVELOPED) ## the quickstart, labels by a scripted judge, reward model and PPO again
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/loop.py $(ARGS)
 
 test: $(DEVELOPED) ## set up, then run the tests (TESTS=tests/align for some of them)
