@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import Input, StagePlan
 from align.checkpoints.peft_adapter import unknown_of
-from align.config.schema import RunConfig, StageSpec
+from align.config.schema import RunConfig, Shard, StageSpec
 from align.models.resolve import base_identity, find_base, open_renderer
 from align.planning.preflight import require_plans
 from align.run_record import StageEntry
@@ -157,6 +157,7 @@ def _context(work: Run, plan: StagePlan[Checkpoint], digest: str, staging: Path)
             base_identity(work.config, work.base_folder),
             work.accelerator.device,
             work.config.model.plain,
+            in_parts=work.config.distributed.shard is Shard.base and work.accelerator.num_processes > 1,
         ),
         renderer=open_renderer(work.base_folder),
         staging=staging,

@@ -30,6 +30,7 @@ from align.models.forward import head_logits, linear_head, packed_hidden
 from align.models.low_rank import LowRankTerms, merge, stack
 from align.models.own_functions import head_logprobs, head_statistics
 from align.models.packing import Packed, pack
+from align.models.sharding import gather_layers
 from align.models.shared_base import BaseIdentity, SharedBase
 from data_prep.core.cache_folder import Remembered
 from data_prep.core.errors import UserError
@@ -46,6 +47,7 @@ class Role(nn.Module):
         self.carrier = carrier
         self.adapter = adapter
         self.head = head
+        gather_layers(self.tree)
 
     @property
     def tree(self) -> PreTrainedModel:
@@ -85,18 +87,24 @@ class Role(nn.Module):
 class Bases:
     """Every set of base weights a stage needs, each loaded once."""
 
-    def __init__(self, folder: Path, identity: BaseIdentity, device: torch.device, plain: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        identity: BaseIdentity,
+        device: torch.device,
+        plain: bool = False,
+        in_parts: bool = False,
+    ) -> None:
         self.folder = folder
         self.plain = plain
+        self.in_parts = in_parts
         self.identity = identity
         self.device = device
         self._open: dict[tuple[str, Load], SharedBase] = {}
 
     def root(self, load: Load) -> SharedBase:
         """The base the chain starts from."""
-        return self._get(
-            self.identity, load, lambda: SharedBase.open(self.folder, self.identity, load, self.device, self.plain)
-        )
+        return self._opened(self.folder, self.identity, load)
 
     def under(self, checkpoint: Checkpoint, load: Load) -> SharedBase:
         """The base that a checkpoint's own adapter stands on."""
@@ -114,12 +122,17 @@ class Bases:
         identity = BaseIdentity(
             f"{checkpoint.stage}:{checkpoint.digest[:16]}", None, base_fingerprint(checkpoint.folder)
         )
-        return self._get(
-            identity, load, lambda: SharedBase.open(checkpoint.folder, identity, load, self.device, self.plain)
-        )
+        return self._opened(checkpoint.folder, identity, load)
 
     def merged(self, parent: Checkpoint, load: Load) -> SharedBase:
         """A private copy of the parent's base with the parent folded in: a second base, with its own fingerprint."""
+        if self.in_parts:
+            raise UserError(
+                f"{parent.label} is merged into a copy of all weights, which each process would hold",
+                field="distributed.shard",
+                code="whole_base",
+                hint="set distributed.shard=none",
+            )
         trained_at = Load.fp32 if parent.foreign else Load(parent.load)
         below = self.over(parent, trained_at)
         fingerprint = sha256_json(["merge", below.identity.fingerprint, parent.digest, load.value])
@@ -239,6 +252,10 @@ class Bases:
     def opened(self) -> list[SharedBase]:
         """Every base in memory."""
         return list(self._open.values())
+
+    def _opened(self, folder: Path, identity: BaseIdentity, load: Load) -> SharedBase:
+        how = (self.device, self.plain, self.in_parts)
+        return self._get(identity, load, lambda: SharedBase.open(folder, identity, load, *how))
 
     def _get(self, identity: BaseIdentity, load: Load, make: Any) -> SharedBase:
         key = (identity.fingerprint, load)

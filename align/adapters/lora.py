@@ -13,6 +13,7 @@ Cost: r (in + out) trained parameters per layer; DoRA adds out, 2.4 times the ac
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -141,7 +142,10 @@ class Lora(PeftAdapter):
         return self.init is Init.pissa
 
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
-        carrier = super().attach(tree, trainable)
+        from align.models.sharding import whole_for_now
+
+        with whole_for_now(tree) if self.dora else nullcontext():  # its row lengths begin as those of the weights
+            carrier = super().attach(tree, trainable)
         if self.init is Init.pissa:
             from align.adapters.layers.lora_offset import start_at_principal
 

@@ -164,6 +164,9 @@ def _activations(tree: PreTrainedModel, ids: list[int]) -> Tensor:
     import torch
     from transformers import DynamicCache
 
+    from align.models.sharding import gather_layers
+
+    gather_layers(tree)
     backbone = getattr(tree, tree.base_model_prefix)
     cache: Any = DynamicCache()
     device = tree.device

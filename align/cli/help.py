@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from align.cli.option_rows import described, options_of, summary
 from align.config.registries import adapters, stages
-from align.config.schema import ModelOptions, TrackingOptions
+from align.config.schema import DistributedOptions, ModelOptions, TrackingOptions
 from align.stages.base import Stage, TrainingStage
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.records.filter import FILTERS
@@ -66,6 +66,7 @@ def _options() -> list[str]:
         _table("data.", described(DataOptions)),
         _table("data.conversations.  data.preferences.  data.prompts.  data.text.", described(SourceOptions)),
         _table("tracking.", described(TrackingOptions)),
+        _table("distributed.", described(DistributedOptions)),
         _table("stages.NAME.  of every stage", described(Stage)),
         _table("stages.NAME.  of every training stage", described(TrainingStage, dict(described(Stage)))),
     ]

@@ -18,7 +18,7 @@ from align.config.origins import located, origins, told_origins
 from align.config.overrides import GROUPS, NAMES, Landscape, first_choice, is_group, parse, rewrite
 from align.config.registries import adapters, stages, trackers
 from align.config.safe_values import check_plain
-from align.config.schema import ModelOptions, RunConfig, RunOptions, StageSpec, TrackingOptions
+from align.config.schema import DistributedOptions, ModelOptions, RunConfig, RunOptions, StageSpec, TrackingOptions
 from data_prep.core.errors import UserError, unknown
 from data_prep.core.hashing import sha256_json
 from data_prep.core.options import build, convert, option_types, plain, unknown_key
@@ -27,7 +27,7 @@ from data_prep.options import DataOptions
 Tree = dict[str, Any]
 SCALARS = ("seed", "out", "name", "on_precision_change", "reward_gate", "allow_code")
 """Top-level keys that are one value."""
-NOT_IN_DIGEST = ("out", "name", "tracking", "reward_gate", "allow_code")
+NOT_IN_DIGEST = ("out", "name", "tracking", "reward_gate", "allow_code", "distributed")
 """Top-level keys that change no result, and so neither a run's name."""
 
 
@@ -192,10 +192,12 @@ def _checked(tree: Tree, kinds: Mapping[str, Any], choices: Mapping[str, Any], c
     for one in tracking.to:
         if one not in trackers.names():
             raise UserError(unknown("tracker", one, trackers.names()).message, field="tracking.to", code="unknown_name")
+    distributed = build(DistributedOptions, tree.get("distributed"), "distributed")
     content: Tree = {
         "pipeline": str(choices.get("pipeline")),
         **plain(scalars),
         "tracking": plain(tracking),
+        "distributed": plain(distributed),
         "model": plain(model),
         "stages": {spec.name: _shown_stage(spec) for spec in specs},
     }
@@ -208,6 +210,7 @@ def _checked(tree: Tree, kinds: Mapping[str, Any], choices: Mapping[str, Any], c
         name=name,
         model=model,
         tracking=tracking,
+        distributed=distributed,
         on_precision_change=scalars["on_precision_change"],
         reward_gate=scalars["reward_gate"],
         allow_code=scalars["allow_code"],

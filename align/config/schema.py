@@ -83,6 +83,20 @@ class RewardGate(Enum):
     strict = "strict"
 
 
+class Shard(Enum):
+    """What several processes have parts of."""
+
+    none = "none"
+    base = "base"
+
+
+class Decode(Enum):
+    """How replies are written by a base that is cut."""
+
+    whole = "whole"
+    layers = "layers"
+
+
 class TrackingMode(Enum):
     """Whether trackers may send anything away from this machine."""
 
@@ -135,6 +149,19 @@ class TrackingOptions:
 
 
 @dataclass
+class DistributedOptions:
+    """How the processes of a run share its memory; none of this changes a result or a run's name."""
+
+    shard: Shard = option(
+        Shard.none, "none (each process has the whole base)|base (a part of every layer; adapters and heads whole)"
+    )
+    decode: Decode = option(
+        Decode.whole,
+        "with shard=base, while replies are written: whole (the base is put together)|layers (only a layer at a time)",
+    )
+
+
+@dataclass
 class RunOptions:
     """Every top-level key of a recipe; `config.yaml` fills it and overrides change it."""
 
@@ -146,6 +173,7 @@ class RunOptions:
     out: str = option("runs", "folder that run folders are made in")
     name: Optional[str] = option(None, "name of the run folder (default: the pipeline and the config's digest)")
     tracking: TrackingOptions = field(default_factory=TrackingOptions, metadata={"help": "trackers of the run"})
+    distributed: DistributedOptions = field(default_factory=DistributedOptions, metadata={"help": "several processes"})
     on_precision_change: OnPrecisionChange = option(
         OnPrecisionChange.refuse, "refuse|recalibrate: a parent trained at another precision than this stage's"
     )
@@ -177,6 +205,7 @@ class RunConfig:
     name: str
     model: ModelOptions
     tracking: TrackingOptions
+    distributed: DistributedOptions
     on_precision_change: OnPrecisionChange
     reward_gate: RewardGate
     allow_code: bool

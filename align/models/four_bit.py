@@ -7,6 +7,8 @@ from typing import Any
 import bitsandbytes as bnb
 import torch
 
+from align.models.sharding import whole
+
 
 class PinnedLinear4bit(bnb.nn.Linear4bit):  # type: ignore[misc,name-defined]
     """A `Linear4bit` that never leaves training mode, so its packed bytes are never rewritten in place."""
@@ -25,7 +27,7 @@ def is_four_bit(module: torch.nn.Module) -> bool:
 def dequantised_weight(module: Any) -> torch.Tensor:
     """The weight [out, in] of a 4-bit layer as the layer computes with it, in float32."""
     weight = module.weight
-    return bnb.functional.dequantize_4bit(weight.data, weight.quant_state).to(torch.float32)
+    return bnb.functional.dequantize_4bit(whole(weight.data), weight.quant_state).to(torch.float32)
 
 
 def dequantised_linear(module: Any) -> torch.nn.Linear:

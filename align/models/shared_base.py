@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from align.config.schema import Load
@@ -24,6 +25,7 @@ from align.models.loading import load_weights, state_tensors
 from align.models.own_modules import put_in
 from align.models.packing import ATTENTION
 from align.models.quantised import kept_at, require_kept
+from align.models.sharding import CUT, cut, gather_layers, held
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -61,11 +63,17 @@ class SharedBase:
 
     @classmethod
     def open(
-        cls, folder: Path, identity: BaseIdentity, load: Load, device: torch.device, plain: bool = False
+        cls,
+        folder: Path,
+        identity: BaseIdentity,
+        load: Load,
+        device: torch.device,
+        plain: bool = False,
+        in_parts: bool = False,
     ) -> SharedBase:
         """Load a model folder at precision `load`; only safetensors, never code from the folder.
 
-        `plain`: the model computes with the libraries' own modules alone.
+        `plain`: the model computes with the libraries' own modules alone; `in_parts`: each process keeps its part.
         """
         config = read_model_config(folder)
         require_kept(config, load)
@@ -78,11 +86,13 @@ class SharedBase:
         for note in notes if os.environ.get("RANK", "0") == "0" else ():
             print(f"{folder}: {note}", file=sys.stderr)
         model.name_or_path = model.config.name_or_path = identity.id  # what adapter files name as their base
-        if not load.four_bit:
-            torch.nn.Module.to(model, device)
         base = cls.freeze(model, identity, load)
         base.shared["folder"] = folder
-        require_supported(base.model, exact=load is Load.fp32)
+        if in_parts:  # before all of it would lie on the device
+            base.shared[CUT] = cut(model, device, base.tree)
+        if not load.four_bit:
+            torch.nn.Module.to(model, device)
+        require_supported(base._computing(), exact=load is Load.fp32)
         put_in(base.model, plain)
         return base
 
@@ -101,6 +111,14 @@ class SharedBase:
         if load.four_bit:
             _pin_four_bit(model, load)
         return cls(model, identity, load)
+
+    def _computing(self) -> PreTrainedModel:
+        """The bare model as it can be computed: the base itself, or a tree over one that is cut."""
+        if CUT not in self.shared:
+            return self.model
+        tree = self.tree()
+        gather_layers(tree)
+        return tree
 
     @property
     def device(self) -> torch.device:
@@ -130,14 +148,18 @@ class SharedBase:
 
 
 def storages(modules: Iterable[torch.nn.Module]) -> dict[int, int]:
-    """Every distinct tensor storage below the modules, quantisation states included: pointer -> bytes."""
+    """Every distinct tensor storage below the modules, quantisation states included: pointer -> bytes.
+
+    Of a base that is cut over processes, the bytes that they hold together.
+    """
     found: dict[int, int] = {}
     for module in modules:
         for tensor in (*module.parameters(), *module.buffers()):
             for part in (tensor, *state_tensors(getattr(tensor, "quant_state", None))):
-                storage = part.untyped_storage()
+                storage = held(part).untyped_storage()
                 if storage.data_ptr():
-                    found[storage.data_ptr()] = storage.nbytes()
+                    parts = part.device_mesh.size() if isinstance(part, DTensor) else 1
+                    found[storage.data_ptr()] = storage.nbytes() * parts
     return found
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from align.models.four_bit import PinnedLinear4bit, dequantised_weight, is_four_bit
+from align.models.sharding import whole
 
 
 def append_term(module: Any, down_RI: Tensor, up_OR: Tensor, scale: float) -> None:
@@ -31,7 +32,7 @@ def drop_last_term(module: Any) -> None:
 
 def effective_weight(module: Any) -> Tensor:
     """What a linear layer multiplies with, [out, in], float32: dequantised, terms included."""
-    weight = dequantised_weight(module) if is_four_bit(module) else module.weight.detach().float()
+    weight = dequantised_weight(module) if is_four_bit(module) else whole(module.weight.detach()).float()
     if isinstance(module, Conv1D):
         weight = weight.T
     for number, scale in enumerate(module.__dict__.get("term_scales", [])):

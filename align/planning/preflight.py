@@ -15,6 +15,7 @@ from align.adapters.shapes import require_decoder
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import (
     Input,
+    ParentMode,
     Planned,
     StagePlan,
     adapter_name,
@@ -26,7 +27,7 @@ from align.checkpoints.compatibility import (
     lookout,
     options_of,
 )
-from align.config.schema import RunConfig, StageSpec
+from align.config.schema import OnParent, RunConfig, Shard, StageSpec
 from align.models.fingerprint import check_weight_files, read_model_config, state_of
 from align.models.quantised import require_kept
 from align.tracking.trackers.base import check_packages
@@ -205,7 +206,27 @@ def _plan(
             problems += caught(lambda: check_agreement(spec.adapter, (init, *judges)))
         problems += stage.parent_refusals(f"stages.{spec.name}", init)
     problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
+    if config.distributed.shard is Shard.base:
+        problems += against_parts(spec, mode)
     return StagePlan(spec, init, reward, mode, problems, judges[1:])
+
+
+def against_parts(spec: StageSpec, mode: ParentMode | None) -> Iterator[UserError]:
+    """What needs all of a base in every process."""
+    if spec.stage.trains and spec.adapter.traits.owns_weights:
+        yield UserError(
+            f"{adapter_name(spec.adapter)} trains a copy of all weights, which each process of {spec.name} would hold",
+            field="distributed.shard",
+            code="whole_base",
+            hint="set distributed.shard=none, or take an adapter: all the others stand on a base in parts",
+        )
+    if mode is not None and mode.mode is OnParent.merge:
+        yield UserError(
+            f"on_parent=merge makes a copy of all weights, which each process of {spec.name} would hold",
+            field="distributed.shard",
+            code="whole_base",
+            hint=f"set distributed.shard=none or stages.{spec.name}.on_parent=stack, or merge before: align merge",
+        )
 
 
 def base_notes(folder: Path) -> list[str]:

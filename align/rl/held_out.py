@@ -98,7 +98,7 @@ class HeldOut:
     ) -> tuple[dict[str, float], list[float]]:
         sampling = Sampling(options.max_new_tokens, greedy=True)
         replies: list[Reply] = []
-        with self._context.autocast():
+        with self._context.answering(self._engine.role), self._context.autocast():
             for start in range(0, len(prompts), options.batch_size):
                 ids = [row.ids for row in prompts[start : start + options.batch_size]]
                 replies += self._engine.generate(ids, sampling)

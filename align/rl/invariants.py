@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from align.inference.scoring import score_replies
+from align.models.sharding import held
 from align.models.shared_base import storages
 from align.rl.experience import GAP, PPORoles
 from align.roles import Bases, Role
@@ -109,7 +110,9 @@ def _digest(role: Role) -> str:
     digest = hashlib.sha256()
     for name, tensor in [*role.named_parameters(), *role.named_buffers()]:
         digest.update(name.encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)  # a scalar cannot be viewed as bytes (Gemma has some)
+        flat = (
+            held(tensor.detach()).cpu().contiguous().reshape(-1)
+        )  # a scalar cannot be viewed as bytes (Gemma has some)
         digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     return digest.hexdigest()
 

@@ -63,7 +63,7 @@ class Rollouts:
         prompts = [self._prompts[i] for i in index for _ in range(group)]
         generator = torch.Generator(device=process.device)
         generator.manual_seed(seed_at(seed, update, process.process_index))
-        with self._context.autocast():
+        with self._context.answering(self._engine.role), self._context.autocast():
             replies = self._engine.generate([row.ids for row in prompts], self._sampling, generator)
         return Rollout(prompts, replies)
 
@@ -107,9 +107,10 @@ def first_replies(
     generator = torch.Generator(device=context.accelerator.device)
     generator.manual_seed(context.seed)
     sampling = Sampling(options.max_new_tokens, options.temperature)
-    with context.autocast():
+    with context.answering(roles.policy), context.autocast():
         replies = engine.generate([row.ids for row in prompts], sampling, generator)
-        rollout = Rollout(prompts, replies)
+    rollout = Rollout(prompts, replies)
+    with context.autocast():
         found = [score_replies(role, rollout.pairs, options.micro_batch_size or 64) for role in roles.judges()]
     return rollout, torch.tensor(found, dtype=torch.float64).reshape(-1, len(replies)).T
 

@@ -16,11 +16,11 @@ _OTHER_WAYS = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_FSDP": "FSDP",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config (tensor, context or expert parallel)",
 }
 _LESS_MEMORY = (
-    "processes train copies that share gradients: set its distributed_type to MULTI_GPU, and to save memory "
-    "model.load=nf4, stages.NAME.micro_tokens=N or stages.NAME.gradient_checkpointing=true"
+    "set its distributed_type to MULTI_GPU and distributed.shard=base, which cuts the base over the processes; "
+    "model.load=nf4, stages.NAME.micro_tokens=N and stages.NAME.gradient_checkpointing=true save memory too"
 )
 
 

@@ -24,12 +24,13 @@ def join_processes() -> Accelerator:
     together = all(os.environ.get(name) for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
     if launched > 1 and not together:
         raise _apart(launched, 1)
-    from accelerate import Accelerator
     from torch import accelerator as device
+
+    from align.training.processes import Processes
 
     kind = device.current_accelerator() if device.is_available() else None
     # Without a device that has a backend of its own, accelerate joins processes only where it is told to use the CPU.
-    process = Accelerator(cpu=launched > 1 and (kind is None or kind.type == "mps"), mixed_precision="no")
+    process = Processes(cpu=launched > 1 and (kind is None or kind.type == "mps"), mixed_precision="no")
     if process.num_processes != launched:
         raise _apart(launched, process.num_processes)
     return process

@@ -166,7 +166,8 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
             generator.manual_seed(seed_at(context.seed, batch, 0) if batch else context.seed)
             return engine.generate([row.ids for row in rows[start : start + self.batch_size]], sampling, generator)
 
-        return self._each(context, rows, replies)
+        with context.answering(role):
+            return self._each(context, rows, replies)
 
     def _loss(self, context: StageContext, role: Role) -> float | None:
         """Mean held-out loss per supervised token, where the data has conversations."""

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -17,8 +17,9 @@ from accelerate import Accelerator
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import ParentMode, StagePlan
-from align.config.schema import RunConfig, StageSpec
+from align.config.schema import Decode, RunConfig, StageSpec
 from align.models.fingerprint import read_model_config
+from align.models.sharding import whole_layers
 from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
 from align.training.data import Reading, context_of, remarks_of
@@ -107,6 +108,13 @@ class StageContext:
     def autocast(self) -> AbstractContextManager[Any]:
         """Context of every forward pass of the stage, at its precision."""
         return autocast(self.spec.stage, self.accelerator.device)
+
+    @contextmanager
+    def answering(self, role: Role) -> Iterator[None]:
+        """Context in which the role writes replies; all processes come here, whatever each has to write."""
+        decode = self.config.distributed.decode
+        with whole_layers(role.tree) if decode is Decode.whole else nullcontext():
+            yield
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from align.models.memory import told_of
@@ -81,8 +82,7 @@ def shared_module(objective: Objective, accelerator: Accelerator) -> nn.Module:
     frozen = [name for name, p in objective.named_parameters(remove_duplicate=False) if not p.requires_grad]
     still = [*frozen, *(name for name, _ in objective.named_buffers(remove_duplicate=False))]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, still)
-    module: nn.Module = accelerator.prepare_model(objective)
-    return module
+    return DistributedDataParallel(objective)  # accelerate's own way takes no parts of tensors
 
 
 class Updater:
@@ -110,6 +110,7 @@ class Updater:
         self._warmup = round(options.warmup * steps)
         self._hooks = hooks
         self._asked = False
+        self._in_parts = any(isinstance(p, DTensor) for p in objective.parameters())
         self._module = shared_module(objective, accelerator)
         self._clip_groups = objective.clip_groups()
         for hook in hooks:
@@ -140,18 +141,19 @@ class Updater:
         units = float(sum(batch.weight for batch in window)) if counts else 0.0
         weight, asked = self._reduce(torch.tensor([units, float(interrupts.wanted)], device=device))
         self._asked |= bool(asked)
+        passes = [(batch, counts) for batch in window] + [(window[0], False)] * self._lacking(len(window))
         totals: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
         self._survey(window)
-        for number, batch in enumerate(window):
-            last = number == len(window) - 1
+        for number, (batch, own) in enumerate(passes):
+            last = number == len(passes) - 1
             sync = nullcontext() if last else self.accelerator.no_sync(self._module)
             with sync, told_of(batch.packed.tokens):
                 with autocast(self.options, device):
                     loss, numbers = self._module(batch.to(device))
-                (loss * (self.accelerator.num_processes * counts / weight)).backward()
+                (loss * (self.accelerator.num_processes * own / weight)).backward()
             numbers = {"loss": loss.detach(), **numbers}
-            accumulate(totals, numbers if counts else {name: value * 0.0 for name, value in numbers.items()})
+            accumulate(totals, numbers if own else {name: value * 0.0 for name, value in numbers.items()})
         norms = [self._clip(group) for group in self._clip_groups]
         result = self._averaged(totals, float(weight))
         result |= {f"grad_norm_{i}" if i else "grad_norm": norm for i, norm in enumerate(norms)}
@@ -227,6 +229,12 @@ class Updater:
         """Let the objective see what is coming, at the precision of its forward passes."""
         with autocast(self.options, self.accelerator.device):
             self.objective.survey(window, self._reduce)
+
+    def _lacking(self, passes: int) -> int:
+        """How many passes another process makes more than this one: layers that are cut are sent in each of them."""
+        if not self._in_parts:
+            return 0
+        return int(self.accelerator.gather(torch.tensor([passes], device=self.accelerator.device)).max()) - passes
 
     def _clip(self, parameters: list[nn.Parameter]) -> float:
         return float(torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm))

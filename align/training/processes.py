@@ -8,7 +8,28 @@ from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
+from align.models.sharding import finish_passes
+
 PartT = TypeVar("PartT")
+
+
+class Processes(Accelerator):  # type: ignore[misc]
+    """accelerate's view of the processes; over a base that is cut, they meet once none of them has a pass to make."""
+
+    def wait_for_everyone(self) -> None:
+        """Wait until all processes have come here."""
+        finish_passes()
+        super().wait_for_everyone()
+
+    def reduce(self, tensor: Any, reduction: str = "sum", scale: float = 1.0) -> Any:
+        """A tensor combined over all processes."""
+        finish_passes()
+        return super().reduce(tensor, reduction, scale)
+
+    def gather(self, tensor: Any) -> Any:
+        """The tensors of all processes, one after the other."""
+        finish_passes()
+        return super().gather(tensor)
 
 
 @contextmanager
@@ -29,6 +50,7 @@ def gathered(process: Accelerator, own: list[Any]) -> list[list[Any]]:
         return [own]
     import torch.distributed
 
+    finish_passes()
     found: list[list[Any]] = [[] for _ in range(process.num_processes)]
     torch.distributed.all_gather_object(found, own)
     return found

@@ -24,7 +24,14 @@ from align.cli.verbs import VERBS
 from align.config.compose import compose
 from align.config.hydra_loader import group_choices, recipe_comment, recipes
 from align.config.registries import adapters, stages
-from align.config.schema import ModelOptions, OnParent, OnPrecisionChange, RunOptions, TrackingOptions
+from align.config.schema import (
+    DistributedOptions,
+    ModelOptions,
+    OnParent,
+    OnPrecisionChange,
+    RunOptions,
+    TrackingOptions,
+)
 from align.rl.signals.base import SignalOptions
 from align.stages.base import Stage, TrainingStage
 from data_prep.core.errors import UserError
@@ -288,6 +295,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "run": lambda: options(RunOptions),
     "model": lambda: options(ModelOptions),
     "tracking": lambda: options(TrackingOptions),
+    "distributed": lambda: options(DistributedOptions),
     "data": lambda: options(DataOptions),
     "source": lambda: options(SourceOptions),
     "gold": lambda: options(GoldOptions),

@@ -16,6 +16,7 @@ from align.adapters.file_format import read_exactly, write_own_config
 from align.adapters.layers.lora_offset import PREFIX, gain_of, lora_layers, offset_of, subtract
 from align.adapters.layers.own_linear import OwnLinear, OwnLinear4bit, is_own
 from align.models.own_functions import add_low_rank
+from align.models.sharding import whole
 
 
 class _Following:
@@ -85,7 +86,7 @@ def own_weights(carrier: Any) -> None:
     """Give every targeted layer of this tree a weight of its own, to be written to."""
     for layer in lora_layers(carrier).values():
         below = layer.get_base_layer()
-        below.weight = torch.nn.Parameter(below.weight.detach().clone(), requires_grad=False)
+        below.weight = torch.nn.Parameter(whole(below.weight.detach()).clone(), requires_grad=False)
         layer.before = _pair(layer)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from align.models.four_bit import dequantised_linear, is_four_bit
+from align.models.sharding import whole
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -30,5 +31,5 @@ def make_private(tree: nn.Module, names: Iterable[str], trainable: bool) -> None
             outer, _, own = owner.rpartition(".")
             module = dequantised_linear(module)
             setattr(tree.get_submodule(outer), own, module)
-        value: Tensor = getattr(module, last).detach().to(torch.float32, copy=True)
+        value: Tensor = whole(getattr(module, last).detach()).to(torch.float32, copy=True)
         setattr(module, last, nn.Parameter(value, requires_grad=trainable))

@@ -11,7 +11,7 @@ from align.cli import dispatch as cli
 from align.config.compose import compose
 from align.config.foreign_names import CHOICES, NOT_NEEDED, OURS
 from align.config.registries import adapters, stages
-from align.config.schema import ModelOptions, RunOptions, TrackingOptions
+from align.config.schema import DistributedOptions, ModelOptions, RunOptions, TrackingOptions
 from align.stages.base import TrainingStage
 from data_prep.core.errors import UserError
 from data_prep.core.options import option_types
@@ -20,6 +20,7 @@ from data_prep.options import DataOptions, SourceOptions
 PLACES = {
     "model.": [ModelOptions],
     "tracking.": [TrackingOptions],
+    "distributed.": [DistributedOptions],
     "data.conversations.": [SourceOptions],
     "data.preferences.": [SourceOptions],
     "data.": [DataOptions],
@@ -37,7 +38,8 @@ def option_of(text: str) -> str:
 
 def test_every_answer_is_an_option_that_exists() -> None:
     for name, text in OURS.items():
-        for option in re.findall(r"(?:\{\w+\}|model|data|stages|tracking)\.[\w.]+", text) or [option_of(text)]:
+        groups = r"(?:\{\w+\}|model|data|stages|tracking|distributed)"
+        for option in re.findall(rf"{groups}\.[\w.]+", text) or [option_of(text)]:
             prefix = max((one for one in PLACES if option.startswith(one)), key=len)
             known = {one for kind in PLACES[prefix] for one in option_types(kind)}
             assert option.removeprefix(prefix) in known, (name, text)
@@ -71,6 +73,9 @@ def test_a_choice_of_another_tool_is_answered_with_one_that_composes(given: tupl
         ("stages.sft.cliprange=0.1", "here it is stages.ppo.clip"),
         ("adapter.learning_rate=1e-4", "here it is stages.sft.lr"),
         ("fp16=true", "not needed: only bf16 needs no loss scaling: stages.sft.autocast=bf16"),
+        ("fsdp=full_shard", "fsdp: unknown option; here it is distributed.shard=base (FSDP2"),
+        ("deepspeed=zero3.json", "not needed: DeepSpeed is not used: distributed.shard=base cuts the base"),
+        ("distributed.tensor_parallel_size=4", "not needed: products are not divided: distributed.shard=base cuts"),
         ("report_to=wandb", "here it is tracking.to=[wandb]"),
         ("stages.sft.adapter=dora", "unknown adapter 'dora'; here it is adapter=lora adapter.dora=true"),
     ],

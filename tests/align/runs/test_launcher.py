@@ -29,9 +29,10 @@ PLAIN = {
         ("ACCELERATE_MIXED_PRECISION", "fp8", "mixed_precision to no"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "stages.NAME.batch_size"),
         ("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR", "dynamo_backend to no"),
-        ("ACCELERATE_USE_DEEPSPEED", "true", "model.load=nf4"),
-        ("ACCELERATE_USE_FSDP", "true", "stages.NAME.micro_tokens"),
-        ("ACCELERATE_USE_MEGATRON_LM", "true", "stages.NAME.gradient_checkpointing"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "distributed.shard=base"),
+        ("ACCELERATE_USE_FSDP", "true", "distributed.shard=base"),
+        ("ACCELERATE_USE_MEGATRON_LM", "true", "distributed.shard=base"),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "distributed.shard=base"),
     ],
 )
 def test_a_setting_that_contradicts_the_recipe_is_refused(

@@ -246,6 +246,21 @@ def test_joblib_runs_jobs_side_by_side(tmp_path):
     assert "job  kl_coef" in done.stdout and "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs hydra-submitit-launcher")
+def test_submitit_runs_jobs_as_a_cluster_would(tmp_path):
+    """Its local form starts each job as Slurm would: from a pickled call, in a process of its own."""
+    words = [*pipeline_words("sft"), "stages.sft.lr=1e-3,2e-3", f"out={tmp_path}", "name=s"]
+    launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1"]
+    command = [sys.executable, "-m", "align.cli", "run", "-m", *words, *launcher]
+    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(command, env=paths, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    record = read(tmp_path / "s" / "sweep.json")
+    assert record["status"] == "done" and [job["status"] for job in record["jobs"]] == ["done", "done"]
+    for number in "01":
+        assert "sft: done" in (tmp_path / "s" / "jobs" / f"{number}.log").read_text("utf-8")
+
+
 # ------------------------------------------------------------------------------------------------- rows, table, report
 def test_the_table_says_everything(capfd):
     record = read(grid() / "sweep.json")

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +12,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.parallel import DistributedDataParallel
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.config.compose import compose
 from align.rl.rollouts import Rollouts
 from align.tracking.metrics import read_metrics
+from align.training import optimizer
 from align.training.objectives import LanguageModeling
 from align.training.optimizer import shared_module
 from data_prep.core.errors import UserError
+from tests.launching import ACCELERATE, SECONDS, TORCHRUN, launched
 from tests.tiny_chain import base, data_words, execute, finished, pipeline_words, read, refused, sft
 from tests.tiny_training import lora, process
 
@@ -36,8 +37,6 @@ for words in json.loads(sys.argv[1]):
     print(f"rank {os.environ['RANK']} done", flush=True)
 torch.distributed.destroy_process_group()
 """
-SECONDS = 600
-"""A limit that only catches a hang."""
 CLOSE = 1e-4
 """Of the largest change of a weight: two processes add up the same numbers in another order, three steps long, and
 each step starts where the last one's rounding left it. A wrong share of a row is at least a hundred times as much."""
@@ -78,33 +77,6 @@ def evaluate_words() -> list[str]:
     chain = finished()
     inputs = [f"stages.evaluate.init={chain / 'ppo'}", f"stages.evaluate.reward={chain / 'reward_model'}"]
     return ["evaluate", *inputs, "stages.evaluate.batch_size=2", "stages.evaluate.prompts=7"]
-
-
-def launched(*words: str) -> str:
-    """What two processes of a program say; the launcher and its children are ended on a hang."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root = str(Path(__file__).resolve().parents[3])
-    plain = {name: value for name, value in os.environ.items() if not name.startswith("ACCELERATE_")}
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    process = subprocess.Popen(
-        [*launcher, *words],
-        env={**plain, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGTERM)
-        output, _ = process.communicate()
-        pytest.fail(f"two processes hang; they had said:\n{output[-1500:]}")
-    errors = [line for line in output.splitlines() if "Error" in line]
-    assert process.returncode == 0, "\n".join(errors[:10]) + output[-1500:]
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -186,9 +158,10 @@ def test_a_finished_stage_of_two_processes_is_whole(both):
 
 
 def test_two_processes_of_the_command_work_on_one_run(tmp_path):
-    """As a user launches it, on a fresh base too, which one of them writes."""
+    """As a user launches it, by accelerate, on a fresh base too, which one of them writes."""
     words = ["pipeline=pretrain", "model=nano_blank", "adapter=full", *data_words(), "stages.pretrain.max_steps=2"]
-    output = launched("-m", "align.cli", "run", *words, f"out={tmp_path}", "name=n")
+    program = str(Path(sys.executable).with_name("align"))
+    output = launched(program, "run", *words, f"out={tmp_path}", "name=n", by=ACCELERATE)
     assert output.count(f"run {tmp_path / 'n'}: pretrain") == output.count("pretrain: done in") == 1
     assert read(tmp_path / "n" / "run.json")["status"] == "done"
     Checkpoint.open(tmp_path / "n" / "pretrain").check_files()
@@ -209,13 +182,21 @@ def test_fewer_prompts_than_processes_are_refused():
     assert str(caught.value).startswith(said)
 
 
-def test_frozen_tensors_and_buffers_are_not_broadcast():
+def test_frozen_tensors_and_buffers_are_not_broadcast(monkeypatch):
+    monkeypatch.setattr(optimizer, "DistributedDataParallel", Unwrapped)
     objective = LanguageModeling(lora())
-    several = SimpleNamespace(num_processes=2, prepare_model=lambda module: module)
+    several = SimpleNamespace(num_processes=2)
     left_out = set(shared_module(objective, several)._ddp_params_and_buffers_to_ignore)
     trained = {name for name, p in objective.named_parameters() if p.requires_grad}
     every = {name for name, _ in [*objective.named_parameters(), *objective.named_buffers()]}
     assert trained and left_out >= every - trained and not left_out & trained
+
+
+class Unwrapped(DistributedDataParallel):
+    """Takes its module as it is."""
+
+    def __new__(cls, module):
+        return module
 
 
 JOINED = {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
@@ -242,3 +223,38 @@ def test_a_number_of_processes_without_a_launcher_is_refused_by_the_command(tmp_
     command = [sys.executable, "-m", "align.cli", "run", *sft(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert refused(done.returncode, done.stderr).startswith("align: WORLD_SIZE: 2 processes were launched")
+
+
+DIES = """
+import json, os, signal, sys
+import torch
+torch.set_num_threads(1)
+from align.config.compose import compose
+from align.pipeline import run
+from align.training import resume
+resume._SHARE = 0
+offer = resume.StateSaver.offer
+def dies(self, updater, step, more):
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    offer(self, updater, step, more)
+if os.environ["TORCHELASTIC_RESTART_COUNT"] == "0" and os.environ["RANK"] == "1":
+    resume.StateSaver.offer = dies
+run(compose(json.loads(sys.argv[1])))
+torch.distributed.destroy_process_group()
+"""
+
+
+@pytest.mark.grid
+def test_a_process_that_is_killed_is_started_again_and_changes_no_bit(tmp_path):
+    """`kill -9` of one of them, with a base in parts; the other run has it whole and no failure."""
+    words = [*sft(tmp_path), "stages.sft.max_steps=6", "stages.sft.save_minutes=1e-9", "stages.sft.adapter.dropout=0.1"]
+    (tmp_path / "dies.py").write_text(DIES, encoding="utf-8")
+    (tmp_path / "two.py").write_text(SCRIPT, encoding="utf-8")
+    again = (*TORCHRUN, "--max-restarts", "1")
+    killed = [*words, "name=killed", "distributed.shard=base"]
+    output = launched(str(tmp_path / "dies.py"), json.dumps(killed), by=again)
+    assert "goes on after step" in output
+    launched(str(tmp_path / "two.py"), json.dumps([[*words, "name=whole"]]))
+    for name in ("adapter_model.safetensors", "checkpoint.json", "metrics.jsonl", "samples.jsonl"):
+        assert (tmp_path / "killed" / "sft" / name).read_bytes() == (tmp_path / "whole" / "sft" / name).read_bytes()
