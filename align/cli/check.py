@@ -25,7 +25,7 @@ def check(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         return 2, {**found.as_dict(), "error": mistakes[0].as_dict()}
     from align.planning.check import check as look
 
-    with _progress() as say:
+    with progress("checking") as say:
         found = look(config, say)
     if not args.json:
         _print(found)
@@ -57,7 +57,7 @@ def _print(found: Findings) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def progress(doing: str) -> Iterator[Callable[[str], None]]:
     """A line on a terminal that says what is being done, gone when it is done."""
     if not sys.stderr.isatty():
         yield lambda doing: None
@@ -65,5 +65,5 @@ def _progress() -> Iterator[Callable[[str], None]]:
     from rich.console import Console
     from rich.status import Status
 
-    with Status("checking", console=Console(stderr=True)) as status:
+    with Status(doing, console=Console(stderr=True)) as status:
         yield status.update
