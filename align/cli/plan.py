@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from align.cli.arguments import say
-from align.cli.check import progress
+from align.cli.arguments import progress, say
 from align.config.compose import compose
 from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
     from align.planning.devices import Device
+    from align.planning.memory import StageMemory
     from align.planning.plan import StageNeeds
 
 _DEVICE = "device="
@@ -23,7 +23,7 @@ def plan(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if len(given) > 1:
         raise UserError("is given twice", field="device", code="bad_override")
     config = compose([word for word in args.words if word not in given], args.config_dir)
-    device = _device(given[0].removeprefix(_DEVICE) if given else "auto")
+    device = device_named(given[0].removeprefix(_DEVICE) if given else "auto")
     from align.planning.plan import plan as look
 
     say(args, f"on {device.name}, which has {gigabytes(device.bytes)}", "")
@@ -38,8 +38,8 @@ def plan(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     return 0, {**answer, "fits": fits}
 
 
-def _device(name: str) -> Device:
-    """The device of a name, or this machine's."""
+def device_named(name: str) -> Device:
+    """The device of a name; `auto` is this machine's."""
     from align.planning.devices import device_of
     from align.runs.environment import facts
 
@@ -55,7 +55,7 @@ def _lines(name: str, needs: StageNeeds, device: Device) -> list[str]:
     """A stage for people."""
     memory = needs.memory
     parts = ", ".join(f"{part} {gigabytes(size)}" for part, size in memory.parts.items() if size >= 5e6)
-    lines = [f"{name}: {in_words(memory.peak_bytes, memory.low, memory.high)}", f"  {parts}"]
+    lines = [f"{name}: {in_words(memory)}", f"  {parts}"]
     if needs.minutes is None:
         lines.append("  minutes unknown: no run of this stage, method and base on this device in the folder of runs")
     else:
@@ -67,9 +67,9 @@ def _lines(name: str, needs: StageNeeds, device: Device) -> list[str]:
     return [*lines, ""]
 
 
-def in_words(peak: int, low: int, high: int) -> str:
+def in_words(memory: StageMemory) -> str:
     """A peak and its range."""
-    return f"{gigabytes(peak)} at its highest ({gigabytes(low)} to {gigabytes(high)})"
+    return f"{gigabytes(memory.peak_bytes)} at its highest ({gigabytes(memory.low)} to {gigabytes(memory.high)})"
 
 
 def gigabytes(size: float) -> str:

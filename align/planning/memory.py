@@ -85,7 +85,8 @@ def memory_of(
     }
     if rehearsal.objective is not None:
         resident["optimizer"] = sum(state_bytes(tensor.numel(), options.optimizer) for tensor in learned)
-    phases = _phases(rehearsal, options, model_config, device)
+    gradients = sum(tensor.nbytes for tensor in learned)
+    phases = _phases(rehearsal, options, model_config, device, gradients)
     unpacked = max((_unpacked(base, device.kind) for base in bases), default=0)
     for found in phases.values():
         if unpacked:
@@ -97,18 +98,18 @@ def memory_of(
 
 
 def _phases(
-    rehearsal: Rehearsal, options: TrainingOptions, model_config: dict[str, Any], device: Device
+    rehearsal: Rehearsal, options: TrainingOptions, model_config: dict[str, Any], device: Device, gradients: int
 ) -> dict[str, dict[str, int]]:
-    """Phase -> what it takes beside what is there all the time, by part."""
+    """Phase -> what it takes beside what is there all the time, by part. A step's first pass has no gradients yet."""
     found: dict[str, dict[str, int]] = {}
     vocabulary = config_of(model_config).vocab_size
     if rehearsal.objective is not None:
         bf16 = options.autocast is Autocast.bf16
         train = traced(rehearsal.objective, rehearsal.train, vocabulary, True, bf16)
-        peak = max(train.forward + train.left * (rehearsal.passes > 1), train.backward)
+        peak = max(train.forward + gradients * (rehearsal.passes > 1), train.backward)
         logits = train.logits * _wider_chunk(vocabulary, device.kind)
-        rest = max(0, round(peak - train.left - train.logits))
-        found["train"] = {"gradients": round(train.left), "activations": rest, "logits": round(logits)}
+        rest = max(0, round(peak - gradients - train.logits))
+        found["train"] = {"gradients": gradients, "activations": rest, "logits": round(logits)}
         if rehearsal.score:
             score = traced(rehearsal.objective, rehearsal.score, vocabulary, False, bf16).forward
             found["score"] = {"activations": round(score)}

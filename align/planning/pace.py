@@ -64,7 +64,11 @@ def _work(config: RunConfig, plan: StagePlan[Any], run: RunRecord, entry: StageE
     from align.report.run_files import read_json
 
     spec, folder = plan.spec, run.at(entry)
-    if entry.name != spec.name or entry.adapter != adapter_name(spec.adapter) or entry.load != plan.require().load.value:
+    if (
+        entry.name != spec.name
+        or entry.adapter != adapter_name(spec.adapter)
+        or entry.load != plan.require().load.value
+    ):
         return None
     try:
         recipe = yaml.safe_load((run.folder / "recipe.yaml").read_text(encoding="utf-8"))

@@ -67,7 +67,7 @@ def plan(
         for each in require_plans(config, None if config.model.init else folder):
             spec = each.spec
             say(f"reading the rows of {spec.name}")
-            context = context_of(model_config, spec.adapter, (each.init, each.reward))
+            context = context_of(model_config, spec.adapter, (each.init, *each.judges))
             reading = Reading(spec, renderer, model_config, context, config.seed)
             prepared = {kind: reading.rows(kind) for kind in spec.stage.needs_data}
             say(f"planning {spec.name}")
@@ -128,7 +128,12 @@ def _changes(stage: Rehearsed, device: Device) -> Iterator[dict[str, Any]]:
     spec: StageSpec = stage.plan.spec
     for override, changed in _lighter(stage, spec):
         memory = changed.memory(device)
-        yield {"set": override, "peak_bytes": memory.peak_bytes, "high": memory.high, "fits": memory.high <= device.bytes}
+        yield {
+            "set": override,
+            "peak_bytes": memory.peak_bytes,
+            "high": memory.high,
+            "fits": memory.high <= device.bytes,
+        }
 
 
 def _lighter(stage: Rehearsed, spec: StageSpec) -> Iterator[tuple[str, Rehearsed]]:

@@ -34,8 +34,6 @@ class Traced:
     """At its highest until the loss is there."""
     backward: float
     """At its highest after that, new gradients among it."""
-    left: float
-    """Afterwards: the gradients."""
     logits: float
     """Tensors as wide as the vocabulary, at their highest."""
 
@@ -46,7 +44,7 @@ class Traced:
 
     def plus(self, times: int, more: Traced, less: Traced) -> Traced:
         """With `times` further layers, each of which takes what `more` has above `less`."""
-        names = ("forward", "backward", "left")
+        names = ("forward", "backward")
         grown = {name: getattr(self, name) + times * (getattr(more, name) - getattr(less, name)) for name in names}
         return Traced(**grown, logits=self.logits)
 
@@ -128,10 +126,10 @@ def _once(objective: Any, batch: Any, mode: Any, live: Live, learns: bool, bf16:
             loss = objective(batch)[0]
         highest = live.peak
         if not learns:
-            return Traced(highest, 0.0, 0.0, live.logits_peak)
+            return Traced(highest, 0.0, live.logits_peak)
         live.peak = live.bytes
         loss.backward()
-        found = Traced(highest, live.peak, live.bytes, live.logits_peak)
+        found = Traced(highest, live.peak, live.logits_peak)
     for parameter in objective.parameters():
         parameter.grad = None
     return found

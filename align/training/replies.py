@@ -76,7 +76,9 @@ def pack_replies(
             start += len(reply)
     index = torch.from_numpy(np.concatenate(targets))
     source = torch.from_numpy(np.concatenate(sources))
-    return ReplyBatch(packed, source, packed.ids_1N[0, index], torch.tensor(lengths), max(lengths), float(len(prompts)), list(ids))
+    return ReplyBatch(
+        packed, source, packed.ids_1N[0, index], torch.tensor(lengths), max(lengths), float(len(prompts)), list(ids)
+    )
 
 
 def reply_logprobs(role: Role, hidden_MD: Tensor, batch: ReplyBatch) -> Tensor:
