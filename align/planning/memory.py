@@ -127,11 +127,11 @@ def _tensors(modules: Iterable[torch.nn.Module]) -> list[Tensor]:
 
 def weight_bytes(model: Any, load: Load) -> int:
     """Bytes of a base's tensors at a precision; in 4 bits those of linear layers are packed, with their scales."""
-    plain = sum(tensor.nbytes for tensor in _tensors([model]))
+    plain: int = sum(tensor.nbytes for tensor in _tensors([model]))
     if not load.four_bit:
         return plain
     packed = [layer.weight for layer in linear_layers(model).values()]
-    return plain + sum(four_bit_bytes(w.numel(), load.double_quant) - w.nbytes for w in packed)
+    return plain + sum(four_bit_bytes(w.numel(), load.double_quant) - int(w.nbytes) for w in packed)
 
 
 def four_bit_bytes(count: int, double_quant: bool) -> int:
@@ -170,7 +170,7 @@ def _unpacked(base: SharedBase, device: str) -> int:
     """The largest 4-bit weight as it is computed with."""
     if not base.load.four_bit:
         return 0
-    return max(layer.weight.nbytes for layer in linear_layers(base.model).values())
+    return max(int(layer.weight.nbytes) for layer in linear_layers(base.model).values())
 
 
 def _wider_chunk(vocabulary: int, device: str) -> float:

@@ -57,7 +57,7 @@ class Live(TorchDispatchMode):
     """
 
     def __init__(self, vocabulary: int, before: Iterable[torch.Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.vocabulary = vocabulary
         self.bytes = self.peak = 0
         self.logits = self.logits_peak = 0
@@ -139,7 +139,9 @@ def _once(objective: Any, batch: Any, mode: Any, live: Live, learns: bool, bf16:
 def _fake(objective: nn.Module, mode: Any) -> Iterator[None]:
     """Give every parameter and buffer a stand-in that computes as on a CPU; one for all who share it."""
     known: dict[int, Any] = {}
-    places = [held for module in objective.modules() for held in (module._parameters, module._buffers)]
+    places: list[dict[str, Any]] = [
+        held for module in objective.modules() for held in (module._parameters, module._buffers)
+    ]
     before = [dict(held) for held in places]
     for held in places:
         for name, tensor in held.items():
