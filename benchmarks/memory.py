@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pages import write_measured
 
-from align.planning.memory import PROCESS
+from align.planning.memory.parts import PROCESS
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "plan.md"
 LEAST = 300_000_000

@@ -11,7 +11,7 @@ from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
     from align.planning.devices import Device
-    from align.planning.memory import StageMemory
+    from align.planning.memory.parts import StageMemory
     from align.planning.plan import StageNeeds
 
 _DEVICE = "device="

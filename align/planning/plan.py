@@ -1,6 +1,6 @@
 """`align plan`: peak memory and minutes of every stage, and what to change where a device has too little memory.
 
-No weight is loaded: every stage is rehearsed (`align/planning/rehearsed_bases.py`) on rows that are read as the run
+No weight is loaded: every stage is rehearsed (`align/planning/memory/bases.py`) on rows that are read as the run
 would read them.
 """
 
@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -19,13 +19,14 @@ from align.config.schema import Load, RunConfig, StageSpec
 from align.models.fingerprint import read_model_config
 from align.models.resolve import find_base, open_renderer
 from align.planning.devices import Device
-from align.planning.memory import StageMemory, memory_of
 from align.planning.pace import Minutes, minutes_of
 from align.planning.preflight import require_plans
-from align.planning.rehearsed_bases import META, RehearsedBases, context_for
 from align.training.data import Reading, context_of
 from data_prep.core.errors import UserError
 from data_prep.prepare.arrow_rows import lengths_of
+
+if TYPE_CHECKING:
+    from align.planning.memory.parts import StageMemory
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,9 @@ class Rehearsed:
         Raises:
             UserError: its method does something on the way that needs numbers.
         """
+        from align.planning.memory.bases import META, RehearsedBases, context_for
+        from align.planning.memory.parts import memory_of
+
         spec = self.plan.spec
         bases = RehearsedBases(self.folder, self.model_config, device.kind, self.config.model.plain)
         context = context_for(self.config, self.plan, bases, self.prepared)

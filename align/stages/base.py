@@ -189,8 +189,8 @@ class TrainingStage(LengthOptions, TrainingOptions, Stage):
 
     def rehearse(self, context: StageContext) -> Rehearsal:
         """One role under its objective, and the pass with most tokens."""
-        from align.stages.supervised import ready_to_train
         from align.training.batching import largest_pass
+        from align.training.optimizer import ready_to_train
         from align.training.rehearsal import Rehearsal
         from data_prep.prepare.arrow_rows import lengths_of
 

@@ -46,8 +46,9 @@ class LRRange(SFT):
 
     def run(self, context: StageContext) -> Checkpoint | None:
         """Train a throw-away role at rising rates; write result.json."""
-        from align.stages.supervised import groups_of, hooks_of, ready_to_train, record_counts
+        from align.stages.supervised import groups_of, hooks_of, record_counts
         from align.training.lr_range import RisingUpdater, finding, range_test
+        from align.training.optimizer import ready_to_train
         from align.training.regularisers import regularise
         from data_prep.core.progress import Progress
 

@@ -219,8 +219,8 @@ class PPO(PPOOptions, TrainingStage):
     def rehearse(self, context: StageContext) -> Rehearsal:
         """All roles, the update with the longest prompts, and replies of full length."""
         from align.rl.rollouts import longest_replies
-        from align.stages.supervised import ready_to_train
         from align.training.batching import cut
+        from align.training.optimizer import ready_to_train
         from align.training.rehearsal import Rehearsal
 
         rows = longest_replies(self.rows(context).train, self, context.seed)
@@ -371,8 +371,8 @@ class PPO(PPOOptions, TrainingStage):
         return signals, still
 
     def _updater(self, context: StageContext, roles: PPORoles) -> Updater:
-        from align.stages.supervised import groups_of, hooks_of, ready_to_train
-        from align.training.optimizer import Updater
+        from align.stages.supervised import groups_of, hooks_of
+        from align.training.optimizer import Updater, ready_to_train
         from align.training.regularisers import regularise
 
         objective = self._objective(roles)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from align.models.memory import told_of
+from align.roles import Role
 from align.training.objectives import Batch, Objective
 from align.training.options import Autocast, Optimizer, Schedule, TrainingOptions
 from data_prep.core.errors import TrainingStopped, UserError
@@ -69,6 +70,12 @@ def autocast(options: TrainingOptions, device: torch.device) -> AbstractContextM
     if options.autocast is Autocast.bf16:
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
+
+
+def ready_to_train(role: Role, options: TrainingOptions) -> None:
+    """Switch on what the stage's options ask of the tree."""
+    if options.gradient_checkpointing:
+        role.tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def shared_module(objective: Objective, accelerator: Accelerator) -> nn.Module:

@@ -16,9 +16,9 @@ from align.config.schema import Load
 from align.models.fingerprint import read_model_config
 from align.models.shared_base import storages
 from align.planning.devices import GIB, device_of
-from align.planning.memory import rollout_bytes, state_bytes, weight_bytes
-from align.planning.rehearsed_bases import META, RehearsedBases
-from align.planning.trace import Live, traced
+from align.planning.memory.bases import META, RehearsedBases
+from align.planning.memory.parts import rollout_bytes, state_bytes, weight_bytes
+from align.planning.memory.trace import Live, traced
 from align.roles import Role
 from align.training.objectives import LanguageModeling
 from align.training.optimizer import make_optimizer

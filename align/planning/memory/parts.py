@@ -1,7 +1,8 @@
 """The peak memory of a stage, by parts: what is there all the time, and the phase that takes most beside it.
 
 Weights, adapters, gradients, optimiser states and the cache of a rollout are closed forms over the tensors that the
-stage's own code makes on the meta device; what passes keep is traced (`align/planning/trace.py`). Nothing is loaded.
+stage's own code makes on the meta device; what passes keep is traced
+(`align/planning/memory/trace.py`). Nothing is loaded.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from align.adapters.shapes import config_of, linear_layers
 from align.config.schema import Load
 from align.inference.cache import BLOCK
 from align.models.own_functions import HEAD_ELEMENTS, HEAD_ROWS
-from align.planning.trace import traced
+from align.planning.memory.trace import traced
 from align.training.options import Autocast, Optimizer, TrainingOptions
 
 if TYPE_CHECKING:
