@@ -1,90 +1,86 @@
-"""The peak memory of stages against `align plan`: really trained, each run in a process of its own.
+"""The peak memory of SFT steps against what `align plan` computes of them, each cell in a process of its own.
 
-    OMP_NUM_THREADS=1 python benchmarks/memory.py [--cell NAME] [--document]
+    OMP_NUM_THREADS=1 python benchmarks/memory.py METHOD WIDTH LAYERS ROWS TOKENS [--checkpointing]
 
-What a stage adds above the bare process is compared, at least 300 MB of it; a cell is a size, a method, lengths and
-settings, and its chain is trained for two steps a stage on fresh weights.
+Two steps on a random Llama, everything above the bare process counted. MALLOC_MMAP_THRESHOLD_=65536 in front lets the
+C library give every freed tensor back at once: without it a CPU's process keeps more than the tensors that live.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-import tempfile
-from pathlib import Path
+from typing import Any
 
-from pages import write_measured
+import torch
+from accelerate import Accelerator
+from common import Clock, Measured, model
 
-from align.planning.memory.parts import PROCESS
+from align.config.registries import adapters
+from align.config.schema import Load
+from align.models.own_modules import put_in
+from align.models.shared_base import BaseIdentity, SharedBase
+from align.planning.memory.parts import state_bytes
+from align.planning.memory.trace import traced
+from align.roles import Role
+from align.stages.sft import SFT
+from align.training.objectives import LanguageModeling
+from align.training.optimizer import Updater, ready_to_train
+from align.training.options import Optimizer
+from data_prep.types import Tokens
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "plan.md"
-LEAST = 300_000_000
-"""Bytes that a stage must add to be compared."""
-
-
-def shape(width: int, layers: int) -> list[str]:
-    """A fresh Llama of this width and depth."""
-    fields = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
-    fields |= {"num_attention_heads": width // 64, "num_key_value_heads": width // 64, "head_dim": 64}
-    return ["model=nano_blank", *(f"model.config.{name}={value}" for name, value in fields.items())]
-
-
-SHORT = ["stages.sft.max_steps=2", "stages.reward_model.max_steps=2", "stages.evaluate.prompts=64"]
-PPO = ["stages.ppo.updates=2", "stages.ppo.critic_warmup=0", "stages.ppo.ppo_epochs=1", "stages.ppo.monitor=off"]
-SFT = ["pipeline=sft", "stages.sft.max_steps=2"]
-CELLS = {
-    "lora 512x8, chain": [*shape(512, 8), *SHORT, *PPO],
-    "full 768x6, sft": [*shape(768, 6), *SFT, "adapter=full"],
-    "lora 768x8, sft, 96 rows, checkpointing": [
-        *(*shape(768, 8), *SFT),
-        *("stages.sft.batch_size=96", "stages.sft.gradient_checkpointing=true"),
-    ],
-    "vera 512x8, sft, 64 rows": [*shape(512, 8), *SFT, "adapter=vera", "stages.sft.batch_size=64"],
-    "qlora 1024x8, sft": [*shape(1024, 8), *SFT, "adapter=qlora"],
-    "prefix 512x8, dpo": [*shape(512, 8), "pipeline=dpo", "adapter=prefix", "stages.dpo.max_steps=2"],
-}
+VOCABULARY = 4096
 
 
-def align(*words: str) -> str:
-    """The output of an `align` command."""
-    done = subprocess.run([sys.executable, "-m", "align.cli", *words], capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"align {' '.join(words)}: {done.stderr.strip().splitlines()[-1]}")
-    return done.stdout
+def built(options: argparse.Namespace, device: str) -> tuple[SharedBase, LanguageModeling, SFT]:
+    """Base, objective and stage of a cell."""
+    adapter: Any = adapters.get(options.method)
+    stage = SFT(gradient_checkpointing=options.checkpointing, max_steps=2)
+    with torch.device(device):
+        found = model(options.width, options.layers, VOCABULARY)
+        put_in(found)
+        base = SharedBase.freeze(found, BaseIdentity("random", None, "random"), Load.fp32)
+        chosen = adapter()
+        tree = base.private() if chosen.traits.owns_weights else base.tree()
+        role = Role("policy", chosen.attach(tree, True), chosen)
+    ready_to_train(role, stage)
+    return base, LanguageModeling(role), stage
 
 
-def measured(name: str, overrides: list[str]) -> list[list[str]]:
-    """A row for every stage of a cell that adds enough."""
-    planned = json.loads(align("plan", *overrides, "device=cpu", "--json"))["stages"]
-    with tempfile.TemporaryDirectory() as out:
-        record = json.loads(align("run", *overrides, f"out={out}", "--json"))
-    rows = []
-    for entry in record["stages"]:
-        plan = planned[entry["name"]]["peak_bytes"] - PROCESS["cpu"]
-        real = entry["peak_rss_bytes"] - PROCESS["cpu"]
-        print(name, entry["name"], plan, real, planned[entry["name"]]["parts"], flush=True)
-        if min(plan, real) >= LEAST:
-            ratio = f"{plan / real:.2f}"
-            rows.append([name, entry["name"], f"{plan / 1e6:.0f} MB", f"{real / 1e6:.0f} MB", ratio])
-    return rows
+def planned(options: argparse.Namespace, rows: list[Tokens]) -> float:
+    """Bytes of weights, adapters, states and the pass."""
+    base, objective, _ = built(options, "meta")
+    every = {id(t): t for module in (base.model, objective) for t in (*module.parameters(), *module.buffers())}
+    learned = [tensor for tensor in every.values() if tensor.requires_grad]
+    states = sum(state_bytes(tensor.numel(), Optimizer.adamw) for tensor in learned)
+    peak = max(traced(objective, rows, VOCABULARY).peak, sum(tensor.nbytes for tensor in learned))
+    return sum(tensor.nbytes for tensor in every.values()) + states + peak
+
+
+def measured(options: argparse.Namespace, rows: list[Tokens]) -> int:
+    """Bytes that two steps add to the process, the making of the model included."""
+    found, clock = Measured(), Clock()
+    _, objective, stage = built(options, "cpu")
+    groups = [{"params": [p for p in objective.parameters() if p.requires_grad], "lr": 1e-4}]
+    updater = Updater(objective, groups, stage, 2, Accelerator(cpu=True))
+    for _ in range(2):
+        updater.step([objective.collate(rows)])
+    clock.into(found)
+    return found.added_bytes[0]
 
 
 def main() -> None:
-    """All cells, or one."""
+    """One cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cell", choices=list(CELLS))
-    parser.add_argument("--document", action="store_true", help="write the table into docs/plan.md")
+    parser.add_argument("method", choices=adapters.names())
+    for name in ("width", "layers", "rows", "tokens"):
+        parser.add_argument(name, type=int)
+    parser.add_argument("--checkpointing", action="store_true")
     options = parser.parse_args()
-    chosen = {name: words for name, words in CELLS.items() if options.cell in (None, name)}
-    rows = [row for name, words in chosen.items() for row in measured(name, words)]
-    head = ["cell", "stage", "planned", "measured", "planned / measured"]
-    lines = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *rows)]
-    print("\n".join(lines))
-    if options.document:
-        command = "Above the bare process, by `python benchmarks/memory.py --document` on a CPU."
-        write_measured(PAGE, "memory", "\n".join([*lines, "", command]) + "\n")
+    asked = options.tokens // 3
+    mask = [False] * asked + [True] * (options.tokens - asked)
+    rows = [Tokens([5] * options.tokens, mask, "row") for _ in range(options.rows)]
+    plan, real = planned(options, rows), measured(options, rows)
+    print(f"planned {plan / 1e6:.0f} MB, measured {real / 1e6:.0f} MB, planned / measured {plan / real:.2f}")
 
 
 if __name__ == "__main__":
