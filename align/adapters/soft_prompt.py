@@ -125,7 +125,8 @@ class SoftPrompt(Adapter):
 
         count = self.num_virtual_tokens
         if self.init is not Init.text:
-            return torch.randint(0, tree.config.get_text_config().vocab_size, (count,)).tolist()
+            size = tree.config.get_text_config().vocab_size
+            return torch.randint(0, size, (count,), device="cpu").tolist()
         tokenizer = open_tokenizer(vars(tree)["align_shared"]["folder"])
         ids: list[int] = tokenizer(self.init_text, add_special_tokens=False)["input_ids"]
         return (ids * -(-count // len(ids)))[:count]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -104,3 +105,16 @@ def extra(name: str) -> Iterator[None]:
     except ImportError as problem:
         hint = f"in the clone: pip install -e '.[{name}]'"
         raise UserError(f"this needs the package {problem.name}", hint=hint, code="missing_extra") from problem
+
+
+@contextmanager
+def progress(doing: str) -> Iterator[Callable[[str], None]]:
+    """A line on a terminal that says what is being done, gone when it is done."""
+    if not sys.stderr.isatty():
+        yield lambda doing: None
+        return
+    from rich.console import Console
+    from rich.status import Status
+
+    with Status(doing, console=Console(stderr=True)) as status:
+        yield status.update

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
+from align.cli.arguments import progress
 from align.cli.own_files import with_files
 from align.config.compose import compose
 from align.config.schema import RunConfig
@@ -26,8 +25,10 @@ def check(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         return 2, {**found.as_dict(), "error": mistakes[0].as_dict()}
     from align.planning.check import check as look
 
-    with _progress() as say:
+    with progress("checking") as say:
         found = look(config, say)
+        if found.ok and not args.json:
+            _add_memory(found, config, say)
     if not args.json:
         _print(found)
     return (2 if not found.ok or (args.strict and found.warnings) else 0), found.as_dict()
@@ -49,22 +50,25 @@ def composed(words: list[str], config_dir: str | None) -> tuple[RunConfig | None
             return (None, mistakes) if mistakes else (config, [])
 
 
+def _add_memory(found: Findings, config: RunConfig, say: Callable[[str], None]) -> None:
+    """A line of what `align plan` says of every stage on this machine; nothing is refused because of it."""
+    from align.cli.plan import device_named, in_words
+    from align.planning.plan import plan
+
+    device, lines = device_named("auto"), dict[str, str]()
+    try:
+        for name, needs in plan(config, device, say):
+            fits = "" if needs.memory.high <= device.bytes else f", too much for {device.name}: see align plan"
+            lines[name] = in_words(needs.memory) + fits
+    except UserError as problem:
+        lines |= {stage["name"]: str(problem) for stage in found.stages if stage["name"] not in lines}
+    for stage in found.stages:
+        stage["memory"] = lines[stage["name"]]
+
+
 def _print(found: Findings) -> None:
     from rich.console import Console
 
     from align.cli.terminal import print_findings
 
     print_findings(found, Console(highlight=False, emoji=False, markup=False))
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
-    """A line on a terminal that says what is being done, gone when it is done."""
-    if not sys.stderr.isatty():
-        yield lambda doing: None
-        return
-    from rich.console import Console
-    from rich.status import Status
-
-    with Status("checking", console=Console(stderr=True)) as status:
-        yield status.update

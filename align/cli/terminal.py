@@ -61,6 +61,8 @@ def _stage_facts(stage: dict[str, Any]) -> Iterator[tuple[str, str]]:
             share = f": {stage['trainable']:,} of {stage['total']:,} parameters ({100 * stage['share']:.3g}%)"
         yield "trains", stage["adapter"] + share
         yield "lr", f"{stage['lr']:.3g}"
+    if "memory" in stage:
+        yield "memory", stage["memory"]
     if "updates" in stage:
         each = f"{stage['rows_per_update']:,} prompts"
         yield "updates", f"{stage['updates']:,}, each of {each} ({stage['rows']:,} there are)"

@@ -7,6 +7,7 @@ them, as does every module of a model that was loaded with `model.plain=true`.
 
 from __future__ import annotations
 
+import copy
 from types import SimpleNamespace
 from typing import Any
 
@@ -78,6 +79,7 @@ def _is_norm(module: Any) -> bool:
     parts = [name for name, _ in module.named_parameters()]
     if parts != ["weight"] or module.weight.dim() != 1 or _eps(module) < 0 or list(module.children()):
         return False
+    module = _with_numbers(module)
     weight_D = module.weight
     for kind in {weight_D.dtype, torch.float32, torch.bfloat16}:
         x_ND = _probe(weight_D.shape[0], weight_D.device).to(kind)
@@ -91,6 +93,16 @@ def _is_norm(module: Any) -> bool:
         if found_ND.dtype != expected_ND.dtype or not torch.equal(found_ND, expected_ND):
             return False
     return True
+
+
+def _with_numbers(module: Any) -> Any:
+    """The module; where its weight is on the meta device, one like it whose weight has numbers."""
+    if not module.weight.is_meta:
+        return module
+    alone = copy.copy(module)
+    weight_D = _probe(module.weight.shape[0], torch.device("cpu"))[0].to(module.weight.dtype)
+    vars(alone)["_parameters"] = {"weight": nn.Parameter(weight_D, requires_grad=False)}
+    return alone
 
 
 @torch.no_grad()

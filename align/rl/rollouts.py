@@ -99,6 +99,20 @@ class Rollouts:
         write_samples(self._context, rows)
 
 
+def longest_replies(prompts: Sequence[PromptTokens], options: PPOOptions, seed: int) -> list[ExperienceRow]:
+    """The update with most prompt tokens among those of the first epoch, as if every reply had its full length."""
+    from align.rl.actor_critic import ExperienceRow
+
+    every = batches(len(prompts), options.prompts_per_update, seed, 0)[: options.updates]
+    index = max(every, key=lambda one: sum(len(prompts[i].ids) for i in one))[: options.prompts_per_update]
+    full = [0.0] * options.max_new_tokens
+    return [
+        ExperienceRow(prompts[i].ids, [0] * len(full), full, full, full, full, prompts[i].id)
+        for i in index
+        for _ in range(options.replies_per_prompt)
+    ]
+
+
 def first_replies(
     context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
 ) -> tuple[Rollout, Tensor]:

@@ -7,7 +7,7 @@ and registers itself with `@stage("name")`. Importing a stage must not import to
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from align.config.registries import stages
@@ -22,8 +22,12 @@ if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
     from align.checkpoints.compatibility import ParentInfo
     from align.rl.signals.base import Signal
+    from align.roles import Role
     from align.training.context import StageContext
+    from align.training.objectives import Objective
+    from align.training.rehearsal import Rehearsal
     from data_prep.options import DataOptions
+    from data_prep.prepare.prepare import Prepared
 
 StageT = TypeVar("StageT", bound="type[Stage]")
 
@@ -136,6 +140,22 @@ class Stage:
         """Settings that work but are hardly meant: `align check` warns of them, `align run` takes them."""
         yield from ()
 
+    def rehearse(self, context: StageContext) -> Rehearsal:
+        """The stage's roles and its largest passes, as `run` would have them: what a plan of its memory is made from.
+
+        Weights lie on the meta device, rows are real.
+        """
+        raise NotImplementedError
+
+    def work(self, rows: int, tokens: float) -> float:
+        """How much there is to do over so many training rows of so many tokens in the mean; twice as much takes twice
+        as long. The unit is the stage's own."""
+        return rows * (tokens + self.reply_tokens)
+
+    def lighter(self, where: str) -> Iterator[tuple[str, Stage]]:
+        """Overrides that make the stage's passes smaller, best first, and the stage with each of them."""
+        yield from ()
+
     def smaller_passes(self, where: str, tokens: int | None) -> str:
         """What to set after a pass, over so many tokens if that is known, did not fit into memory."""
         return f"set a smaller {where}.batch_size, or model.load=bf16"
@@ -158,6 +178,42 @@ class TrainingStage(LengthOptions, TrainingOptions, Stage):
     def usual_lr(self, adapter: Adapter, lr_scale: float) -> float:
         """The learning rate where none is set."""
         return self.base_lr * adapter.lr_factor * lr_scale
+
+    def objective(self, context: StageContext, role: Role) -> Objective:
+        """What is minimised over the rows of the stage; gives the role its head where it has one."""
+        raise NotImplementedError
+
+    def rows(self, context: StageContext) -> Prepared[Any]:
+        """The prepared rows as the objective takes them."""
+        return context.rows(self.needs_data[0])
+
+    def rehearse(self, context: StageContext) -> Rehearsal:
+        """One role under its objective, and the pass with most tokens."""
+        from align.training.batching import largest_pass
+        from align.training.optimizer import ready_to_train
+        from align.training.rehearsal import Rehearsal
+        from data_prep.prepare.arrow_rows import lengths_of
+
+        rows = self.rows(context).train
+        role = context.fresh_role("policy")
+        objective = self.objective(context, role)
+        ready_to_train(role, self)
+        places, passes = largest_pass(lengths_of(rows), self, context.seed)
+        return Rehearsal([role], objective, [rows[place] for place in places], passes)
+
+    def work(self, rows: int, tokens: float) -> float:
+        """Tokens that all steps read."""
+        return self.steps_over(rows) * min(self.batch_size, rows) * tokens
+
+    def lighter(self, where: str) -> Iterator[tuple[str, Stage]]:
+        """Smaller passes, activations computed again, shorter rows."""
+        if not self.micro_tokens or self.micro_tokens > self.max_length:
+            yield f"{where}.micro_tokens={self.max_length}", replace(self, micro_tokens=self.max_length)
+        if not self.gradient_checkpointing:
+            yield f"{where}.gradient_checkpointing=true", replace(self, gradient_checkpointing=True)
+        half = self.max_length // 2
+        if half > self.reply_tokens:
+            yield f"{where}.max_length={half}", replace(self, max_length=half)
 
     def plan_over(self, rows: int) -> dict[str, float]:
         """What `align check` says of the work over so many training rows."""

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from align.rl.signals.base import Signal
     from align.roles import Role
     from align.training.context import StageContext
+    from align.training.rehearsal import Rehearsal
     from data_prep.options import DataOptions
     from data_prep.prepare.prepare import Prepared
     from data_prep.types import PromptTokens
@@ -109,6 +110,21 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
             )
             _write_samples(context, rows, answers)
         return None
+
+    def rehearse(self, context: StageContext) -> Rehearsal:
+        """The last policy of the chain beside the reward model, and the batch with the longest prompts."""
+        from align.training.rehearsal import Rehearsal
+
+        prepared = context.rows("prompts")
+        load = context.parent_mode.load
+        roles = [context.bases.realise(one, one.role, load) for one in (context.init, context.reward) if one]
+        roles = roles or [context.start_role("policy")]
+        longest = sorted((len(row.ids) for row in prepared.eval or prepared.train), reverse=True)
+        return Rehearsal(roles, answered=longest[: self.batch_size], new_tokens=self.max_new_tokens)
+
+    def work(self, rows: int, tokens: float) -> float:
+        """Tokens of prompts and replies of one policy."""
+        return min(rows, self.prompts) * (tokens + self.max_new_tokens)
 
     def _answers(
         self,

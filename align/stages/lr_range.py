@@ -46,9 +46,9 @@ class LRRange(SFT):
 
     def run(self, context: StageContext) -> Checkpoint | None:
         """Train a throw-away role at rising rates; write result.json."""
-        from align.stages.supervised import groups_of, hooks_of, ready_to_train, record_counts
+        from align.stages.supervised import groups_of, hooks_of, record_counts
         from align.training.lr_range import RisingUpdater, finding, range_test
-        from align.training.objectives import LanguageModeling
+        from align.training.optimizer import ready_to_train
         from align.training.regularisers import regularise
         from data_prep.core.progress import Progress
 
@@ -59,7 +59,7 @@ class LRRange(SFT):
         ready_to_train(role, self)
         groups = groups_of(role, context.lr * self.high, self)
         steps = self.max_steps
-        objective = LanguageModeling(role)
+        objective = self.objective(context, role)
         regularise(objective, role, self, lambda: context.bases.start_of(context.init, context.parent_mode, "start"))
         updater = RisingUpdater(objective, groups, self, steps, context.accelerator, hooks_of(role))
         updater.share = self.low / self.high

@@ -10,11 +10,11 @@ training two roles.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from align.rl.options import Critic, Monitor, PPOOptions
-from align.stages.base import TrainingStage, stage
+from align.rl.options import Critic, Estimator, Monitor, PPOOptions
+from align.stages.base import Stage, TrainingStage, stage
 from data_prep.core.errors import UserError
 from data_prep.core.options import option
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from align.adapters.base import Adapter
     from align.checkpoints.checkpoint import Checkpoint
     from align.checkpoints.compatibility import ParentInfo
+    from align.rl.actor_critic import ActorCritic
     from align.rl.experience import PPORoles, RewardRule
     from align.rl.held_out import HeldOut
     from align.rl.signals.base import Signal
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from align.roles import Role
     from align.training.context import StageContext
     from align.training.optimizer import Updater
+    from align.training.rehearsal import Rehearsal
     from data_prep.options import DataOptions
     from data_prep.prepare.prepare import Prepared
     from data_prep.types import PromptTokens
@@ -91,7 +93,7 @@ class PPO(PPOOptions, TrainingStage):
 
         heed(context)
         with context.phase("data"):
-            prepared = context.rows("prompts")
+            prepared = self.rows(context)
         context.write_card(prepared)
         roles = self._assemble(context)
         record_counts(context, roles.policy)
@@ -200,6 +202,49 @@ class PPO(PPOOptions, TrainingStage):
             "steps": self.steps_over(rows),
             "rows_per_step": self.batch_size // self.minibatches,
         }
+
+    def work(self, rows: int, tokens: float) -> float:
+        """Tokens of all updates, as often as they are sampled, read and trained on."""
+        return self.updates * self.batch_size * (tokens + self.max_new_tokens) * (1 + self.ppo_epochs)
+
+    def lighter(self, where: str) -> Iterator[tuple[str, Stage]]:
+        """Smaller passes, activations computed again, no critic, fewer replies at a time."""
+        yield from super().lighter(where)
+        if self.advantage.has_critic:
+            yield f"{where}.advantage=reinforce_pp", replace(self, advantage=Estimator.reinforce_pp, critic=Critic.zero)
+        half = max(1, self.prompts_per_update // 2) * self.replies_per_prompt
+        if half < self.batch_size:
+            yield f"{where}.batch_size={half}", replace(self, batch_size=half)
+
+    def rehearse(self, context: StageContext) -> Rehearsal:
+        """All roles, the update with the longest prompts, and replies of full length."""
+        from align.rl.rollouts import longest_replies
+        from align.training.batching import cut
+        from align.training.optimizer import ready_to_train
+        from align.training.rehearsal import Rehearsal
+
+        rows = longest_replies(self.rows(context).train, self, context.seed)
+        roles = replace(self, critic=Critic.zero)._assemble(context)
+        for role in roles.trained().values():
+            ready_to_train(role, self)
+        lengths = [len(row.prompt) + len(row.reply) for row in rows]
+        part = len(rows) // self.minibatches
+        trained, scored = cut(lengths[:part], self), cut(lengths, self)
+        return Rehearsal(
+            roles=roles.all(),
+            objective=self._objective(roles),
+            train=[rows[place] for place in max(trained, key=lambda one: sum(lengths[i] for i in one))],
+            passes=len(trained),
+            score=[rows[place] for place in max(scored, key=lambda one: sum(lengths[i] for i in one))],
+            answered=[len(row.prompt) for row in rows],
+            new_tokens=self.max_new_tokens,
+        )
+
+    def _objective(self, roles: PPORoles) -> ActorCritic:
+        from align.rl.actor_critic import ActorCritic, PPOLoss
+
+        loss = PPOLoss(**{f.name: getattr(self, f.name) for f in fields(PPOLoss)})
+        return ActorCritic(roles.policy, roles.value, loss)
 
     def _assemble(self, context: StageContext) -> PPORoles:
         """Policy and reference from the parent, reward from the reward model if there is one, and the critic."""
@@ -326,13 +371,11 @@ class PPO(PPOOptions, TrainingStage):
         return signals, still
 
     def _updater(self, context: StageContext, roles: PPORoles) -> Updater:
-        from align.rl.actor_critic import ActorCritic, PPOLoss
-        from align.stages.supervised import groups_of, hooks_of, ready_to_train
-        from align.training.optimizer import Updater
+        from align.stages.supervised import groups_of, hooks_of
+        from align.training.optimizer import Updater, ready_to_train
         from align.training.regularisers import regularise
 
-        loss = PPOLoss(**{f.name: getattr(self, f.name) for f in fields(PPOLoss)})
-        objective = ActorCritic(roles.policy, roles.value, loss)
+        objective = self._objective(roles)
         regularise(objective, roles.policy, self, lambda: roles.reference)
         wait = self.warmup_updates * self.steps_per_update
         groups, hooks = groups_of(roles.policy, context.lr, self, wait), hooks_of(roles.policy, wait)

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from align.roles import Role
     from align.training.context import StageContext
     from align.training.objectives import Objective
-    from data_prep.prepare.prepare import Prepared
 
 TOLERANCE = 1e-5
 """Largest log ratio of a reply, in nats, that policy and reference may have before the first step."""
@@ -32,14 +31,6 @@ class PreferenceStage(TrainingStage):
     base_lr: ClassVar[float] = 2e-5
 
     epochs: float = option(1.0, "passes over the training rows", above=0)
-
-    def objective(self, context: StageContext, role: Role) -> Objective:
-        """What is minimised over the rows of the stage."""
-        raise NotImplementedError
-
-    def rows(self, context: StageContext) -> Prepared[Any]:
-        """The prepared rows as the objective takes them."""
-        return context.rows(self.needs_data[0])
 
     def reply(self, row: Any) -> list[int]:
         """A reply of a row, for the checkpoint's probe."""

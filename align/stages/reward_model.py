@@ -45,25 +45,18 @@ class RewardModel(TrainingStage):
 
     def run(self, context: StageContext) -> Checkpoint:
         """Train adapter and head on prepared pairs, measure them on held-out pairs, and save."""
-        import torch
-
         from align.stages.supervised import supervised_run
         from align.training.batching import in_order
         from align.training.context import write_samples
-        from align.training.objectives import Pairwise
         from align.training.saving import Result, save_result
         from data_prep.prepare.arrow_rows import lengths_of
         from reward.gate import gate
-        from reward.head import ScalarHead
 
         with context.phase("data"):
-            prepared = context.rows("preferences")
+            prepared = self.rows(context)
         context.write_card(prepared)
         role = context.fresh_role("reward")
-        torch.manual_seed(context.seed)
-        width = role.tree.get_output_embeddings().weight.shape[1]  # of last hidden states; OPT projects them
-        role.head = ScalarHead(width).to(context.accelerator.device)
-        objective = Pairwise(role, self.centering)
+        objective = self.objective(context, role)
         supervised_run(context, objective, role, prepared)
         with context.phase("measure"):
             rows = prepared.eval or prepared.train
@@ -89,6 +82,18 @@ class RewardModel(TrainingStage):
             reward_norm=measured["norm"],
         )
         return save_result(context, result, context.staging)
+
+    def objective(self, context: StageContext, role: Role) -> Pairwise:
+        """Bradley-Terry over pairs, on a fresh head."""
+        import torch
+
+        from align.training.objectives import Pairwise
+        from reward.head import ScalarHead
+
+        torch.manual_seed(context.seed)
+        width = role.tree.get_output_embeddings().weight.shape[1]  # of last hidden states; OPT projects them
+        role.head = ScalarHead(width).to(context.accelerator.device)
+        return Pairwise(role, self.centering)
 
 
 def measure(

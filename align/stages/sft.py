@@ -16,7 +16,9 @@ from data_prep.core.options import option
 
 if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
+    from align.roles import Role
     from align.training.context import StageContext
+    from align.training.objectives import Objective
     from data_prep.types import Tokens
 
 
@@ -33,19 +35,24 @@ class SFT(TrainingStage):
     def run(self, context: StageContext) -> Checkpoint | None:
         """Train a policy on the prepared rows and save it."""
         from align.stages.supervised import save_policy, supervised_run
-        from align.training.objectives import LanguageModeling
 
         with context.phase("data"):
-            prepared = context.rows(self.needs_data[0])
+            prepared = self.rows(context)
         context.write_card(prepared)
         role = context.fresh_role("policy")
-        final = supervised_run(context, LanguageModeling(role), role, prepared)
+        final = supervised_run(context, self.objective(context, role), role, prepared)
         if final:  # there were held-out rows
             tasks = {f"eval_{name}": value for name, value in final.items() if name.startswith("loss/")}
             perplexity = math.exp(min(final["loss"], 50.0))
             context.numbers["metrics"] = {"eval_loss": final["loss"], "perplexity": perplexity, **tasks}
         rows = prepared.eval or prepared.train
         return save_policy(context, role, [(row.id, self.opening(row)) for row in rows[:8]], [r.ids for r in rows[:2]])
+
+    def objective(self, context: StageContext, role: Role) -> Objective:
+        """Likelihood of the supervised tokens."""
+        from align.training.objectives import LanguageModeling
+
+        return LanguageModeling(role)
 
     def opening(self, row: Tokens) -> list[int]:
         """A conversation up to its first reply."""

@@ -24,7 +24,7 @@ def supervised_run(
     """Train `objective` over prepared rows; returns the numbers of the evaluation that counts."""
     from align.tracking.metrics import read_metrics
     from align.training.loop import fit
-    from align.training.optimizer import Updater
+    from align.training.optimizer import Updater, ready_to_train
     from align.training.regularisers import regularise
     from data_prep.core.progress import Progress
 
@@ -52,12 +52,6 @@ def supervised_run(
 
         with context.phase("train"):
             return fit(updater, prepared.train, prepared.eval, context.seed, log, context.saver)
-
-
-def ready_to_train(role: Role, options: TrainingStage) -> None:
-    """Switch on what the stage's options ask of the tree."""
-    if options.gradient_checkpointing:
-        role.tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def groups_of(role: Role, lr: float, options: TrainingStage, wait: int = 0) -> list[dict[str, Any]]:

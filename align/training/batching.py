@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from align.training.options import TrainingOptions
 
 Lengths = npt.NDArray[np.int64]
 Places = list[int]
+LOOKED_AT = 2000
+"""Steps among which `largest_pass` looks."""
 
 
 def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[npt.NDArray[np.int64]]:
@@ -150,6 +153,22 @@ class Windows:
             if largest == most:
                 break
         return best
+
+
+def largest_pass(lengths: Lengths, options: TrainingOptions, seed: int) -> tuple[Places, int]:
+    """The rows of the pass with most tokens among the first epoch's steps, and how many passes its step has.
+
+    Of very many steps the first `LOOKED_AT` are taken: the order of rows is random.
+    """
+    windows = Windows(lengths, options, seed)
+    steps = min(windows.steps, options.max_steps or windows.steps, LOOKED_AT)
+    found: tuple[Places, int] = [], 0
+    most = -1
+    for window in islice(windows.epoch(0), steps):
+        for one in window.passes[0]:
+            if (tokens := int(lengths[one].sum())) > most:
+                most, found = tokens, (one, len(window.passes[0]))
+    return found
 
 
 def rows_at(rows: Sequence[Any], passes: Sequence[Places]) -> list[list[Any]]:

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from align.models.memory import told_of
+from align.roles import Role
 from align.training.objectives import Batch, Objective
 from align.training.options import Autocast, Optimizer, Schedule, TrainingOptions
 from data_prep.core.errors import TrainingStopped, UserError
@@ -75,6 +76,12 @@ def is_narrow(options: TrainingOptions, device: torch.device) -> bool:
 def autocast(options: TrainingOptions, device: torch.device) -> AbstractContextManager[Any]:
     """Context of every forward pass of a stage: matrix products at the precision that its options say."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if is_narrow(options, device) else nullcontext()
+
+
+def ready_to_train(role: Role, options: TrainingOptions) -> None:
+    """Switch on what the stage's options ask of the tree."""
+    if options.gradient_checkpointing:
+        role.tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def shared_module(objective: Objective, accelerator: Accelerator) -> nn.Module:

@@ -36,6 +36,8 @@ class ReplyBatch:
     targets_M: Tensor
     lengths_R: Tensor
     """Tokens of every reply, end token included."""
+    longest: int
+    """Tokens of the longest reply."""
     weight: float
     """Rows: what the summed loss is divided by."""
     ids: Sequence[str]
@@ -74,13 +76,15 @@ def pack_replies(
             start += len(reply)
     index = torch.from_numpy(np.concatenate(targets))
     source = torch.from_numpy(np.concatenate(sources))
-    return ReplyBatch(packed, source, packed.ids_1N[0, index], torch.tensor(lengths), float(len(prompts)), list(ids))
+    return ReplyBatch(
+        packed, source, packed.ids_1N[0, index], torch.tensor(lengths), max(lengths), float(len(prompts)), list(ids)
+    )
 
 
 def reply_logprobs(role: Role, hidden_MD: Tensor, batch: ReplyBatch) -> Tensor:
     """Summed log-probability of every reply under a role, [R], float32, from its hidden states before every token."""
     logprobs_M = chosen_logprobs(role, hidden_MD, batch.targets_M)
-    places_L = torch.arange(int(batch.lengths_R.max()), device=logprobs_M.device)
+    places_L = torch.arange(batch.longest, device=logprobs_M.device)
     mask_RL = places_L < batch.lengths_R[:, None]
     return torch.zeros_like(mask_RL, dtype=logprobs_M.dtype).masked_scatter(mask_RL, logprobs_M).sum(1)
 

@@ -15,7 +15,8 @@ MODULES = pytest.mark.parametrize("module", modules(), ids=lambda module: module
 HEAVY = {"torch", "transformers", "peft", "accelerate", "trl", "bitsandbytes", "datasets", "wandb", "safetensors.torch"}
 TORCH_FREE = re.compile(
     r"data_prep\..*|reward\.rules(\..*)?|align\.adapters(\.[a-z_]+)?|align\.stages(\.[a-z_]+)?|align"
-    r"|align\.(cli|config|planning|report|runs|sweeps|tracking)(\..*)?|align\.(rl|serving|weights)\.options|align\.rl\.(gold|signals(\..*)?)"
+    r"|align\.(cli|config|report|runs|sweeps|tracking)(\..*)?|align\.planning(\.[a-z_]+)?"
+    r"|align\.(rl|serving|weights)\.options|align\.rl\.(gold|signals(\..*)?)"
 )
 FOREIGN = {"align.models.packing.attend": "transformers' AttentionInterface"}
 """Signatures that another library dictates, and which."""
