@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from align.cli.arguments import progress
 from align.cli.own_files import with_files
@@ -12,6 +12,9 @@ from align.config.compose import compose
 from align.config.schema import RunConfig
 from align.planning.findings import WORDS, Findings
 from data_prep.core.errors import UserError
+
+if TYPE_CHECKING:
+    from align.planning.rows import Shelf
 
 
 def check(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
@@ -24,11 +27,13 @@ def check(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
             print(*(f"{WORDS['error']}  {problem}" for problem in found.problems), found.verdict(), sep="\n")
         return 2, {**found.as_dict(), "error": mistakes[0].as_dict()}
     from align.planning.check import check as look
+    from align.planning.rows import Shelf
 
+    shelf = Shelf(Findings())
     with progress("checking") as say:
-        found = look(config, say)
+        found = look(config, say, shelf)
         if found.ok and not args.json:
-            _add_memory(found, config, say)
+            _add_memory(shelf, config, say)
     if not args.json:
         _print(found)
     return (2 if not found.ok or (args.strict and found.warnings) else 0), found.as_dict()
@@ -50,14 +55,14 @@ def composed(words: list[str], config_dir: str | None) -> tuple[RunConfig | None
             return (None, mistakes) if mistakes else (config, [])
 
 
-def _add_memory(found: Findings, config: RunConfig, say: Callable[[str], None]) -> None:
+def _add_memory(shelf: Shelf, config: RunConfig, say: Callable[[str], None]) -> None:
     """A line of what `align plan` says of every stage on this machine; nothing is refused because of it."""
     from align.cli.plan import device_named, in_words
     from align.planning.plan import plan
 
-    device, lines = device_named("auto"), dict[str, str]()
+    found, device, lines = shelf.found, device_named("auto"), dict[str, str]()
     try:
-        for name, needs in plan(config, device, say):
+        for name, needs in plan(config, device, say, shelf):
             fits = "" if needs.memory.high <= device.bytes else f", too much for {device.name}: see align plan"
             lines[name] = in_words(needs.memory) + fits
     except UserError as problem:

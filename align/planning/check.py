@@ -27,14 +27,20 @@ if TYPE_CHECKING:
     from data_prep.prepare.prepare import Renderer
 
 
-def check(config: RunConfig, say: Callable[[str], None] = lambda doing: None) -> Findings:
+def check(
+    config: RunConfig, say: Callable[[str], None] = lambda doing: None, shelf: Shelf | None = None
+) -> Findings:
     """Everything about a run that can be known without training.
 
     Args:
         config: the run.
         say: is told what is being done, for a progress line.
+        shelf: takes the findings and the rows that are read, for whoever needs them afterwards.
     """
-    found = Findings()
+    from align.planning.rows import Shelf
+
+    shelf = shelf or Shelf(Findings())
+    found = shelf.found
     for stage, problem in source_problems(config):
         found.add(stage, [problem])
     with tempfile.TemporaryDirectory(prefix="align-check-") as scratch:
@@ -43,7 +49,7 @@ def check(config: RunConfig, say: Callable[[str], None] = lambda doing: None) ->
         plans = plan_stages(config, folder)
         _settings(config, plans, found)
         if folder is not None:
-            _content(config, plans, folder, found, say)
+            _content(config, plans, folder, shelf, say)
     return found
 
 
@@ -75,11 +81,10 @@ def _settings(config: RunConfig, plans: list[StagePlan[Input]], found: Findings)
 
 
 def _content(
-    config: RunConfig, plans: list[StagePlan[Input]], folder: Path, found: Findings, say: Callable[[str], None]
+    config: RunConfig, plans: list[StagePlan[Input]], folder: Path, shelf: Shelf, say: Callable[[str], None]
 ) -> None:
     """What needs the tokenizer and the architecture: rows, counts, steps."""
-    from align.planning.rows import Shelf
-
+    found = shelf.found
     say("loading the tokenizer")
     model_config = read_model_config(folder)
     renderer = _renderer(folder, found)
@@ -91,7 +96,6 @@ def _content(
         "context": context_length(model_config),
         "notes": notes,
     }
-    shelf = Shelf(found)
     for plan in plans:
         spec = plan.spec
         trained = _read(config, plan, model_config, renderer, shelf, say) if renderer else None

@@ -19,8 +19,10 @@ from align.config.schema import Load, RunConfig, StageSpec
 from align.models.fingerprint import read_model_config
 from align.models.resolve import find_base, open_renderer
 from align.planning.devices import Device
+from align.planning.findings import Findings
 from align.planning.pace import Minutes, minutes_of
 from align.planning.preflight import require_plans
+from align.planning.rows import Shelf
 from align.training.data import Reading, context_of
 from data_prep.core.errors import UserError
 from data_prep.prepare.arrow_rows import lengths_of
@@ -52,16 +54,18 @@ class StageNeeds:
 
 
 def plan(
-    config: RunConfig, device: Device, say: Callable[[str], None] = lambda doing: None
+    config: RunConfig, device: Device, say: Callable[[str], None] = lambda doing: None, shelf: Shelf | None = None
 ) -> Iterator[tuple[str, StageNeeds]]:
     """(stage, what it needs) in the order of the pipeline.
 
     Args:
         say: is told what is being done, for a progress line.
+        shelf: holds rows that were read before.
 
     Raises:
         UserError: `align run` would refuse the run; `align check` lists everything.
     """
+    shelf = shelf or Shelf(Findings())
     with tempfile.TemporaryDirectory(prefix="align-plan-") as scratch:
         folder = find_base(config, Path(scratch), weights=False)
         renderer, model_config = open_renderer(folder), read_model_config(folder)
@@ -70,7 +74,7 @@ def plan(
             say(f"reading the rows of {spec.name}")
             context = context_of(model_config, spec.adapter, (each.init, *each.judges))
             reading = Reading(spec, renderer, model_config, context, config.seed)
-            prepared = {kind: reading.rows(kind) for kind in spec.stage.needs_data}
+            prepared = {kind: shelf.rows(reading, kind) for kind in spec.stage.needs_data}
             say(f"planning {spec.name}")
             yield spec.name, _needs(Rehearsed(config, each, folder, model_config, prepared), device)
 

@@ -69,6 +69,19 @@ class Shelf:
             self.found.add(stage, _over_budget(reading.spec, known.prepared.train), "warning")
         return len(known.prepared.train)
 
+    def rows(self, reading: Reading, kind: str) -> Prepared[Any]:
+        """The rows of a kind of data of a stage: those that were read before, else read now.
+
+        Raises:
+            UserError: as `Reading.rows`.
+        """
+        key = (kind, reading.spec.data, reading.lengths(kind))
+        known = next((each.prepared for each in self.known if each.key == key and each.prepared is not None), None)
+        if known is None:
+            known = reading.rows(kind)
+            self.known.append(_Read(key, known, {}))
+        return known
+
     def _fresh(self, reading: Reading, kind: str) -> tuple[Prepared[Any] | None, dict[str, Any]]:
         """(the rows, the entry of the data), read as far as they can be."""
         stage = reading.spec.name
