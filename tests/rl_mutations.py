@@ -76,7 +76,7 @@ MUTATIONS = (
         "align/inference/generation.py",
         "reply.finished = int(token) == self.end_id",
         "reply.finished = False",
-        (GREEDY,),
+        (f"{SAMPLER}dropping_finished_rows_changes_nothing",),
     ),
     Mutation(
         3,

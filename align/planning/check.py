@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from data_prep.prepare.prepare import Renderer
 
 
-def check(
-    config: RunConfig, say: Callable[[str], None] = lambda doing: None, shelf: Shelf | None = None
-) -> Findings:
+def check(config: RunConfig, say: Callable[[str], None] = lambda doing: None, shelf: Shelf | None = None) -> Findings:
     """Everything about a run that can be known without training.
 
     Args:

@@ -146,6 +146,10 @@ def test_the_policy_rests_while_the_critic_warms_up():
     ppo.passes(context(), runner, rows_of(runner), 0, CHECKED)
     moved = {name.partition(".")[0] for name, p in weights(objective).items() if not torch.equal(p, before[name])}
     assert moved == {"value"}
+    steps = {
+        runner.optimizer.state.get(p, {}).get("step") for n, p in objective.named_parameters() if n[:6] == "policy"
+    }
+    assert steps == {None}, "its moments and its weight decay begin after the warm-up"
     runner.go_to(6)
     ppo.passes(context(), runner, rows_of(runner), 1, CHECKED)
     moved = {name.partition(".")[0] for name, p in weights(objective).items() if not torch.equal(p, before[name])}
