@@ -42,7 +42,6 @@ FUNCTIONAL, SAMPLER = "tests/align/test_functional.py::test_", "tests/align/infe
 LOOP, SHAPING = "tests/align/training/test_loop.py::test_", "tests/reward/test_shaping.py::test_"
 BY_HAND = f"{PPO}rewards_advantages_and_returns_by_hand"
 RATIO_1 = f"{PPO}ratio_is_one_and_kl_zero_before_the_first_update"
-GREEDY = f"{SAMPLER}greedy_takes_the_most_likely_token_and_ends_at_the_end"
 STEP = f"{SHAPING}each_step_by_hand"
 
 MUTATIONS = (
