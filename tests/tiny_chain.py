@@ -39,6 +39,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
 )
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
+os.fsync = lambda handle: None  # runs of seconds need not outlive a power cut; waiting for the disk is a tenth of one
+
 gc.collect()
 gc.freeze()  # every stage ends with a collection, which need not look through the libraries again
 

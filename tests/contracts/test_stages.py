@@ -170,7 +170,10 @@ def test_the_generator_serves_every_stage(tmp_path):
     """The embedded data with a gold judge, a few rows of it."""
     kinds = ("conversations", "preferences", "prompts", "text")
     words = [word for word in pipeline_words("rlhf") if not word.startswith("data")]
-    limits = [f"data.{kind}.limit=60" for kind in kinds] + ["data.preferences.options.off_topic=0"]
+    limits = [f"data.{kind}.limit=60" for kind in kinds] + [
+        "data.preferences.options.off_topic=0",
+        "data.conversations.options.history=0",  # rows that the tiny tokenizer fits into its context
+    ]
     config = compose([*words, "data=smalltalk", *limits, f"out={tmp_path}", "name=g"])
     assert execute(config)["status"] == "done"
     result = read(tmp_path / "g" / "evaluate" / "result.json")

@@ -50,7 +50,7 @@ for folder in map(Path, sys.argv[2:]):
 """
 STAGES = ("sft", "reward_model", "ppo", "ppo/value")
 JUDGED = [name for name, cls in stages.items() if issubclass(cls, PreferenceStage)]
-"""Stages that learn from judged replies: by default each method goes through one of them, in turn."""
+"""Stages that learn from judged replies: by default every second method goes through one of them, in turn."""
 
 
 def objective_of(stage: str, method: str, load: Load) -> tuple[Objective, list]:
@@ -85,12 +85,12 @@ def stages_covered() -> list:
 
 
 def judged_covered() -> list:
-    """(method, precision, stage) of the stages that learn from judged replies; by default one of them for a method."""
+    """(method, precision, stage) of stages that learn from judged replies; by default every second method, in turn."""
     found = []
     methods = adapters.names()
     for turn, stage in enumerate(JUDGED):
         for case in covered(CASES, turn):
-            own = methods.index(case.values[0]) % len(JUDGED) == turn
+            own = methods.index(case.values[0]) % (2 * len(JUDGED)) == 2 * turn
             marks = case.marks if own else [pytest.mark.grid]
             found.append(pytest.param(*case.values, stage, marks=marks, id=f"{case.id}-{stage}"))
     return found
@@ -143,7 +143,7 @@ def test_judged_replies_train_it_from_where_it_stands(method, load, stage):
     """Policy and reference are one function to the last bit before the first step, and the base is held once."""
     implied = adapters.get(method)().quantization() is not None
     words = [f"adapter={method}", *([] if implied else [f"model.load={load.value}"]), f"name={method}-{load.value}"]
-    below = chain(method, load) / "sft"
+    below = made("sft", *words, "stages.sft.lr=1e-2", out=HOME / "below") / "sft"
     run = made(stage, *words, f"stages.{stage}.init={below}", f"stages.{stage}.lr=1e-2", out=HOME / "judged" / stage)
     record = read(run / stage / "checkpoint.json")
     assert (record["method"], record["load"], record["role"]) == (method, load.value, "policy")

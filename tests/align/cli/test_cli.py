@@ -169,7 +169,7 @@ def test_ls_runs(capfd, tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "run.json").write_text(text, encoding="utf-8")
     _, out, _ = run(capfd, "ls", "runs", f"out={tmp_path}")
-    assert "good  done: sft done" in out and "torn  unreadable run.json" in out
+    assert "good  no method: The run is done." in out and "torn  unreadable run.json" in out
 
 
 def test_show(capfd, tmp_path):

@@ -123,6 +123,7 @@ def went(
         spec=SimpleNamespace(name="ppo", stage=stage),
         config=SimpleNamespace(model=SimpleNamespace(lr_scale=1.0)),
         renderer=SimpleNamespace(end_token_id=END, pad_token_id=0, decode=lambda ids: " ".join(map(str, ids))),
+        answering=lambda role: nullcontext(),
         saver=SimpleNamespace(step=0, restore=lambda _: {}, offer=lambda *_: None),
         metrics=SimpleNamespace(log=lambda step, split, numbers: seen.logged.append((step, split, dict(numbers)))),
         phase=lambda _: nullcontext(),

@@ -26,7 +26,7 @@ from align.serving.terminal import COMMANDS, Session, Wrap, converse, printable,
 from data_prep.core.errors import UserError
 from data_prep.rendering.renderer import Renderer
 from tests.tiny import TEMPLATE, tiny_tokenizer
-from tests.tiny_chain import checkpoint, copied, finished, read, refused, until
+from tests.tiny_chain import checkpoint, copied, finished, grid_beyond, read, refused, until
 
 FAST = (
     "stages.sft.lr=0.05",
@@ -67,7 +67,7 @@ def heard(events):
 
 
 # ---------------------------------------- what is said
-@pytest.mark.parametrize("chain", CHAINS)
+@pytest.mark.parametrize("chain", grid_beyond(CHAINS, {"stacked", "qlora"}))
 def test_replies_and_rewards_are_those_of_the_evaluation(chain):
     """Every policy of a chain, however it stands on its parent, says in a chat what it said when it was measured."""
     run = finished(*CHAINS[chain])

@@ -430,6 +430,7 @@ def test_a_model_that_fails_is_told_and_the_server_goes_on(here, monkeypatch, ca
 
 # ------------------------------------------------------------------------------------------------------- the command
 def test_the_command_serves_until_ctrl_c(run, capfd):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     with socket.socket() as free:
         free.bind((HOST, 0))
         here = SimpleNamespace(port=free.getsockname()[1])
@@ -443,7 +444,10 @@ def test_the_command_serves_until_ctrl_c(run, capfd):
 
     asking = threading.Thread(target=client)
     asking.start()
-    code = main(["serve", f"{run}/sft", f"port={here.port}", "--token", "t"])
+    try:
+        code = main(["serve", f"{run}/sft", f"port={here.port}", "--token", "t"])
+    finally:
+        signal.signal(signal.SIGINT, before)
     asking.join(240)
     out, err = capfd.readouterr()
     assert code == 130 and found == ["base"] and "Traceback" not in err

@@ -314,7 +314,7 @@ def test_ls_knows_sweeps(capfd):
     grid()
     capfd.readouterr()
     assert cli.main(["ls", "runs", f"out={HOME / 'sweeps'}"]) == 0
-    assert "grid  done: job 0 done, job 1 done, job 2 done, job 3 done" in capfd.readouterr().out
+    assert "grid  sweep done: 4 done" in capfd.readouterr().out
 
 
 def test_keys_are_as_short_as_they_can_be():

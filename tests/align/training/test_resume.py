@@ -39,9 +39,9 @@ CASES = {
     "sgd": ["adapter=lora", "stages.sft.optimizer=sgd"],
     "best-fit": ["adapter=lora", "stages.sft.micro_batch_size=0", "stages.sft.micro_tokens=64"],
 }
-KINDS = {"lora", "vera", "adalora", "delta_lora in the weights", "prefix", "full", "qlora", "adamw_8bit", "best-fit"}
-"""One of each kind of state: plain tensors, shared ones, a schedule's, moved weights, a soft prompt, the base itself,
-what stands on four bits, and what the optimiser and the passes add. The other cases are for the grid."""
+KINDS = {"lora", "adalora", "delta_lora in the weights", "full", "qlora", "best-fit"}
+"""One of each kind of state: plain tensors, a schedule's, moved weights, the base itself, what stands on four bits, and
+what the passes add. The other cases are for the grid."""
 
 
 @pytest.fixture
