@@ -6,11 +6,13 @@ python -m benchmarks.methods NAME [OVERRIDE ...]
     python -m benchmarks.methods mini model=hf model.path=BASE data=e2e data.root=DATA
 
 The sweep lands in runs/comparison-NAME and goes on there when the command is repeated. The table and the plot between
-`<!-- measured: NAME -->` and `<!-- end -->` in docs/adapters.md are replaced, the plot is docs/comparison-NAME.svg.
+`<!-- measured: NAME -->` and `<!-- end -->` in docs/adapters.md are replaced, the plot is docs/comparison-NAME.svg, and
+what `align recommend` reads of it is in align/planning/measured.json.
 """
 
 from __future__ import annotations
 
+import json
 import shlex
 import sys
 from pathlib import Path
@@ -28,6 +30,7 @@ from benchmarks.pages import write_measured
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "adapters.md"
+KEPT = ROOT / "align" / "planning" / "measured.json"
 REFERENCE = "lora"
 
 
@@ -50,6 +53,24 @@ def write(name: str, folder: Path) -> None:
     picture = f"![Held-out loss of every method at its best learning rate](comparison-{name}.svg)"
     part = f"{table(record['rows'])}\n\n{picture}\n\n`{command}`\n"
     write_measured(PAGE, name, part)
+    keep(name, record["rows"])
+
+
+def keep(name: str, rows: list[dict[str, Any]]) -> None:
+    """Put what `align recommend` reads beside what it has of other bases."""
+    best = tuned(rows)
+    speed = next(row["tokens_per_second"] for row in best if row["varied"]["adapter"] == REFERENCE)
+    methods = {
+        row["varied"]["adapter"]: {
+            "loss": round(row["metrics"]["eval_loss"], 4),
+            "saved": size(row["weights_bytes"]),
+            "speed": round(row["tokens_per_second"] / speed, 2),
+        }
+        for row in best
+    }
+    parameters = next(row["trainable"] for row in best if row["varied"]["adapter"] == "full")
+    known = json.loads(KEPT.read_text(encoding="utf-8")) | {name: {"parameters": parameters, "methods": methods}}
+    KEPT.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
 
 
 def hidden(word: str) -> str:

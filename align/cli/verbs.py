@@ -30,6 +30,7 @@ VERBS = [
     Verb("run", "[OVERRIDES]", "run a pipeline; the same command again goes on", "align.cli.run:run", True, STRICT),
     Verb("check", "[OVERRIDES]", "say what a run would do and what is wrong", "align.cli.check:check", flags=STRICT),
     Verb("plan", "[OVERRIDES]", "say what memory and time every stage takes", "align.cli.plan:plan"),
+    Verb("recommend", "[OVERRIDES]", "say which method to take, and why", "align.cli.recommend:recommend"),
     Verb("eval", "TARGET [OVERRIDES]", "evaluate a checkpoint or a run again", "align.cli.run:evaluate", flags=STRICT),
     Verb("ls", "[KIND]", "list adapters, stages, data, models, recipes, runs and other kinds", "align.cli.show:ls"),
     Verb("show", "[RECIPE] [OVERRIDES]", "print a resolved recipe and where each value is from", "align.cli.show:show"),
