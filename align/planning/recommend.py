@@ -132,8 +132,8 @@ def _reason(method: str, table: dict[str, Any]) -> str:
     beside = "" if method == REFERENCE else f" (LoRA {other['loss']:.4f}, {other['saved']})"
     place = 1 + sum(each["loss"] < row["loss"] for each in rows.values())
     return (
-        f"measured on a base of {table['parameters']:,} parameters: held-out loss {row['loss']:.4f}, place {place} of {len(rows)}; {row['saved']} saved"
-        f"{beside}; {row['speed']:.2f} times LoRA's speed"
+        f"measured on a base of {table['parameters']:,} parameters: held-out loss {row['loss']:.4f}, place {place} of "
+        f"{len(rows)}; {row['saved']} saved{beside}; {row['speed']:.2f} times LoRA's speed"
     )
 
 

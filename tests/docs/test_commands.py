@@ -72,8 +72,9 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
     args = _parser(verb).parse_intermixed_args(words)
     if args.help:
         return
-    if name in ("run", "check", "plan"):
-        given = with_files([word for word in args.words if name != "plan" or not word.startswith("device=")])
+    if name in ("run", "check", "plan", "recommend"):
+        own = {"plan": ("device",), "recommend": ("device", "goal")}.get(name, ())
+        given = with_files([word for word in args.words if word.partition("=")[0] not in own])
         for overrides in jobs(given, args.config_dir) if getattr(args, "multirun", False) else [given]:
             compose(overrides, args.config_dir)
     elif name == "show":
