@@ -23,7 +23,7 @@ from align.run_record import StageEntry
 from align.runs.environment import kernels, peak_gpu, peak_rss, quieten, reset_peak_gpu, reset_peak_rss
 from align.runs.folder import SharedStages, StageFolder, finished, home_of, locked, make_folder, yaml_text
 from align.runs.launcher import check_launcher
-from align.runs.processes import join_processes
+from align.runs.processes import join_processes, launched, together
 from align.runs.record import Run, done_entry, inputs_digest_of
 from align.stages.base import TrainingStage
 from data_prep.core.files import publish, write_json
@@ -50,7 +50,7 @@ def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]
         KeyboardInterrupt: a signal ended it, with a state kept or after a stage; the same call goes on.
     """
     quieten()
-    with interrupts.handled(), kernels(config.deterministic):
+    with interrupts.handled(passed_on=launched() > 1), kernels(config.deterministic):
         return _run(config, shared)
 
 
@@ -68,7 +68,7 @@ def _run(config: RunConfig, shared: SharedStages | None) -> dict[str, Any]:
         with process.main_process_first():  # a fresh base is written by one of them
             base_folder = base_folder or find_base(config, folder)
         work = Run(config, folder, base_folder, process, shared)
-        with work.recorded(is_new):
+        with work.recorded(is_new), together(process):
             for plan in require_plans(config, base_folder) if is_fresh else plans:
                 _stage(work, plan)
     interrupts.settle()

@@ -28,8 +28,8 @@ ACCELERATE = (
 )
 
 
-def launched(*words: str, by: Sequence[str] = TORCHRUN, **environment: str) -> str:
-    """What two processes of a program say; the launcher and its children are ended on a hang."""
+def launched(*words: str, by: Sequence[str] = TORCHRUN, code: int = 0, **environment: str) -> str:
+    """What two processes of a program say, whose launcher ends with `code`; all of them are ended on a hang."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -51,5 +51,5 @@ def launched(*words: str, by: Sequence[str] = TORCHRUN, **environment: str) -> s
         output, _ = process.communicate()
         pytest.fail(f"two processes hang; they had said:\n{output[-1500:]}")
     errors = [line for line in output.splitlines() if "Error" in line]
-    assert process.returncode == 0, "\n".join(errors[:10]) + output[-1500:]
+    assert process.returncode == code, "\n".join(errors[:10]) + output[-1500:]
     return output

@@ -93,6 +93,11 @@ class Adapter:
         """Places of the context that the method takes before every row."""
         return 0
 
+    @property
+    def named_tokens(self) -> list[str]:
+        """Tokens that the options name, each of which the tokenizer must have."""
+        return []
+
     def check(self, model_config: dict[str, Any]) -> list[UserError]:
         """What is wrong with the method's options on the model of a `config.json`, found before any weight loads."""
         return []

@@ -24,7 +24,7 @@ from align.adapters.base import Counts, Traits, adapter
 from align.adapters.peft_backed import PeftAdapter
 from align.adapters.shapes import base_parameters, linear_shapes, meta_model
 from align.adapters.targets import fits, layers_option, targets_option
-from align.adapters.token_rows import numbers_per_token, token_rows
+from align.adapters.token_rows import head_with_bias, numbers_per_token, token_rows
 from data_prep.core.errors import UserError
 from data_prep.core.options import listing, mapping, option
 
@@ -79,11 +79,17 @@ class Lora(PeftAdapter):
         elif self.trainable_tokens:
             self.traits = replace(type(self).traits, low_rank=False)  # type: ignore[misc]
 
+    @property
+    def named_tokens(self) -> list[str]:
+        return self.trainable_tokens
+
     def check(self, model_config: dict[str, Any]) -> list[UserError]:
         if self.dora and self.init is Init.pissa:
             return [UserError("goes with init=default alone", field="adapter.dora", code="bad_value")]
         if self.trainable_tokens and self.has_offset:
             return [UserError("goes with init=default alone", field="adapter.trainable_tokens", code="bad_value")]
+        if self.trainable_tokens and (biased := head_with_bias(meta_model(model_config))):
+            return [biased]
         try:
             ranks = self.ranks(model_config)
         except UserError as problem:

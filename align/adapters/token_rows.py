@@ -24,16 +24,23 @@ def token_rows(tree: PreTrainedModel, tokens: Sequence[str]) -> dict[str, list[i
     Raises:
         UserError: the tokenizer does not have one of them as a single token, or the head has a bias.
     """
-    ids = _ids(open_tokenizer(vars(tree)["align_shared"]["folder"]), tokens)
-    if getattr(tree.get_output_embeddings(), "bias", None) is not None:
-        raise UserError(
-            "this model's output head has a bias, with which rows cannot be trained apart",
-            field=FIELD,
-            code="bad_value",
-            hint="adapter=full trains them",
-        )
+    ids = ids_of(open_tokenizer(vars(tree)["align_shared"]["folder"]), tokens)
+    if biased := head_with_bias(tree):
+        raise biased
     names = {id(module): name for name, module in tree.named_modules()}
     return {names[id(end)]: ids for end in _ends(tree)}
+
+
+def head_with_bias(model: Any) -> UserError | None:
+    """What is wrong with a model whose output head has a bias."""
+    if getattr(model.get_output_embeddings(), "bias", None) is None:
+        return None
+    return UserError(
+        "this model's output head has a bias, with which rows cannot be trained apart",
+        field=FIELD,
+        code="bad_value",
+        hint="adapter=full trains them",
+    )
 
 
 def numbers_per_token(model: Any) -> int:
@@ -47,7 +54,12 @@ def _ends(model: Any) -> list[Any]:
     return [embedding] if head.weight is embedding.weight else [embedding, head]
 
 
-def _ids(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+def ids_of(tokenizer: Any, tokens: Sequence[str]) -> list[int]:
+    """The ids of tokens, rising.
+
+    Raises:
+        UserError: the tokenizer does not have one of them as a single token.
+    """
     known = tokenizer.get_vocab()
     added = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     for token in tokens:

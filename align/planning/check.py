@@ -16,7 +16,7 @@ from align.checkpoints.compatibility import Input, StagePlan
 from align.config.schema import RunConfig, StageSpec
 from align.models.fingerprint import context_length, read_model_config
 from align.planning.findings import Findings
-from align.planning.preflight import base_notes, plan_stages, source_problems, unfit
+from align.planning.preflight import base_notes, plan_stages, source_problems, unfit, unknown_tokens
 from align.stages.base import TrainingStage
 from align.training.data import Reading, context_of
 from data_prep.core.errors import UserError
@@ -96,6 +96,7 @@ def _content(
     }
     for plan in plans:
         spec = plan.spec
+        found.add(spec.name, unknown_tokens(spec, folder) if renderer else [])
         trained = _read(config, plan, model_config, renderer, shelf, say) if renderer else None
         say(f"counting parameters of {spec.name}")
         found.stages.append(_summary(config, plan, model_config, trained, found))

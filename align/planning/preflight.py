@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from align.adapters.shapes import require_decoder
+from align.adapters.token_rows import ids_of
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import (
     Input,
@@ -30,6 +31,7 @@ from align.checkpoints.compatibility import (
 from align.config.schema import OnParent, RunConfig, Shard, StageSpec
 from align.models.fingerprint import check_weight_files, read_model_config, state_of
 from align.models.quantised import require_kept
+from align.models.tokenizer import open_tokenizer
 from align.tracking.trackers.base import check_packages
 from data_prep.core.cache_folder import Remembered
 from data_prep.core.errors import UserError
@@ -163,7 +165,7 @@ def require_plans(config: RunConfig, base_folder: Path | None) -> list[StagePlan
     for plan in plans:
         plan.require()
         if plan.spec.stage.makes is not None and base_folder is not None:
-            for problem in unfit(plan.spec, read_model_config(base_folder)):
+            for problem in unfit(plan.spec, read_model_config(base_folder)) or unknown_tokens(plan.spec, base_folder):
                 raise problem
     return plans
 
@@ -245,6 +247,12 @@ def base_notes(folder: Path) -> list[str]:
 
         known.put(key, notes := inspect_weights(folder))
     return notes
+
+
+def unknown_tokens(spec: StageSpec, folder: Path) -> list[UserError]:
+    """A token that a training stage's adapter names and the tokenizer of a model folder does not have."""
+    named = spec.adapter.named_tokens if spec.stage.trains else []
+    return caught(lambda: ids_of(open_tokenizer(folder), named)) if named else []
 
 
 def unfit(spec: StageSpec, model_config: dict[str, Any]) -> list[UserError]:

@@ -141,15 +141,14 @@ class StateSaver:
             KeyboardInterrupt: a signal has asked the run to end; the state is kept.
         """
         began, ends = time.monotonic(), updater.ends and bool(self.minutes)
-        kept = ends
         if self.minutes and self.writes and (ends or began >= self._next):
-            kept = self.keep(updater, step, more) and ends
+            self.keep(updater, step, more)
             ended = time.monotonic()
             self._next = ended + max(60 * self.minutes, _SHARE * (ended - began))
         if ends:
             updater.accelerator.wait_for_everyone()  # none leaves while the state is being written
             said = f"the state after step {step} is kept: the same command goes on there"
-            raise KeyboardInterrupt(said if kept else "")
+            raise KeyboardInterrupt(said if self.step == step else "")
 
     def keep(self, updater: Updater, step: int, more: dict[str, Any]) -> bool:
         """Keep the state after step `step` now, where states are kept at all; whether that went well."""

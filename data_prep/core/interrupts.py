@@ -2,6 +2,9 @@
 
 A signal raises KeyboardInterrupt where nothing would be lost by it. Between `defer` and `settle` it only sets `wanted`:
 a loop that can keep its state looks there after every step, and what has been trained is published first.
+
+A launcher of several processes passes on what they were sent already, to each of them again: there a second signal is
+no wish to leave at once, and it is the launcher that kills what does not end.
 """
 
 from __future__ import annotations
@@ -25,15 +28,22 @@ class Interrupts:
     """Whether a second one has: no time for a report."""
     deferred: bool = False
     """Whether the first signal waits for a good moment."""
+    passed_on: bool = False
+    """Whether a launcher passes signals on."""
     _before: dict[int, Any] = field(default_factory=dict)
 
     @contextmanager
-    def handled(self) -> Iterator[None]:
-        """Take SIGINT and SIGTERM inside; where they are somebody else's (a thread, a run inside a run), leave them."""
+    def handled(self, passed_on: bool = False) -> Iterator[None]:
+        """Take SIGINT and SIGTERM inside; where they are somebody else's (a thread, a run inside a run), leave them.
+
+        Args:
+            passed_on: whether a launcher passes signals on.
+        """
         if self._before:
             yield
             return
         self.wanted = self.insisted = self.deferred = False
+        self.passed_on = passed_on
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._come)
@@ -57,8 +67,11 @@ class Interrupts:
 
     def _come(self, number: int, frame: FrameType | None) -> None:
         first, self.wanted = not self.wanted, True
+        if self.passed_on and not first:
+            return
         if first and self.deferred:
-            print("align: ends after this step and keeps its state; once more leaves at once", file=sys.stderr)
+            leaves = "" if self.passed_on else "; once more leaves at once"
+            print(f"align: ends after this step and keeps its state{leaves}", file=sys.stderr)
             return
         if not first:
             self.insisted = True

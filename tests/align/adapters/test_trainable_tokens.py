@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
 
 from align.adapters.token_rows import token_rows
 from align.checkpoints.compatibility import ParentMode, options_of
+from align.config.compose import compose
 from align.config.registries import adapters
 from align.config.schema import Load
 from align.inference.forms import Form
+from align.planning.check import check
 from align.roles import Role
 from align.weights.export import export
 from align.weights.merge import merge
 from align.weights.options import ExportOptions, MergeOptions
 from data_prep.core.errors import UserError
-from tests.tiny_chain import base, bases, logits, made, read, sentences, stirred
+from tests.tiny_chain import base, bases, execute, logits, made, pipeline_words, read, sentences, stirred
 
 TOKENS = ["<|user|>", "<|end|>"]
 IDS = [1, 2]
@@ -72,7 +76,7 @@ def test_rows_are_trained_in_float32_on_a_base_in_bfloat16():
 
 def test_a_chain_trains_them_in_every_stage_and_gives_them_away(tmp_path):
     words = ["adapter=lora", "adapter.trainable_tokens=['<|user|>','<|end|>']", "adapter.target_modules=[q_proj]"]
-    run = made("rlhf", *words, out=tmp_path)
+    run = made("rlhf", *words, out=tmp_path, without="evaluate")
     kept = {stage: load_file(run / stage / "adapter_model.safetensors") for stage in ("sft", "reward_model", "ppo")}
     (name,) = [name for name in kept["sft"] if "trainable_tokens" in name]
     own = load_file(base() / "model.safetensors")["model.embed_tokens.weight"][IDS]
@@ -95,6 +99,22 @@ def test_what_cannot_be_is_one_line():
     tree.get_output_embeddings().bias = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(UserError, match="output head has a bias"):
         token_rows(tree, TOKENS)
+
+
+@pytest.mark.parametrize(("folder", "said"), [("base", "no token '<|usr|>'"), ("biased", "output head has a bias")])
+def test_what_cannot_be_is_refused_before_anything_is_trained(folder, said, tmp_path):
+    model, token = base(), "<|usr|>"
+    if folder == "biased":  # as GPT-J's head has
+        model, token = Path(shutil.copytree(base(), tmp_path / "model")), "<|user|>"
+        config = GPTJConfig(vocab_size=300, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, n_positions=96)
+        GPTJForCausalLM(config).save_pretrained(model)
+    more = ["adapter=lora", f"adapter.trainable_tokens=['{token}']", f"out={tmp_path / 'runs'}"]
+    config = compose(pipeline_words("rlhf", *more, model=model))
+    problems = {problem.stage: str(problem) for problem in check(config).problems if problem.severity == "error"}
+    assert [*problems] == ["sft", "reward_model", "ppo"] and all(said in line for line in problems.values())
+    with pytest.raises(UserError, match=re.escape(said)):
+        execute(config)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_an_option_that_is_not_used_leaves_digests_as_they_were():

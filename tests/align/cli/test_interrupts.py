@@ -125,13 +125,14 @@ def after_calls(words: list[str], last: int) -> tuple[int, int]:
         if event == "call" and "/align/" in frame.f_code.co_filename:
             seen += 1
             if seen == last:
+                sys.settrace(None)  # the rest is as quick as ever
                 os.kill(os.getpid(), signal.SIGTERM)
 
-    sys.setprofile(called)
+    sys.settrace(called)  # hears of functions that are written in Python alone, and of no line in them
     try:
         return main(words), seen
     finally:
-        sys.setprofile(None)
+        sys.settrace(None)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""Two processes (gloo, CPU) do what one does: the same updates, the same numbers, and no hang on uneven shares."""
+"""Two processes (gloo, CPU) do what one does: the same updates, the same numbers, and no hang on uneven shares.
+
+A launcher takes seconds to start them: one start is of a run that signals stop, another of all the rest.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from align.training import optimizer
 from align.training.objectives import LanguageModeling
 from align.training.optimizer import shared_module
 from data_prep.core.errors import UserError
+from tests.align.training.test_resume import contents
 from tests.launching import ACCELERATE, SECONDS, TORCHRUN, launched
 from tests.tiny_chain import base, data_words, execute, finished, pipeline_words, read, refused, sft
 from tests.tiny_training import lora, process
@@ -35,7 +39,40 @@ from align.pipeline import run
 for words in json.loads(sys.argv[1]):
     run(compose(words))
     print(f"rank {os.environ['RANK']} done", flush=True)
+if len(sys.argv) > 2:
+    from align.cli.dispatch import main
+    from align.training.loop import HeldOut
+    from data_prep.core.errors import TrainingStopped
+    def fails(self):
+        raise TrainingStopped("held-out loss nan is not finite", hint="look at the evaluation rows")
+    if os.environ["RANK"] == "1":
+        HeldOut.evaluate = fails
+    sys.exit(main(["run", *json.loads(sys.argv[2])]))
 torch.distributed.destroy_process_group()
+"""
+STOPPED = """
+import json, os, signal, sys, time
+import torch
+torch.set_num_threads(1)
+from align.cli.dispatch import main
+from align.training.optimizer import Updater
+from data_prep.core.interrupts import Interrupts
+come, clip, seen = Interrupts._come, Updater._clip, []
+def counted(self, number, frame):
+    seen.append(number)
+    come(self, number, frame)
+def in_a_step(self, parameters):
+    if self.step_number == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getppid(), signal.SIGTERM)
+        end = time.monotonic() + 600
+        while len(seen) < 2 and time.monotonic() < end:  # the launcher passes on what it got
+            time.sleep(0.01)
+    return clip(self, parameters)
+Interrupts._come, Updater._clip = counted, in_a_step
+code = main(["run", *json.loads(sys.argv[1])])
+print(f"rank {os.environ['RANK']} ends with {code}", flush=True)
+sys.exit(code)
 """
 CLOSE = 1e-4
 """Of the largest change of a weight: two processes add up the same numbers in another order, three steps long, and
@@ -44,8 +81,14 @@ PLAIN = ["stages.sft.optimizer=sgd", "stages.sft.lr=2.0", "stages.sft.max_steps=
 CASES = {
     "sft": ["sft", *PLAIN, "stages.sft.eval_every=1", "stages.sft.max_grad_norm=1e9"],
     "uneven": ["sft", *PLAIN, "stages.sft.batch_size=7", "stages.sft.micro_batch_size=2", "stages.sft.adapter=vera"],
-    "one_held_out": ["sft", *PLAIN, "data.conversations.eval_rows=1", "stages.sft.eval_every=1"],
-    "patient": ["sft", *PLAIN, "stages.sft.patience=1", "stages.sft.eval_every=1", "stages.sft.lr=1e-30"],
+    "patient": [
+        "sft",
+        *PLAIN,
+        "stages.sft.patience=1",
+        "stages.sft.eval_every=1",
+        "stages.sft.lr=1e-30",
+        "data.conversations.eval_rows=1",  # one process has none
+    ],
     "reward_model": [
         "reward_model",
         *(word.replace("stages.sft", "stages.reward_model") for word in PLAIN),
@@ -79,22 +122,48 @@ def evaluate_words() -> list[str]:
     return ["evaluate", *inputs, "stages.evaluate.batch_size=2", "stages.evaluate.prompts=7"]
 
 
+def pretrain_words(out: Path) -> list[str]:
+    """On a fresh base, which one of them writes; as much of it is kept as of any."""
+    short = ["stages.pretrain.max_steps=4", "stages.pretrain.batch_size=4", "stages.pretrain.eval_every=2"]
+    return ["pipeline=pretrain", "model=nano_blank", "adapter=full", *data_words(), *short, f"out={out}"]
+
+
 @pytest.fixture(scope="module")
-def both(tmp_path_factory):
-    """Every case by one process and by two: name -> (folder of one, folder of two, folder of what they start from)."""
+def stopped(tmp_path_factory):
+    """(folder of a run that SIGTERM stopped: each process and the launcher got it, what was said)."""
+    out = tmp_path_factory.mktemp("stopped")
+    (out / "stopped.py").write_text(STOPPED, encoding="utf-8")
+    said = launched(str(out / "stopped.py"), json.dumps([*pretrain_words(out), "name=n"]), by=ACCELERATE, code=1)
+    kept = sorted(path.name for path in (out / "n" / ".staging-pretrain" / "resume").iterdir())
+    return out / "n", said, kept
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory, stopped):
+    """What two processes said of every case, then of the run that was stopped and its like, then of one that fails."""
     base()
     out = tmp_path_factory.mktemp("processes")
     cases = {**CASES, "ppo": ppo_words(), "evaluate": evaluate_words()}
     (out / "two.py").write_text(SCRIPT, encoding="utf-8")
     commands = [[*words_of(case, out / "two"), f"name={name}"] for name, case in cases.items()]
-    output = launched(str(out / "two.py"), json.dumps(commands))
-    assert output.count("rank 0 done") == output.count("rank 1 done") == len(cases)
+    commands += [[*pretrain_words(stopped[0].parent), "name=n"], [*pretrain_words(out / "two"), "name=n"]]
+    fails = [*words_of(CASES["sft"], out / "two"), "name=fails"]
+    output = launched(str(out / "two.py"), json.dumps(commands), json.dumps(fails), code=1)
+    assert output.count("rank 0 done") == output.count("rank 1 done") == len(commands)
+    return out, cases, output
+
+
+@pytest.fixture(scope="module")
+def both(started):
+    """Every case by one process and by two: name -> (folder of one, folder of two, folder of what they start from)."""
+    out, cases, _ = started
     for name, case in cases.items():
         execute(compose([*words_of(case, out / "one"), f"name={name}"]))
-        if name in CASES:
+        if name in CASES and name != "patient":  # which begins as "sft" does
             still = [f"stages.{case[0]}.lr=1e-44", f"stages.{case[0]}.max_steps=1"]  # leaves every weight as it begins
             execute(compose([*words_of([*case, *still], out / "start"), f"name={name}"]))
-    return {name: tuple(out / count / name for count in ("one", "two", "start")) for name in cases}
+    begins = {name: "sft" if name == "patient" else name for name in cases}
+    return {name: (out / "one" / name, out / "two" / name, out / "start" / begins[name]) for name in cases}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -157,14 +226,26 @@ def test_a_finished_stage_of_two_processes_is_whole(both):
         assert not [path.name for path in two.iterdir() if "staging" in path.name]
 
 
-def test_two_processes_of_the_command_work_on_one_run(tmp_path):
-    """As a user launches it, by accelerate, on a fresh base too, which one of them writes."""
-    words = ["pipeline=pretrain", "model=nano_blank", "adapter=full", *data_words(), "stages.pretrain.max_steps=2"]
-    program = str(Path(sys.executable).with_name("align"))
-    output = launched(program, "run", *words, f"out={tmp_path}", "name=n", by=ACCELERATE)
-    assert output.count(f"run {tmp_path / 'n'}: pretrain") == output.count("pretrain: done in") == 1
-    assert read(tmp_path / "n" / "run.json")["status"] == "done"
-    Checkpoint.open(tmp_path / "n" / "pretrain").check_files()
+def test_sigterm_to_both_and_to_their_launcher_loses_nothing(stopped, started):
+    """It comes in the second step; the launcher, accelerate's here, passes it on, so that each gets it twice."""
+    run, said, kept = stopped
+    assert said.count(f"run {run}: pretrain") == 1 and kept == ["step-3"]
+    told = "align: interrupted; the state after step 3 is kept: the same command goes on there"
+    assert said.count(told) == said.count("align: ends after this step and keeps its state\n") == 2
+    assert [said.count(f"rank {rank} ends with 130") for rank in (0, 1)] == [1, 1]
+    out, _, later = started
+    assert later.count("pretrain: goes on after step 3, where it was stopped") == 1
+    assert read(run / "run.json")["status"] == "done"
+    assert contents(run / "pretrain") == contents(out / "two" / "n" / "pretrain")
+
+
+def test_an_error_of_one_process_ends_both_with_its_line(started):
+    out, _, said = started
+    assert said.count("align: held-out loss nan is not finite; look at the evaluation rows\n") == 1
+    assert "[rank" not in said, "no traceback of a process"
+    record = read(out / "two" / "fails" / "run.json")
+    assert (record["status"], record["failed_stage"]) == ("stopped", "sft")
+    assert record["error"].startswith("another process of the run has ended; its own message says why")
 
 
 def test_fewer_prompts_than_processes_are_refused():

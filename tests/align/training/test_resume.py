@@ -34,6 +34,7 @@ OPTIONS = {
 CASES = {
     **{name: [f"adapter={name}", *OPTIONS.get(name, [])] for name in adapters.names()},
     "dora": ["adapter=lora", "adapter.dora=true"],
+    "rows of tokens": ["adapter=lora", "adapter.dropout=0.2", "adapter.trainable_tokens=['<|user|>','<|end|>']"],
     "delta_lora in the weights": ["adapter=delta_lora", "adapter.form=literal", "adapter.start_step=2"],
     "adamw_8bit": ["adapter=full", "stages.sft.optimizer=adamw_8bit"],
     "sgd": ["adapter=lora", "stages.sft.optimizer=sgd"],
