@@ -21,9 +21,8 @@ def repository(asked: str | None, checkpoint: Path) -> str:
     Raises:
         UserError: the hub takes no such id.
     """
-    name = asked or re.sub(r"[^\w.-]+|--+|\.\.+", "-", f"{checkpoint.resolve().parent.name}-{checkpoint.name}").strip(
-        "-."
-    )
+    own = f"{checkpoint.resolve().parent.name}-{checkpoint.name}"
+    name = asked or re.sub(r"[^A-Za-z0-9_.-]+|--+|\.\.+", "-", own).strip("-.")
     if not _ID.fullmatch(name):
         raise UserError(f"the hub takes no repository '{name}'", field="repo", hint="repo=OWNER/NAME", code="bad_value")
     return name
