@@ -47,6 +47,14 @@ VERBS = [
     Verb("cp", "RECIPE DIR", "copy a recipe to start one's own", "align.cli.copy:cp", flags=("--as=NAME",)),
     Verb("lineage", "TARGET", "print what a checkpoint stands on", "align.cli.show:lineage"),
     Verb(
+        "ship",
+        "TARGET to=WHERE [OPTIONS]",
+        "bring a checkpoint to the tool that shall load it: a folder, vLLM, the hub",
+        "align.cli.weights:ship",
+        flags=FORCE,
+        options="align.weights.options:ShipOptions",
+    ),
+    Verb(
         "merge",
         "TARGET [OPTIONS]",
         "fold a checkpoint into one set of weights",

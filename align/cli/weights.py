@@ -1,15 +1,51 @@
-"""The verbs that turn checkpoints into other forms: `align merge | export | extract | compress`, and `align count`."""
+"""Verbs from checkpoints to other forms: `align ship | merge | export | extract | compress | combine | count`."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import Any
 
 from align.cli.arguments import read_options, say, split_words
-from align.weights.options import CombineOptions, CompressOptions, ExportOptions, ExtractOptions, MergeOptions
+from align.weights.options import (
+    CombineOptions,
+    CompressOptions,
+    ExportOptions,
+    ExtractOptions,
+    MergeOptions,
+    ShipOptions,
+)
 from data_prep.core.errors import UserError
 
 Answer = tuple[int, dict[str, Any]]
+
+
+def ship(args: argparse.Namespace) -> Answer:
+    """Bring a checkpoint to the tool that shall load it."""
+    target, words = _target(args, "ship")
+    options = read_options(ShipOptions, words)
+    from align.weights.ship import ship as work
+
+    answer = work(target, options, args.force)
+    say(args, f"to={answer['to']}, as {answer['form']}: {answer['why']}")
+    _told(args, answer)
+    for line in answer.get("commands", []):
+        say(args, f"  {line}")
+    if "repo" in answer:
+        _upload_told(args, answer)
+    return 0, answer
+
+
+def _upload_told(args: argparse.Namespace, answer: dict[str, Any]) -> None:
+    """What an upload is, or would be."""
+    sizes = answer["files"]
+    say(args, f"  {answer['repo']}: {len(sizes)} files, {_bytes(sum(sizes.values()))}")
+    say(args, *(f"    {_bytes(size):>9}  {name}" for name, size in sizes.items()))
+    if answer["url"]:
+        say(args, f"  uploaded: {answer['url']}")
+        return
+    say(args, "", (Path(answer["out"]) / "README.md").read_text(encoding="utf-8"))
+    say(args, "nothing was uploaded: push=true uploads this folder as it is now")
 
 
 def merge(args: argparse.Namespace) -> Answer:

@@ -49,11 +49,20 @@ def export(target: str, options: ExportOptions, force: bool = False) -> dict[str
         if form is Form.lora and against(opened)[Form.merged] is None:
             hint += f"; its nearest LoRA: align extract {opened.checkpoint.folder} rank=N"
         raise UserError(f"form={form.value} cannot be: {problem}", code="illegal_form", hint=hint)
+    return write_as(opened, form, options, place(options.to, opened.checkpoint.folder, form.value), force)
+
+
+def write_as(
+    opened: Opened, form: Form, options: ExportOptions, folder: Path, force: bool = False, more: str = ""
+) -> dict[str, Any]:
+    """Write a checkpoint in a form that it can have, compared and with a card, at whose end stands `more`.
+
+    Raises:
+        UserError: too much drift.
+    """
     write, compare = _FORMS[form]
-    bound = bound_for(options, opened)
-    written = Written(
-        form.value, place(options.to, opened.checkpoint.folder, form.value), bound, force, {"load": options.load.value}
-    )
+    notes = {"load": options.load.value}
+    written = Written(form.value, folder, bound_for(options, opened), force, notes, more)
     if form is Form.sequence_classification:
         written.notes.update(score_notes(opened))
     return written.make(

@@ -51,6 +51,40 @@ class ExportOptions(MergeOptions):
     )
 
 
+class To(Enum):
+    """Where `align ship` brings a checkpoint."""
+
+    folder = "folder"
+    vllm = "vllm"
+    hub = "hub"
+
+
+class Precision(Enum):
+    """Precision of the weights that `align ship` writes."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+@dataclass
+class ShipOptions:
+    """Options of `align ship`."""
+
+    to: To | None = option(None, "folder|vllm|hub: what shall load it")
+    folder: str | None = option(None, "folder to write; must not exist yet (default: RUN/export/STAGE-TO)")
+    adapter: bool = option(False, "folder, hub: the adapter alone, for peft on the base")
+    load: Precision = option(Precision.fp32, "precision of merged weights: fp32|bf16")
+    max_kl: float | None = option(
+        None,
+        "largest KL in nats per token between what was trained and what is written (default: 1e-5, with bf16 2e-2)",
+    )
+    repo: str | None = option(None, "hub: the repository, OWNER/NAME (default: RUN-STAGE of whoever is logged in)")
+    push: bool = option(False, "hub: upload; without it, only say what would be uploaded")
+    private: bool = option(True, "hub: a repository that is made is private")
+    out: str = option("runs", "folder of runs, in which RUN and RUN/STAGE are looked up")
+    base: str | None = option(None, "folder of the base where it lies now (default: as the checkpoint records)")
+
+
 @dataclass
 class RankOptions(OutOptions):
     """What stays of a change: one of rank and energy."""
@@ -101,12 +135,17 @@ def kept_of(options: RankOptions) -> tuple[int | None, float | None]:
     return options.rank, options.energy
 
 
-def place(to: str | None, checkpoint: Path, form: str) -> Path:
-    """The folder to write; one that exists is never written into."""
-    folder = Path(to).expanduser() if to else checkpoint.parent / "export" / f"{checkpoint.name}-{form}"
+def named(to: str | None, checkpoint: Path, form: str) -> Path:
+    """The folder that a form of a checkpoint goes to: the one asked for, else one beside the checkpoint."""
+    return Path(to).expanduser() if to else checkpoint.parent / "export" / f"{checkpoint.name}-{form}"
+
+
+def place(to: str | None, checkpoint: Path, form: str, key: str = "to") -> Path:
+    """The folder to write, which the option `key` names; one that exists is never written into."""
+    folder, hint = named(to, checkpoint, form), f"give another folder: {key}=DIR"
     if folder.exists():
-        raise UserError("exists already", file=str(folder), hint="give another folder: to=DIR", code="exists")
+        raise UserError("exists already", file=str(folder), hint=hint, code="exists")
     above = next(parent for parent in folder.absolute().parents if parent.exists())
     if not above.is_dir():
-        raise UserError("is a file, and no folder to write into", file=str(above), hint="give another folder: to=DIR")
+        raise UserError("is a file, and no folder to write into", file=str(above), hint=hint)
     return folder

@@ -65,6 +65,8 @@ class Written:
     bound: float
     force: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
+    more: str = ""
+    """What stands at the end of its README."""
 
     def make(self, opened: Opened, write: Callable[[Path], None], compare: Compare) -> dict[str, Any]:
         """Write, compare row by row and in padded batches, and publish; nothing is left when a comparison fails.
@@ -93,7 +95,7 @@ class Written:
                 **self.notes,
             }
             write_json(staging / RECORD, record)
-            (staging / "README.md").write_text(card_of(opened, record), encoding="utf-8")
+            (staging / "README.md").write_text(card_of(opened, record) + self.more, encoding="utf-8")
             publish(staging, self.to)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -38,7 +38,7 @@ def commands(targets: list[str], out: str, base: str | None) -> dict[str, Any]:
     """
     modules: dict[str, Path] = {}
     whole: dict[str, Path] = {}
-    refused: dict[str, str] = {}
+    refused: dict[str, UserError] = {}
     folders: set[Path] = set()
     for name, checkpoint in _policies(targets, out).items():
         opened = Opened.target(str(checkpoint.folder), out, base)
@@ -46,21 +46,23 @@ def commands(targets: list[str], out: str, base: str | None) -> dict[str, Any]:
         try:
             form, path = _written(opened, base)
         except UserError as problem:
-            refused[name] = str(problem)
+            refused[name] = problem
             continue
         (modules if form is Form.lora else whole)[name] = path
     if len(folders) > 1:
         raise UserError("they stand on several bases", code="wrong_base", hint="ask for each run by itself")
     if not modules and not whole:
-        raise UserError(next(iter(refused.values())), code="not_for_vllm", hint=f"align serve {targets[0]} serves it")
+        raise next(iter(refused.values()))
     folder = str(folders.pop())
-    lines = [_with_modules(folder, modules)] if modules else []
+    rank = max(map(_rank, modules.values()), default=0)
+    lines = [with_modules(folder, {name: str(path) for name, path in modules.items()}, rank)] if modules else []
     lines += [
         ["vllm", "serve", str(path), "--tokenizer", folder, "--served-model-name", n] for n, path in whole.items()
     ]
     models = {n: {"form": "lora", "path": str(path)} for n, path in modules.items()}
     models |= {n: {"form": "whole", "path": str(path)} for n, path in whole.items()}
-    return {"commands": [shlex.join(line) for line in lines], "models": models, "refused": refused}
+    left_out = {n: str(problem) for n, problem in refused.items()}
+    return {"commands": [shlex.join(line) for line in lines], "models": models, "refused": left_out}
 
 
 def _policies(targets: list[str], out: str) -> dict[str, Checkpoint]:
@@ -84,12 +86,10 @@ def _written(opened: Opened, base: str | None) -> tuple[Form, Path]:
     Raises:
         UserError: there is none, or the folder is another checkpoint's.
     """
-    checkpoint, problems = opened.checkpoint, against(opened)
+    checkpoint = opened.checkpoint
     if opened.adapter.traits.owns_weights:
         return Form.merged, checkpoint.folder
-    form = Form.lora if problems[Form.lora] is None and _ends(opened) and not opened.load.four_bit else Form.merged
-    if problem := problems[form]:
-        raise UserError(f"{checkpoint.label}: vLLM takes neither the method nor merged weights: {problem}")
+    form, _ = form_for(opened)
     folder = checkpoint.folder.parent / "export" / f"{checkpoint.folder.name}-{form.value}"
     if not folder.exists():
         export(str(checkpoint.folder), ExportOptions(to=str(folder), form=form, base=base))
@@ -98,6 +98,32 @@ def _written(opened: Opened, base: str | None) -> tuple[Form, Path]:
     if form is Form.lora and _rank(folder) > RANKS[-1]:
         raise UserError(f"{checkpoint.label}: vLLM takes ranks up to {RANKS[-1]} (this has {_rank(folder)})")
     return form, folder
+
+
+def form_for(opened: Opened) -> tuple[Form, str]:
+    """The form that vLLM takes a policy in, and why it is that one.
+
+    Raises:
+        UserError: it takes neither its method nor merged weights.
+    """
+    problems = against(opened)
+    if opened.adapter.traits.owns_weights:
+        return Form.merged, "it is a whole model already"
+    if problem := problems[Form.lora]:
+        why = f"it can be no LoRA module: {problem}"
+    elif opened.load.four_bit:
+        why = "it was trained on a 4-bit base, which vLLM would load otherwise"
+    elif not _ends(opened):
+        why = "vLLM would not end its replies on the base, which does not know the template's end token"
+    else:
+        return Form.lora, "a low-rank sum on the base: vLLM serves it as a LoRA module, others beside it"
+    if problem := problems[Form.merged]:
+        raise UserError(
+            f"{opened.checkpoint.label}: vLLM takes neither the method nor merged weights: {problem}",
+            code="not_for_vllm",
+            hint=f"align serve {opened.checkpoint.folder} serves it",
+        )
+    return Form.merged, why
 
 
 def _ends(opened: Opened) -> bool:
@@ -114,10 +140,9 @@ def _rank(folder: Path) -> int:
     return int(max([config["r"], *config["rank_pattern"].values()]))
 
 
-def _with_modules(base: str, modules: dict[str, Path]) -> list[str]:
-    """The words of the command that serves LoRA modules on one base."""
-    most = max(map(_rank, modules.values()))
-    rank = next(one for one in RANKS if one >= most)
+def with_modules(base: str, modules: dict[str, str], rank: int) -> list[str]:
+    """The words of the command that serves LoRA modules, by name and folder, of ranks up to `rank` on one base."""
+    allowed = next(one for one in RANKS if one >= rank)
     named = [f"{name}={path}" for name, path in modules.items()]
-    sizes = ["--max-loras", str(len(modules)), "--max-lora-rank", str(rank)]
+    sizes = ["--max-loras", str(len(modules)), "--max-lora-rank", str(allowed)]
     return ["vllm", "serve", base, "--served-model-name", "base", "--enable-lora", *sizes, "--lora-modules", *named]

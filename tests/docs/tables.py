@@ -35,6 +35,7 @@ from align.config.schema import (
 from align.rl.signals.base import SignalOptions
 from align.serving.options import ServeOptions
 from align.stages.base import Stage, TrainingStage
+from align.weights.options import ShipOptions
 from data_prep.core.errors import UserError
 from data_prep.formats.base import FORMATS
 from data_prep.options import DataOptions, GoldOptions, SourceOptions
@@ -302,6 +303,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "gold": lambda: options(GoldOptions),
     "signal": lambda: options(SignalOptions),
     "serving": lambda: options(ServeOptions),
+    "shipping": lambda: options(ShipOptions),
     "every_stage": lambda: options(Stage),
     "training": lambda: options(TrainingStage, _names(Stage)),
     "stage": stage_options,
