@@ -48,7 +48,7 @@ VERBS = [
     Verb("lineage", "TARGET", "print what a checkpoint stands on", "align.cli.show:lineage"),
     Verb(
         "ship",
-        "TARGET to=WHERE [OPTIONS]",
+        "TARGET [OPTIONS]",
         "bring a checkpoint to the tool that shall load it: a folder, vLLM, the hub",
         "align.cli.weights:ship",
         flags=FORCE,

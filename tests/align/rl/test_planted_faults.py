@@ -28,6 +28,10 @@ def loves_words(ids: list[int], ended: bool) -> float:
     return float(ids.count(OTHER))
 
 
+def loves_none(ids: list[int], ended: bool) -> float:
+    return -loves_words(ids, ended)
+
+
 def dead(role: Role) -> None:
     """Both factors of every LoRA layer are 0, so that neither has a gradient."""
     with torch.no_grad():
@@ -55,13 +59,9 @@ def by(score: Any) -> Gold:
     return lambda prompts, texts, replies: [{"score": score(reply.ids, reply.finished)} for reply in replies]
 
 
-def variety(ids: list[int], ended: bool) -> float:
-    return float(len(set(ids)))
-
-
 FAULTS: dict[str, tuple[dict[str, Any], str, str, str]] = {
     "labels that are swapped throughout": (
-        {"score": lambda *said: -variety(*said), "gold": by(variety), "lr": 4e-3, "eval_every": 1},
+        {"score": loves_words, "gold": by(loves_none), "updates": 10, "lr": 4e-3, "eval_every": 1},
         "reward_hacked",
         "the reward rises and replies get worse",
         "train the reward model on what it is fooled by",
