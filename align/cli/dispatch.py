@@ -16,14 +16,15 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn
 
-from align.cli.verbs import VERBS, Verb
+from align.cli.verbs import VERBS, Verb, named
 from align.runs.environment import quieten
 from data_prep.core.errors import TrainingStopped, UserError, nearest, unknown
+from data_prep.core.options import option_types
 
 INTERRUPTED = 130
 OUR_FAULT_NOT = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
@@ -40,12 +41,19 @@ ELSEWHERE = {
 class _Parser(argparse.ArgumentParser):
     """argparse, with errors as one line."""
 
+    options = ""
+    """What the verb takes as KEY=VALUE, module:Class, where that is a dataclass of its own."""
+
     def error(self, message: str) -> NoReturn:
-        """Raise instead of printing the usage; an unknown flag is answered with the nearest one."""
+        """Raise instead of printing the usage; an unknown flag is answered with the option, or the nearest flag."""
         if message.startswith("unrecognized arguments: "):
             flag = message.partition(": ")[2].split()[0]
             near = nearest(flag, list(self._option_string_actions))
-            raise UserError(f"unknown flag '{flag}'", hint=f"did you mean '{near}'?" if near else None, code="bad_flag")
+            hint = f"did you mean '{near}'?" if near else "options are KEY=VALUE, without dashes"
+            key = flag.lstrip("-").partition("=")[0]
+            if self.options and key in option_types(named(self.options)):
+                hint = f"options have no dashes: {key}=VALUE"
+            raise UserError(f"unknown flag '{flag}'", hint=hint, code="bad_flag")
         raise UserError(message, code="bad_flag")
 
 
@@ -149,24 +157,34 @@ def _verb_of(words: list[str]) -> str:
     return next((word for word in words if not word.startswith("-")), words[0])
 
 
+def _no_verb(word: str, verbs: Iterable[str]) -> UserError:
+    """The error for a first word that is no verb: what other tools call one, a pipeline, or a typing error."""
+    from align.config.hydra_loader import group_choices, recipes
+
+    hint = ELSEWHERE.get(word)
+    with recipes(None):
+        if word in group_choices("pipeline"):
+            hint = f"it is a pipeline: align run pipeline={word}"
+    if hint:
+        return UserError(f"there is no verb '{word}'", hint=hint, code="unknown_verb")
+    return unknown("verb", word, verbs)
+
+
 def _dispatch(words: list[str]) -> tuple[int, dict[str, Any]]:
     """Find the verb, read its flags, and call it."""
     verbs = {verb.name: verb for verb in VERBS}
     if words[0] not in verbs:
         first = _verb_of(words)
         if first not in verbs:
-            if first in ELSEWHERE:
-                raise UserError(f"there is no verb '{first}'", hint=ELSEWHERE[first], code="unknown_verb")
-            raise unknown("verb", first, verbs)
+            raise _no_verb(first, verbs)
         words = [first, *[word for word in words if word != first]]
     verb, words = _action(verbs[words[0]], words)
     args = _parser(verb).parse_intermixed_args(words[1:])
-    module, _, function = verb.function.partition(":")
     if args.help:
         print(importlib.import_module("align.cli.help").help_of(verb))
         return 0, {}
     args.action = verb.name
-    code, answer = getattr(importlib.import_module(module), function)(args)
+    code, answer = named(verb.function)(args)
     return int(code), dict(answer)
 
 
@@ -191,6 +209,7 @@ def _action(verb: Verb, words: list[str]) -> tuple[Verb, list[str]]:
 def _parser(verb: Verb) -> _Parser:
     """The flags of a verb."""
     parser = _Parser(prog=f"align {verb.name}", add_help=False, allow_abbrev=False)
+    parser.options = verb.options
     parser.add_argument("words", nargs="*")
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--json", action="store_true")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import textwrap
 from typing import TYPE_CHECKING
 
 from align.cli.option_rows import described, options_of, places, summary
+from align.cli.verbs import named
 from align.stages.base import Stage, TrainingStage
 
 if TYPE_CHECKING:
@@ -49,8 +49,7 @@ def help_of(verb: Verb) -> str:
     if verb.actions:
         parts.append(_table("Actions", {f"{one.name} {one.usage}": one.summary for one in verb.actions}))
     if verb.options:
-        module, _, name = verb.options.partition(":")
-        parts.append(_table("Options KEY=VALUE", described(getattr(importlib.import_module(module), name))))
+        parts.append(_table("Options KEY=VALUE", described(named(verb.options))))
     return "\n\n".join(parts)
 
 

@@ -38,6 +38,8 @@ def with_files(words: Sequence[str]) -> list[str]:
     """
     files = [word for word in words if "=" not in word and os.path.isfile(os.path.expanduser(word))]
     rest = [word for word in words if word not in files]
+    for word in rest:
+        _check_is_no_path(word)
     if not files:
         return rest
     found: dict[str, tuple[str, RowKind]] = {}
@@ -57,6 +59,25 @@ def with_files(words: Sequence[str]) -> list[str]:
         said.append(f"pipeline={_pipeline({kind for _, kind in found.values()})}")
     print(f"read as: {' '.join(said)}", file=sys.stderr)
     return [*said, *rest]
+
+
+def _check_is_no_path(word: str) -> None:
+    """A word that is no override is not a folder either, nor a file of data that is not there.
+
+    Raises:
+        UserError: it is; with the option that names folders, or the nearest file.
+    """
+    path = os.path.expanduser(word)
+    if "=" in word:
+        return
+    if os.path.isdir(path):
+        raise UserError(
+            f"'{word}' is a folder, and words are files", code="bad_override", hint=f"data=files data.path={word}"
+        )
+    from data_prep.sources.files import find_files, suffix_of
+
+    if suffix_of(path):
+        find_files(path)
 
 
 def _kind_of(file: str) -> RowKind:

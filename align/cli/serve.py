@@ -36,15 +36,15 @@ def serve(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         )
     if args.json:
         raise UserError("a server gives no JSON of its own", field="--json", hint="leave it out", code="bad_flag")
-    return _serve(targets, options), {}
+    return _serve(targets, options, args.port), {}
 
 
-def _serve(targets: list[str], options: ServeOptions) -> int:
+def _serve(targets: list[str], options: ServeOptions, port: str | None) -> int:
     """On a port, which is taken before any weight loads."""
     with extra("chat"):
         from align.serving.local_page import listen, serve
 
-    with listen(str(options.port), options.host) as found:
+    with listen(port or str(options.port), options.host) as found:
         from align.serving.engine import Engine
         from align.serving.openai_api import Api
         from align.serving.served import Served, speakers_of

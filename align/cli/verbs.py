@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,12 @@ class Verb:
     """`module:Class` of the options it takes as KEY=VALUE, where they are no overrides of a recipe."""
     actions: tuple[Verb, ...] = ()
     """What the word after the verb may be; each action does its own work."""
+
+
+def named(place: str) -> Any:
+    """The function or class at `module:name`, imported when it is asked for."""
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
 
 
 FORCE = ("--force",)
@@ -89,7 +97,7 @@ VERBS = [
         "TARGET [OPTIONS]",
         "answer programs by OpenAI's protocol: every policy of the runs on one base",
         "align.cli.serve:serve",
-        flags=("--token=TOKEN",),
+        flags=("--token=TOKEN", "--port=PORT"),
         options="align.serving.options:ServeOptions",
     ),
     Verb(

@@ -27,6 +27,8 @@ def card_warnings(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
         first = next(iter(overlap.get("near_rows") or []), "")
         text = f"{_rows(overlap['near'])} to train on nearly repeat an evaluation row"
         hint = "data.filters={leakage: {against: [EVAL_FILE], near: 0.7}} takes such rows out"
+        if "hash of" in str(splits.get("rule")):  # there is no file of evaluation rows
+            hint = "data.filters={dedup: {near: 0.7}} leaves one of rows that nearly repeat each other"
         yield "near_leaks", f"{text} ({first})" if first else text, hint
     if overlap.get("question"):
         text = f"{_rows(overlap['question'])} to train on ask a question of the evaluation, and were dropped"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from json import dumps
@@ -68,6 +69,15 @@ def test_help_of_run_explains_every_option(capfd):
         (["generate", "RUN"], "there is no verb 'generate'; align chat TARGET answers, line by line"),
         (["run", "adapter=lorra"], "unknown adapter 'lorra' (did you mean 'lora'?"),
         (["run", "--jsn"], "unknown flag '--jsn'; did you mean '--json'?"),
+        (["sft", "talk.jsonl"], "there is no verb 'sft'; it is a pipeline: align run pipeline=sft"),
+        (["run", "--adapter", "lora"], "unknown flag '--adapter'; options are KEY=VALUE, without dashes"),
+        (
+            ["chat", "RUN", "--temperature", "0"],
+            "'--temperature'; options have no dashes: temperature=VALUE",
+        ),
+        (["run", "talk.jsonl"], "talk.jsonl: no such file or folder"),
+        (["run", "."], "'.' is a folder, and words are files; data=files data.path=."),
+        (["run", "talk"], "'talk' is not an override; overrides are KEY=VALUE"),
         (["ls", "adaptors"], "unknown kind 'adaptors' (did you mean 'adapters'?"),
         (["ls", "runs", "otu=x"], "unknown option 'otu'; did you mean 'out'?"),
         (["verify"], "verify needs a TARGET"),
@@ -277,3 +287,12 @@ def test_a_sweep_may_stand_in_any_folder(capfd, ran, tmp_path):
 
 def quoted(path):
     return "'" + str(path).replace("'", "\\'") + "'"
+
+
+def test_a_port_is_a_flag_of_the_server_as_of_the_pages(capfd, tmp_path, monkeypatch):
+    """The port is taken before a run is looked for, and the remedy that is named is one that the verb knows."""
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code, _, err = run(capfd, "serve", "RUN", "--port", str(taken.getsockname()[1]))
+    assert code == 2 and "--port 0 takes any free one" in err
+    assert "not a port" in run(capfd, "serve", "RUN", "--port", "none")[2]

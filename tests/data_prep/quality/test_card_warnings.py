@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import pytest
+
+from data_prep.options import SourceOptions
 from data_prep.quality.card_warnings import card_warnings
 from data_prep.quality.pair_bias import PairNumbers
+from data_prep.splitting import EVAL, TRAIN, choose_sides
 from data_prep.types import Message, Preference, RowKind
 
 
@@ -36,6 +41,15 @@ def test_what_is_counted_is_said_and_nothing_else() -> None:
     assert codes(card) == ["near_leaks", "leaked_questions", "contradictory_pairs", "few_held_out"]
     assert codes({"splits": {"train": 120, "eval": 0}}) == [], "nothing held out is a choice"
     assert codes({"splits": {"train": 40, "eval": 9}}) == [], "there are too few to hold out more"
+
+
+@pytest.mark.parametrize(("with_file", "remedy"), [(False, "dedup"), (True, "leakage: {against: [EVAL_FILE]")])
+def test_the_remedy_for_near_leaks_names_a_file_only_where_there_is_one(with_file: bool, remedy: str) -> None:
+    ranks, wishes = np.arange(9, dtype=np.uint64), np.full(9, TRAIN, dtype=np.uint8)
+    wishes[0] = EVAL if with_file else TRAIN
+    rule = choose_sides(ranks, wishes, np.ones(9, dtype=np.uint32), SourceOptions(path="f"))[1]
+    ((_, _, hint),) = card_warnings({"overlap": {"near": 2}, "splits": {"rule": rule}})
+    assert remedy in hint
 
 
 def test_the_option_named_is_that_of_the_rows() -> None:
