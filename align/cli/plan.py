@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from align.cli.arguments import progress, say
+from align.cli.own_files import with_files
 from align.config.compose import compose
 from data_prep.core.errors import UserError
 
@@ -22,7 +23,7 @@ def plan(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     given = [word for word in args.words if word.startswith(_DEVICE)]
     if len(given) > 1:
         raise UserError("is given twice", field="device", code="bad_override")
-    config = compose([word for word in args.words if word not in given], args.config_dir)
+    config = compose(with_files([word for word in args.words if word not in given]), args.config_dir)
     device = device_named(given[0].removeprefix(_DEVICE) if given else "auto")
     from align.planning.plan import plan as look
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from data_prep.types import RowKind
+from data_prep.types import PROMPT, RowKind
 
 FEW = 30
 """Held-out rows below which a held-out number says little; said where there are rows enough to hold out more."""
 REVERSED, LEAST = 0.35, 3
 """Rows against the usual order of their two answers: with more of a share there is no usual order, and so few say
 nothing."""
+
+_LENT = "where data.prompts names no file: of data.conversations, else of data.preferences, which they are taken from"
+"""Whose options are read for prompts that have no source of their own."""
 
 
 def card_warnings(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
@@ -47,7 +50,8 @@ def card_warnings(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     held = splits.get("eval")
     if isinstance(held, int) and 0 < held < FEW and int(splits.get("train") or 0) >= 2 * FEW:
         text = f"only {_rows(held)} held out, so that held-out numbers say little"
-        yield "few_held_out", text, f"raise {where}.eval_share, or give {where}.eval_path"
+        hint = f"raise {where}.eval_share, or give {where}.eval_path"
+        yield "few_held_out", text, hint if kind != PROMPT.value else f"{hint} ({_LENT})"
 
 
 def _part(card: Mapping[str, Any], name: str) -> Mapping[str, Any]:

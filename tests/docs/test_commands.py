@@ -72,9 +72,10 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
     args = _parser(verb).parse_intermixed_args(words)
     if args.help:
         return
-    if name in ("run", "check"):
-        for overrides in jobs(args.words, args.config_dir) if getattr(args, "multirun", False) else [args.words]:
-            compose(with_files(overrides), args.config_dir)
+    if name in ("run", "check", "plan"):
+        given = with_files([word for word in args.words if name != "plan" or not word.startswith("device=")])
+        for overrides in jobs(given, args.config_dir) if getattr(args, "multirun", False) else [given]:
+            compose(overrides, args.config_dir)
     elif name == "show":
         plain, overrides = split_words(args.words, 1)
         if not plain or plain[0] not in ("RUN", "TARGET"):

@@ -11,7 +11,7 @@ from data_prep.options import SourceOptions
 from data_prep.quality.card_warnings import card_warnings
 from data_prep.quality.pair_bias import PairNumbers
 from data_prep.splitting import EVAL, TRAIN, choose_sides
-from data_prep.types import Message, Preference, RowKind
+from data_prep.types import PROMPT, Message, Preference, RowKind
 
 
 def codes(card: dict[str, Any]) -> list[str]:
@@ -57,6 +57,11 @@ def test_the_option_named_is_that_of_the_rows() -> None:
     hints = {}
     for kind in RowKind:
         ((_, _, hints[kind.name]),) = card_warnings({"kind": kind.value, "splits": {"train": 111, "eval": 9}})
+    assert hints.pop(PROMPT.name).endswith(
+        "of data.conversations, else of data.preferences, which they are taken from)"
+    )
     assert hints == {
-        kind.name: f"raise data.{kind.option}.eval_share, or give data.{kind.option}.eval_path" for kind in RowKind
+        kind.name: f"raise data.{kind.option}.eval_share, or give data.{kind.option}.eval_path"
+        for kind in RowKind
+        if kind != PROMPT
     }
