@@ -51,9 +51,9 @@ class PythonFunction(Source):
     def contents(self, data: DataOptions) -> list[str]:
         """The file of the module that names it, and the one it is written in; what these import is not looked at."""
         function = inspect.unwrap(self._function(""))
-        files = [inspect.getmodule(function), import_module(self.python.rpartition(".")[0])]
-        named = {getattr(module, "__file__", None) for module in files} - {None}
-        return sorted(file_sha256(Path(file)) for file in named)
+        modules = (inspect.getmodule(function), import_module(self.python.rpartition(".")[0]))
+        files = {str(file) for module in modules if (file := getattr(module, "__file__", None))}
+        return sorted(file_sha256(Path(file)) for file in files)
 
     def open(self, where: str, site: Site) -> Scorer:
         """What calls it."""
