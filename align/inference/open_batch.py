@@ -186,6 +186,7 @@ def _nucleus(logits_BV: Tensor, top_p_B: Tensor) -> Tensor:
     share_BV = sorted_BV.softmax(-1)
     before_BV = share_BV.cumsum(-1) - share_BV
     cut_BV = (before_BV >= top_p_B[:, None]) & (top_p_B[:, None] < 1)
+    cut_BV[:, 0] = False  # a share may be too small for a float32
     return logits_BV.masked_fill(torch.zeros_like(cut_BV).scatter(1, order_BV, cut_BV), float("-inf"))
 
 

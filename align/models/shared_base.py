@@ -78,7 +78,7 @@ class SharedBase:
         config = read_model_config(folder)
         require_kept(config, load)
         options: dict[str, Any] = {"dtype": _DTYPES[load.computes_in(device.type)], "attn_implementation": ATTENTION}
-        if load.four_bit or device.type != "cpu":
+        if load.four_bit or (device.type != "cpu" and not in_parts):
             options["device_map"] = {"": device}  # tensor by tensor: the machine's memory never holds them all
         if load.four_bit and kept_at(config) is None:
             options["quantization_config"] = _four_bit(device, load)

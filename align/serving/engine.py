@@ -80,9 +80,13 @@ class Engine:
         """
         if self.leaving.is_set():
             raise UserError("the server is leaving", code="leaving")
-        if len(self._waiting) + rows > self._most_waiting:
+        with self._changed:
+            for row in [row for row in self._waiting if row.left]:
+                self._waiting.remove(row)
+            waiting = len(self._waiting)
+        if waiting + rows > self._most_waiting:
             raise UserError(
-                f"{len(self._waiting)} replies wait already, at most {self._most_waiting} may",
+                f"{waiting} replies wait already, at most {self._most_waiting} may",
                 code="busy",
                 hint="ask again later",
             )

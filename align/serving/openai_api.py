@@ -190,9 +190,10 @@ class Api:
                 await news.wait()
                 news.clear()
                 for number, one in list(growing):
-                    if one.row.problem is not None:
+                    piece = one.more()
+                    if one.row.problem is not None:  # asked last: it may have ended the row just before
                         raise one.row.problem
-                    if (piece := one.more()) or one.reason is not None:
+                    if piece or one.reason is not None:
                         yield number, piece
                     if one.reason is not None:
                         growing.remove((number, one))

@@ -128,11 +128,7 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
         if isinstance(value, float) and value.is_integer():
             good = int(value)
     elif kind is float:
-        good = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
-        if good is not None and math.isnan(good):
-            good = None
-        if isinstance(value, str):
-            good = _number(value)
+        good = _number(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
     elif kind is str:
         good = str(value) if isinstance(value, (str, int, float)) and not isinstance(value, bool) else None
     else:
@@ -142,11 +138,11 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
     return good
 
 
-def _number(text: str) -> float | None:
-    """YAML reads `1e-3` as text; it is a number all the same."""
+def _number(value: int | float | str) -> float | None:
+    """YAML reads `1e-3` as text; it is a number all the same. A whole number may be larger than any other."""
     try:
-        number = float(text)
-    except ValueError:
+        number = float(value)
+    except (ValueError, OverflowError):
         return None
     return None if math.isnan(number) else number
 

@@ -230,7 +230,7 @@ def checked(who: str, scores: Iterable[Any], said: Said) -> list[Verdict]:
     """
     try:
         found = [float(score + 0) for score in scores]  # a text is no number
-    except (TypeError, ValueError) as problem:
+    except (TypeError, ValueError, OverflowError) as problem:
         raise failed(who, f"gave something else than a list of numbers ({problem})") from problem
     if len(found) != len(said.texts):
         raise failed(who, f"gave {len(found)} scores for {len(said.texts)} replies")

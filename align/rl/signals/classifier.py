@@ -54,7 +54,16 @@ class Classifier(Source):
 
         folder = self._folder(where)
         self._label(folder, where)
-        self._tokenizer(folder, where)
+        try:
+            _ids(self._tokenizer(folder, where), [{"role": "user", "content": "?"}], "!")
+        except _WritingError as problem:
+            raise UserError(
+                f"the chat template of the classifier cannot write out a conversation ({problem})",
+                code="no_template",
+                file=str(folder),
+                field=where,
+                hint=f"name the template that it was trained with: {where}.template=FILE",
+            ) from problem
         inspect_weights(folder, _auto())
 
     def contents(self, data: DataOptions) -> list[str]:
@@ -81,11 +90,15 @@ class Classifier(Source):
         longest = min(context_length(read_model_config(folder)) or 1 << 30, tokenizer.model_max_length)
 
         def score(said: Said) -> list[Verdict]:
-            rows = [_ids(tokenizer, row.messages, text) for row, text in zip(said.prompts, said.texts, strict=True)]
-            for ids, row in zip(rows, said.prompts, strict=True):
+            rows, who = [], f"the classifier {folder.name}"
+            for row, text in zip(said.prompts, said.texts, strict=True):
+                try:
+                    rows.append(ids := _ids(tokenizer, row.messages, text))
+                except _WritingError as problem:
+                    raise failed(who, f"cannot write out the reply to {row.id} ({problem})") from problem
                 if len(ids) > longest:
                     what = f"reads at most {longest} tokens, prompt and reply of {row.id} are {len(ids)}"
-                    raise failed(f"the classifier {folder.name}", what)
+                    raise failed(who, what)
             return [{"score": logits[place]} for logits in logits_of(model, rows, self.batch_size)]
 
         return score
@@ -153,10 +166,21 @@ def _auto() -> Any:
     return AutoModelForSequenceClassification
 
 
+class _WritingError(Exception):
+    """Why a chat template does not write out a conversation."""
+
+
 def _ids(tokenizer: Any, messages: Sequence[dict[str, Any]], reply: str) -> list[int]:
-    """A conversation as the classifier reads it."""
+    """A conversation as the classifier reads it.
+
+    Raises:
+        _WritingError: its template refuses the conversation, or is none.
+    """
     whole = [*messages, {"role": "assistant", "content": reply}]
-    ids: list[int] = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=True)["input_ids"]
+    try:
+        ids: list[int] = tokenizer.apply_chat_template(whole, tokenize=True, return_dict=True)["input_ids"]
+    except Exception as problem:  # templates are programs
+        raise _WritingError(" ".join(str(problem).split())) from problem
     return ids
 
 

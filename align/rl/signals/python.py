@@ -49,13 +49,11 @@ class PythonFunction(Source):
         self._function(where)
 
     def contents(self, data: DataOptions) -> list[str]:
-        """The file that it stands in; others that it imports are not looked at."""
+        """The file of the module that names it, and the one it is written in; what these import is not looked at."""
         function = inspect.unwrap(self._function(""))
-        try:
-            file = inspect.getsourcefile(function)
-        except TypeError:  # built in, or an object that is called
-            file = inspect.getsourcefile(type(function))
-        return [file_sha256(Path(file))] if file else []
+        modules = (inspect.getmodule(function), import_module(self.python.rpartition(".")[0]))
+        files = {str(file) for module in modules if (file := getattr(module, "__file__", None))}
+        return sorted(file_sha256(Path(file)) for file in files)
 
     def open(self, where: str, site: Site) -> Scorer:
         """What calls it."""

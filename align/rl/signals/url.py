@@ -54,7 +54,7 @@ class HTTPScorer(Source):
         """It is there, and keeps to the contract."""
         try:
             place = urlsplit(self.url)
-            whole = place.scheme in ("http", "https") and bool(place.hostname)
+            whole = place.scheme in ("http", "https") and bool(place.hostname) and self.url.isascii()
         except ValueError:
             whole = False
         if not whole:

@@ -109,7 +109,7 @@ def fixed(probabilities):
 
 
 @pytest.mark.parametrize(
-    ("top_p", "seen"), [(0.3, {1}), (0.5, {1}), (0.6, {1, 3}), (0.85, {0, 1, 3}), (1.0, {0, 1, 2, 3})]
+    ("top_p", "seen"), [(1e-60, {1}), (0.3, {1}), (0.5, {1}), (0.6, {1, 3}), (0.85, {0, 1, 3}), (1.0, {0, 1, 2, 3})]
 )
 def test_top_p_draws_from_the_likeliest_that_reach_it(top_p, seen):
     batch = fixed([0.2, 0.5, 0.05, 0.25])

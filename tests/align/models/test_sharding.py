@@ -6,12 +6,14 @@ import importlib
 import json
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from align.adapters.shapes import meta_model
 from align.config.compose import compose
 from align.config.registries import adapters
+from align.config.schema import Load
 from align.models.fingerprint import read_model_config
 from align.models.sharding import finish_passes, layers_of, whole
 from align.planning.preflight import require_plans
@@ -129,6 +131,26 @@ def test_sharding_more_than_the_base_is_refused() -> None:
 
 def test_how_a_base_is_held_changes_no_name() -> None:
     assert compose(words()).name == compose(pipeline_words("sft")).name
+
+
+def test_on_a_card_no_process_ever_has_all_of_a_base_that_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is read into the machine's memory, and each process's part goes to its card from there."""
+    import torch
+
+    from align.models import shared_base
+
+    asked: list[dict[str, Any]] = []
+
+    def loaded(folder: Path, **options: Any) -> None:
+        asked.append(options)
+        raise UserError("no card here")
+
+    monkeypatch.setattr(shared_base, "load_weights", loaded)
+    identity = shared_base.BaseIdentity("b", None, "f")
+    for in_parts in (True, False):
+        with pytest.raises(UserError, match="no card here"):
+            shared_base.SharedBase.open(base(), identity, Load.fp32, torch.device("cuda"), in_parts=in_parts)
+    assert ["device_map" in options for options in asked] == [False, True]
 
 
 def test_one_process_waits_for_none() -> None:

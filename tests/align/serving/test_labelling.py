@@ -81,6 +81,17 @@ def test_the_page_does_not_know_whose_a_reply_is(served):
         assert not re.search(r"\b(sft|ppo|5f|99)\b", shown)
 
 
+def test_the_script_of_the_page_knows_any_name_of_the_file(tmp_path):
+    from align.serving.labelling import LabelPage
+
+    name = 'it\'s \\x <script> "q".jsonl'
+    with open_labels(str(tmp_path / name)) as file:
+        page = LabelPage("a-run", pairs(), file, 0, None, 1)
+        text = page._template.render(**page.content(), nonce="")
+    (held,) = re.findall(r'stand in " \+ ("(?:[^"\\]|\\.)*") \+', text)
+    assert json.loads(held) == name
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -93,6 +104,7 @@ def test_the_page_does_not_know_whose_a_reply_is(served):
         (b'{"labeller": "ann", "choice": "a"}', "is none of this page"),
         (b'{"labeller": "ann", "choice": "a", "pair": "x", "seconds": -1}', "out of range"),
         (b'{"labeller": "ann", "choice": "a", "pair": "x", "seconds": 1e999}', "out of range"),
+        (b'{"labeller": "ann", "seconds": 1' + b"0" * 400 + b"}", "seconds: expected a number"),
         (b'{"labeller": "ann", "comment": "\\ud800"}', "all of them whole"),
         (json.dumps({"labeller": "ann", "comment": "x" * 4001}).encode(), "at most 4,000"),
         (b'{"labeler": "ann"}', "did you mean 'labeller'"),

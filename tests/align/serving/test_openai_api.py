@@ -23,12 +23,13 @@ pytest.importorskip("starlette")
 
 from align.cli.dispatch import main
 from align.inference.generation import Sampling
-from align.inference.open_batch import OpenBatch
+from align.inference.open_batch import OpenBatch, Row, RowSampling
 from align.models.location import model_folder
 from align.serving.conversation import Conversation, Ended, Panel
 from align.serving.engine import Engine
 from align.serving.local_page import HOST, Server, listen
 from align.serving.openai_api import Api
+from align.serving.openai_reply import Spoken
 from align.serving.options import ChatOptions, ServeOptions
 from align.serving.served import Served, speakers_of
 from data_prep.core.errors import UserError
@@ -426,6 +427,30 @@ def test_a_model_that_fails_is_told_and_the_server_goes_on(here, monkeypatch, ca
     assert status == 500 and "insides" not in answer["error"]["message"]
     assert "RuntimeError: secret insides" in capfd.readouterr().err
     assert chat(here, temperature=0)["choices"] and torch.is_grad_enabled()
+
+
+def test_a_problem_between_two_looks_at_a_row_is_not_told_as_a_reply_of_full_length(here, monkeypatch):
+    """The engine ends rows in a thread of its own, at any moment."""
+    more = Spoken.more
+
+    def ended(spoken):
+        if spoken.row.reply.ids:
+            spoken.row.end(UserError("the server is leaving", code="leaving"))
+        return more(spoken)
+
+    monkeypatch.setattr(Spoken, "more", ended)
+    status, answer = ask(here, "/v1/chat/completions", {"model": "ppo", "messages": QUESTION})
+    assert status == 503 and "leaving" in answer["error"]["message"]
+
+
+def test_who_went_away_while_waiting_takes_no_room():
+    engine = Engine(SimpleNamespace(), batch=1, waiting=2)
+    rows = [Row([1], RowSampling(1, frozenset()), None) for _ in range(4)]
+    engine.submit(rows[:2])
+    with pytest.raises(UserError, match="2 replies wait already"):
+        engine.submit(rows[2:])
+    rows[0].left = rows[1].left = True
+    engine.submit(rows[2:])
 
 
 # ------------------------------------------------------------------------------------------------------- the command

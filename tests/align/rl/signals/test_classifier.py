@@ -123,6 +123,24 @@ def test_a_template_of_its_own_may_be_named(tmp_path):
     assert bare.contents(data)[2] == whole.contents(data)[2]
 
 
+@pytest.mark.parametrize("text", ["{% for m in messages %}", "{{ raise_exception('no system role') }}", "{{ 1 + '' }}"])
+def test_a_template_that_cannot_be_written_out_is_refused(tmp_path, text):
+    file = tmp_path / "chat.jinja"
+    file.write_text(text)
+    source = signal_of({"classifier": str(classifier()), "template": str(file)}, WHERE).source
+    with pytest.raises(UserError, match="chat template of the classifier cannot write out"):
+        source.check(WHERE, DataOptions())
+
+
+def test_a_conversation_that_the_template_refuses_stops_with_its_row(tmp_path):
+    file = tmp_path / "chat.jinja"
+    file.write_text("{% if 'owl' in messages[0].content %}{{ raise_exception('no owls') }}{% endif %}" + TEMPLATE)
+    source = signal_of({"classifier": str(classifier()), "template": str(file)}, WHERE).source
+    source.check(WHERE, DataOptions())
+    with pytest.raises(TrainingStopped, match=r"cannot write out the reply to f.jsonl:1 \(no owls\)"):
+        source.open(WHERE, Site(DataOptions()))(said("hoot"))
+
+
 def test_a_conversation_longer_than_it_reads_stops_with_its_row():
     scorer = signal_of(str(classifier()), WHERE).source.open(WHERE, Site(DataOptions()))
     with pytest.raises(TrainingStopped, match=r"reads at most 96 tokens, prompt and reply of f.jsonl:1 are \d+"):

@@ -121,6 +121,22 @@ def test_another_text_of_the_function_is_another_result(functions, tmp_path):
     assert "signal/python" in next(iter(read_metrics(folder / "ppo" / "metrics.jsonl")))
 
 
+def test_a_function_that_is_made_of_others_is_another_result_with_the_module_that_makes_it(functions):
+    """What is called may be a library's; what it was made with stands in the user's module."""
+    found = []
+    for least in (1, 2):
+        functions.write_text(f"from functools import partial\nclipped = partial(map, max, [{least}])\n")
+        found.append(by("clipped").contents(DataOptions()))
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("path", ["math.hypot", "os.path.join"])
+def test_a_function_without_a_file_has_no_contents(path):
+    source = signal_of({"python": path}, WHERE).source
+    source.check(WHERE, DataOptions())
+    assert all(len(digest) == 64 for digest in source.contents(DataOptions()))
+
+
 # ---------------------------------------- a server
 @contextmanager
 def server(answer: Callable[[dict[str, Any], int], tuple[int, bytes]]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
@@ -190,6 +206,7 @@ def test_what_may_pass_is_asked_again_and_what_does_not_is_named():
         ((200, b'{"scores": [1]}'), "gave 1 scores for 2 replies"),
         ((200, b'{"scores": [1, NaN]}'), r"gave no finite score to the reply to f.jsonl:2 \(got nan\)"),
         ((200, b'{"scores": [1, null]}'), "gave something else than a list of numbers"),
+        ((200, b'{"scores": [1, 1' + b"0" * 400 + b"]}"), "gave something else than a list of numbers"),
     ],
 )
 def test_a_wrong_answer_is_named(answer, message):
@@ -220,7 +237,7 @@ def test_a_server_that_is_down_or_none_is_refused_at_the_start(tmp_path, capfd):
     line = refused(*run(capfd, *words, f"stages.ppo.reward={{url: '{url}'}}"))
     assert f"the scorer {url} cannot be reached" in line and not (tmp_path / "n").exists()
     assert main(["check", *words, f"stages.ppo.reward={{url: '{url}'}}"]) == 2
-    for wrong in ("ftp://host/score", "localhost:80", "http://[", "http:///score"):
+    for wrong in ("ftp://host/score", "localhost:80", "http://[", "http:///score", "http://host/bewertung-für-alle"):
         with pytest.raises(UserError, match="not the address of a server"):
             at(wrong).check(WHERE, DataOptions())
 
