@@ -7,6 +7,7 @@ align run talk.jsonl pairs.jsonl        ... data.preferences.path=pairs.jsonl pi
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ _PIPELINES = {
     frozenset({DOCUMENT}): "pretrain",
 }
 """What is trained on rows of these kinds, where nothing else can be meant."""
+_ENDING = re.compile(r"\.(jsonl|json|csv|tsv|parquet|arrow|txt)(\.(gz|bz2|xz|zst))?$", re.IGNORECASE)
+"""How the name of a file of rows ends."""
 _CHOICES = {
     PREFERENCE: "pairs alone train several things: add pipeline=reward_model, pipeline=dpo or pipeline=orpo, or a file "
     "of conversations for the whole chain",
@@ -74,10 +77,8 @@ def _check_is_no_path(word: str) -> None:
         raise UserError(
             f"'{word}' is a folder, and words are files", code="bad_override", hint=f"data=files data.path={word}"
         )
-    from data_prep.sources.files import find_files, suffix_of
-
-    if suffix_of(path):
-        find_files(path)
+    if _ENDING.search(path):
+        _kind_of(path)
 
 
 def _kind_of(file: str) -> RowKind:
