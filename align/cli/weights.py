@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from align.cli.arguments import read_options, say, split_words
+from align.cli.arguments import extra, read_options, say, split_words
 from align.weights.options import (
     CombineOptions,
     CompressOptions,
@@ -14,6 +14,7 @@ from align.weights.options import (
     ExtractOptions,
     MergeOptions,
     ShipOptions,
+    To,
 )
 from data_prep.core.errors import UserError
 
@@ -24,6 +25,9 @@ def ship(args: argparse.Namespace) -> Answer:
     """Bring a checkpoint to the tool that shall load it."""
     target, words = _target(args, "ship")
     options = read_options(ShipOptions, words)
+    if options.to is To.gguf:
+        with extra("gguf"):
+            import gguf  # noqa: F401
     from align.weights.ship import ship as work
 
     answer = work(target, options, args.force)

@@ -63,7 +63,12 @@ _NOTES = {
 """Keys of the record that a user of a reward model must know."""
 _SECOND = _SPEAK.splitlines(keepends=True)[2]
 """The second talk, which makes it a batch."""
-_CODE = {"merged": _WHOLE + _SPEAK, "sequence_classification": _SCORE}
+_GGUF = """\
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained(".", gguf_file="model.gguf").eval()  # this folder; needs the package gguf
+"""
+_CODE = {"merged": _WHOLE + _SPEAK, "sequence_classification": _SCORE, "gguf": _GGUF}
 
 
 def card_of(opened: Opened, record: dict[str, Any]) -> str:
@@ -98,7 +103,7 @@ def plain_card(base_folder: Path, record: dict[str, Any]) -> str:
 def _whole(base_folder: Path, record: dict[str, Any], parts: list[str]) -> str:
     """The parts between what the hub reads and the code that loads the folder."""
     form, base = str(record["form"]), str(record["base"])
-    adapter = Form(form) in (Form.peft, Form.lora)
+    adapter = form in (Form.peft.value, Form.lora.value)
     on_base = _ADAPTER.replace('"BASE"', f'"{base}"  # a hub id, or the folder of the base') + _SPEAK
     code = _with_numbers(_CODE[form], record) if form in _CODE else on_base
     if adapter and "padded" in record and "left" not in record["padded"]:  # virtual tokens stand before the padding

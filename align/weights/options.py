@@ -56,6 +56,7 @@ class To(Enum):
 
     folder = "folder"
     vllm = "vllm"
+    gguf = "gguf"
     hub = "hub"
 
 
@@ -64,19 +65,20 @@ class Precision(Enum):
 
     fp32 = "fp32"
     bf16 = "bf16"
+    fp16 = "fp16"
 
 
 @dataclass
 class ShipOptions:
     """Options of `align ship`."""
 
-    to: To | None = option(None, "folder|vllm|hub: what shall load it")
+    to: To | None = option(None, "folder|vllm|gguf|hub: what shall load it")
     folder: str | None = option(None, "folder to write; must not exist yet (default: RUN/export/STAGE-TO)")
     adapter: bool = option(False, "folder, hub: the adapter alone, for peft on the base")
-    load: Precision = option(Precision.fp32, "precision of merged weights: fp32|bf16")
+    load: Precision = option(Precision.fp32, "precision of merged weights: fp32|bf16; gguf: fp32|fp16")
     max_kl: float | None = option(
         None,
-        "largest KL in nats per token between what was trained and what is written (default: 1e-5, with bf16 2e-2)",
+        "largest KL in nats per token between what was trained and what is written (default: 1e-5, in 16 bits 2e-2)",
     )
     repo: str | None = option(None, "hub: the repository, OWNER/NAME (default: RUN-STAGE of whoever is logged in)")
     push: bool = option(False, "hub: upload; without it, only say what would be uploaded")

@@ -2,6 +2,7 @@
 
 folder   what stock transformers loads: merged weights, else the adapter; a reward model as a classifier
 vllm     a LoRA module, else merged weights, and the `vllm serve` command
+gguf     merged weights in one file, for llama.cpp and what is built on it
 hub      a folder, and what an upload of it would be; `push=true` uploads it
 """
 
@@ -20,8 +21,9 @@ from align.inference.forms import Form, against
 from align.inference.loaded import Opened
 from align.weights.export import write_as
 from align.weights.hub import listing, repository, require_login, upload
-from align.weights.options import ExportOptions, ShipOptions, To, named, place
-from align.weights.output import RECORD
+from align.weights.merge import require_mergeable
+from align.weights.options import ExportOptions, Precision, ShipOptions, To, named, place
+from align.weights.output import RECORD, Written, bound_for
 from align.weights.vllm import RANKS, form_for, with_modules
 from data_prep.core.errors import UserError
 
@@ -60,6 +62,9 @@ def _destination(options: ShipOptions) -> To:
         if each.name in _ONLY and options.to not in _ONLY[each.name] and getattr(options, each.name) != each.default:
             takers = " or ".join(f"to={one.value}" for one in _ONLY[each.name])
             raise UserError(f"to={options.to.value} has no such option", field=each.name, hint=f"it is for {takers}")
+    narrow, other = (Precision.fp16, Precision.bf16) if options.to is To.gguf else (Precision.bf16, Precision.fp16)
+    if options.load is other:
+        raise UserError(f"to={options.to.value} is written at fp32 or {narrow.value}", field="load", code="bad_value")
     return options.to
 
 
@@ -135,6 +140,44 @@ def _made_before(folder: Path, opened: Opened, form: Form, options: ShipOptions)
     return {"out": str(folder), "reloaded_ok": True, **record}
 
 
+# --------------------------------------------------------------------------------------------------------------- GGUF
+def _to_gguf(opened: Opened, options: ShipOptions, force: bool) -> dict[str, Any]:
+    from align.weights.gguf_file import compare_gguf, require_covered, write_gguf
+
+    opened.require_language_model("to=gguf")
+    if not opened.adapter.traits.owns_weights:
+        require_mergeable(opened)
+    require_covered(opened)
+    wanted = ExportOptions(load=Load.fp32 if options.load is Precision.fp32 else Load.bf16, max_kl=options.max_kl)
+    written = Written(
+        To.gguf.value,
+        _place(opened, options, To.gguf),
+        bound_for(wanted, opened),
+        force,
+        {"load": options.load.value},
+        _LLAMA_CPP,
+    )
+    answer = written.make(
+        opened,
+        lambda staging: write_gguf(opened, staging, options.load),
+        lambda staging: compare_gguf(opened, staging),
+    )
+    return {"to": To.gguf.value, "why": "merged weights, tokenizer and chat template in one file", **answer}
+
+
+_LLAMA_CPP = """
+## Run it with llama.cpp
+
+In this folder:
+
+```bash
+llama-server -m model.gguf --jinja
+```
+
+`llama-quantize model.gguf q8.gguf Q8_0` makes it smaller.
+"""
+
+
 # --------------------------------------------------------------------------------------------------------------- vLLM
 def _to_vllm(opened: Opened, options: ShipOptions, force: bool) -> dict[str, Any]:
     """The folder, and the command that serves it: with its place for the terminal, from within it for its README."""
@@ -174,4 +217,5 @@ _SHIPS: dict[To, Callable[[Opened, ShipOptions, bool], dict[str, Any]]] = {
     To.folder: _to_folder,
     To.vllm: _to_vllm,
     To.hub: _to_hub,
+    To.gguf: _to_gguf,
 }
