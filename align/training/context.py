@@ -25,7 +25,7 @@ from align.tracking.metrics import Metrics
 from align.training.data import Reading, context_of, remarks_of
 from align.training.optimizer import autocast
 from align.training.processes import one_first
-from align.training.resume import WARNINGS, StateSaver
+from align.training.resume import SAMPLES, WARNINGS, StateSaver
 from data_prep.prepare.prepare import Prepared, Renderer
 
 
@@ -179,4 +179,4 @@ def write_samples(context: StageContext, rows: Sequence[dict[str, Any]]) -> None
     """Keep some inputs and outputs of the stage in samples.jsonl, to be read by people."""
     if context.is_main:
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (context.staging / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+        (context.staging / SAMPLES).write_text("".join(lines), encoding="utf-8")

@@ -1,7 +1,8 @@
 """Going on inside a stage: what a stage at work keeps now and then, so that a stopped run ends in the same bits.
 
     .staging-sft/resume/step-400/state.safetensors  trained tensors and those of the optimiser
-    .staging-sft/resume/step-400/metrics.jsonl      what had been told until then; warnings.jsonl where there were some
+    .staging-sft/resume/step-400/metrics.jsonl      what had been told until then; where there were some,
+                                                    warnings.jsonl and samples.jsonl, too
     .staging-sft/resume/step-400/state.json         all else, and what it is the state of; written last
 
 The order of rows, the prompts of an update, sampled replies and dropout are functions of the seed and the step
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from align.training.optimizer import Updater
 
 FOLDER, STATE, RECORD = "resume", "state.safetensors", "state.json"
-METRICS, WARNINGS = "metrics.jsonl", "warnings.jsonl"
+METRICS, WARNINGS, SAMPLES = "metrics.jsonl", "warnings.jsonl", "samples.jsonl"
 _FORMAT = 1
 _SHARE = 50  # times as long as a state took to keep, no other is kept
 
@@ -55,7 +56,7 @@ def prepare(staging: Path, inputs_digest: str, minutes: float) -> int:
 
 def _copy_told(source: Path, target: Path) -> None:
     """What a stage had told until a state, from one folder to the other."""
-    for name in (METRICS, WARNINGS):
+    for name in (METRICS, WARNINGS, SAMPLES):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 
