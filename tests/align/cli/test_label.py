@@ -22,7 +22,7 @@ from data_prep.core.hashing import file_sha256
 from data_prep.splitting import prompt_key, rank
 from data_prep.types import Message
 from tests.tiny import write_jsonl
-from tests.tiny_chain import checkpoint, finished, pipeline_words, read, refused, rows_folder
+from tests.tiny_chain import checkpoint, finished, made, pipeline_words, read, refused, rows_folder
 
 pytest.importorskip("uvicorn")
 pytest.importorskip("starlette")
@@ -103,6 +103,37 @@ def test_what_cannot_be_is_refused_in_one_line(words, said, capfd, tmp_path, mon
     assert said in refused(code, capfd.readouterr().err) and not list(tmp_path.glob("*.jsonl"))
 
 
+def mixed_words(path):
+    """Overrides that put labels among the pairs."""
+    pairs = rows_folder() / "preferences.jsonl"
+    mix = f"{{given: {{path: {pairs}, eval_share: 0.2}}, labels: {{path: {path}}}}}"
+    return [f"data.preferences.mix={mix}", "data.preferences.path=null"]
+
+
+def named(stage, path):
+    """A reward model names the labels it has read, by digest, in card and checkpoint."""
+    digest = file_sha256(path)
+    card = read(stage / "data_card.json")
+    assert card["sources"]["labels"]["labels"] == {str(path): digest} and card["mixture"]["sources"]["labels"]["drawn"]
+    assert read(stage / "checkpoint.json")["labels"] == {str(path): digest}
+
+
+def test_a_reward_model_names_the_labels_it_has_read(panel, tmp_path, capfd):
+    whose = {"stages": {"a": "sft", "b": "ppo"}, "digests": {"a": panel.digest("sft"), "b": panel.digest("ppo")}}
+    judged = {"prompt": "say bell", "a": "bell", "b": "no owl", "choice": "a", "labeller": "ann", "seconds": 1.5}
+    judged |= {"rewards": {"a": 1.0, "b": 0.5}, "time": "2026-11-29T10:00:00+00:00"}
+    path = write_jsonl(tmp_path / "labels.jsonl", [{**judged, **whose}])
+    assert main(["label", str(finished()), "--summary", f"out={path}", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["labels"] == found["reward_model"]["n"] == found["stages"][0]["n"] == 1
+    run = made("reward_model", *mixed_words(path), "stages.reward_model.max_steps=1", "name=n", out=tmp_path)
+    named(run / "reward_model", path)
+    capfd.readouterr()
+    assert main(["lineage", str(run / "reward_model")]) == 0
+    assert f"  labels: {path} {file_sha256(path)[:8]}" in capfd.readouterr().out
+
+
+@pytest.mark.grid
 def test_from_labels_to_the_next_reward_model_and_ppo(tmp_path, capfd):
     """The loop in small: the page is voted on as a browser does, and the next chain names the labels it read."""
     path = tmp_path / "labels.jsonl"
@@ -112,22 +143,16 @@ def test_from_labels_to_the_next_reward_model_and_ppo(tmp_path, capfd):
     labels = read_labels(path)
     assert len(labels) == 8 and all((len(one.a) >= len(one.b)) == (one.choice == "a") for one in labels)
 
-    pairs = rows_folder() / "preferences.jsonl"
-    mix = f"{{given: {{path: {pairs}, eval_share: 0.2}}, labels: {{path: {path}}}}}"
-    words = [f"data.preferences.mix={mix}", "data.preferences.path=null"]
     (tmp_path / "runs").mkdir()
     first = tmp_path / "runs" / "first"
     first.symlink_to(run)
     shared = [word for word in pipeline_words("rlhf") if not word.startswith("stages.sft.")]
-    after = again(first, "second", run / "sft", path, [*shared, *words])
-    digest = file_sha256(path)
-    card = read(after / "reward_model" / "data_card.json")
-    assert card["sources"]["labels"]["labels"] == {str(path): digest} and card["mixture"]["sources"]["labels"]["drawn"]
-    assert read(after / "reward_model" / "checkpoint.json")["labels"] == {str(path): digest}
+    after = again(first, "second", run / "sft", path, [*shared, *mixed_words(path)])
+    named(after / "reward_model", path)
     assert "labels" not in read(after / "ppo" / "checkpoint.json")
     capfd.readouterr()
     assert main(["lineage", str(after / "ppo")]) == 0
-    assert f"  labels: {path} {digest[:8]}" in capfd.readouterr().out
+    assert f"  labels: {path} {file_sha256(path)[:8]}" in capfd.readouterr().out
     assert main(["label", str(after), "--summary", f"out={path}", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["labels"] == 8 and found["reward_model"]["n"] == 8 and found["stages"][0]["n"] == 8
