@@ -45,9 +45,9 @@ from align.runs.environment import facts, peak_gpu, reset_peak_gpu, versions
 from align.runs.processes import join_processes
 from align.stages.ppo import PPO
 from align.stages.sft import SFT
-from align.stages.supervised import groups_of, hooks_of, ready_to_train
+from align.stages.supervised import groups_of, hooks_of
 from align.training.objectives import LanguageModeling, Objective
-from align.training.optimizer import Updater, autocast
+from align.training.optimizer import Updater, autocast, ready_to_train
 from data_prep.types import PromptTokens, Tokens
 from reward.head import ScalarHead
 

@@ -31,7 +31,7 @@ class Minutes:
 
     def as_dict(self) -> dict[str, Any]:
         """As `align plan --json` prints it."""
-        return {"low": round(self.low, 2), "high": round(self.high, 2), "runs": self.runs}
+        return {"low": round(self.low, 4), "high": round(self.high, 4), "runs": self.runs}
 
 
 def minutes_of(config: RunConfig, plan: StagePlan[Any], rows: int, tokens: float, device: Device) -> Minutes | None:

@@ -70,7 +70,7 @@ def test_the_first_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: p
     takes = {
         "full": Needs(300, []),
         "delta_lora": Needs(200, [{"set": "stages.sft.micro_tokens=64", "fits": False}]),
-        "lora_plus": Needs(150, [{"set": "a=1", "fits": False}, {"set": "stages.sft.micro_tokens=64", "fits": True}]),
+        "lora": Needs(150, [{"set": "a=1", "fits": False}, {"set": "stages.sft.micro_tokens=64", "fits": True}]),
     }
     seen = []
 
@@ -83,9 +83,9 @@ def test_the_first_that_fits_is_taken(monkeypatch: pytest.MonkeyPatch, capsys: p
     words = ["pipeline=sft", "model=hf", f"model.path={base()}", *data_words(), "device=small"]
     assert cli.main(["recommend", *words]) == 0
     out = capsys.readouterr().out
-    assert seen == ["full", "delta_lora", "lora_plus"] and "not full: " in out
-    assert out.rstrip().endswith("adapter=lora_plus stages.sft.micro_tokens=64")
-    takes["lora_plus"] = Needs(150, [])
+    assert seen == ["full", "delta_lora", "lora"] and "not full: " in out
+    assert out.rstrip().endswith("adapter=lora stages.sft.micro_tokens=64")
+    takes["lora"] = Needs(150, [])
     monkeypatch.setattr(recommend, "candidates", lambda goal, parameters: candidates(goal, parameters)[:3])
     assert cli.main(["recommend", *words]) == 2
     assert "no method that is known to be good here fits small" in capsys.readouterr().err

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +10,6 @@ import pytest
 from align.report.page import write_report
 from tests.run_folder import fake_run, write
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
 WIDE_PARTS = """() => {
     const folded = e => { const d = e.closest("details:not([open])"); return d && !e.closest("summary"); };
     return [...document.querySelectorAll("body *")].filter(e => !folded(e) && !e.closest("svg"))
@@ -30,15 +26,6 @@ CONTRAST = """() => {
         return (Math.max(ink, paper) + .05) / (Math.min(ink, paper) + .05); });
     return Math.min(...worst);
 }"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        opened = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,21 +1,8 @@
-"""A browser for the tests of the local pages."""
+"""Pages that are opened in the browser."""
 
 from __future__ import annotations
 
 import pytest
-
-from tests.local_pages import CHROMIUM
-
-
-@pytest.fixture(scope="session")
-def browser():
-    api = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no Chromium")
-    with api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
