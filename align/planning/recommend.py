@@ -101,18 +101,16 @@ def advise(
         say(f"planning {candidate.method}")
         config = compose([*words, f"adapter={candidate.method}"], config_dir)
         needs = dict(plan(config, device))
-        overrides = [change for each in needs.values() if (change := _change(each, device)) is not None]
-        fits = all(each.memory.high <= device.bytes or _change(each, device) for each in needs.values())
+        changes = [_change(each) for each in needs.values() if each.memory.high > device.bytes]
+        overrides = [change for change in changes if change is not None]
         stage = max(needs, key=lambda name: needs[name].memory.peak_bytes)
-        yield Advice(candidate, overrides, needs[stage].memory.peak_bytes, stage, fits)
-        if fits:
+        yield Advice(candidate, overrides, needs[stage].memory.peak_bytes, stage, len(overrides) == len(changes))
+        if len(overrides) == len(changes):
             return
 
 
-def _change(needs: StageNeeds, device: Device) -> str | None:
-    """The first change that makes a stage fit; None where it fits as it is, or nothing helps."""
-    if needs.memory.high <= device.bytes:
-        return None
+def _change(needs: StageNeeds) -> str | None:
+    """The first change that makes a stage fit; None where nothing helps."""
     return next((str(change["set"]) for change in needs.changes if change["fits"]), None)
 
 

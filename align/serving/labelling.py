@@ -153,7 +153,7 @@ class LabelPage(LocalPage):
             b=sides["b"].text,
             choice=choice,
             labeller=vote.labeller,
-            seconds=round(vote.seconds, 2),
+            seconds=round(vote.seconds, 3),
             stages={side: answer.stage for side, answer in sides.items()},
             digests={side: answer.digest for side, answer in sides.items()},
             time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
