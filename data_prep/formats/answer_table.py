@@ -39,7 +39,7 @@ class AnswerTable(Format):
         "styles": "style column -> weight in the mixture of dialogues (default: all columns of answers alike)",
         "preferred": "style column whose answer is chosen",
         "other": "style column whose answer is rejected, or a list of them (a row draws one)",
-        "history": "share of dialogues that begin with one or two exchanges of other rows of their side (0 to 1)",
+        "history": "share of rows that begin with one or two exchanges of other rows of their side (0 to 1)",
         "noise": "share of training preferences whose label is flipped (0 to 1)",
         "off_topic": "extra pairs per row: an answer against another topic's in the same style (fractions allowed)",
         "malformed": "extra pairs per row against a damaged answer (fractions allowed)",
@@ -60,24 +60,15 @@ class AnswerTable(Format):
 
     # ----------------------------------------------------------------- records
     def conversation(self, row: Row) -> Conversation:
-        """The prompt, answered in the style that the row draws from the mixture, behind other exchanges in it."""
+        """The question, answered in the style that the row draws from the mixture."""
         asked = text_field(row, "prompt")
-        weights = self._weights(row)
-        place = draw("style", self.seed, asked) * sum(weights.values())
-        style = next(iter(weights))
-        for name, weight in weights.items():
-            if weight > 0:
-                style = name
-                if place < weight:
-                    break
-            place -= weight
-        messages = (*self._earlier(row, asked, style), Message("user", asked))
-        messages += (Message("assistant", self._answer(row, style)),)
+        style = self._style(row, asked)
+        messages = (*self._asked(row, asked), Message("assistant", self._answer(row, style)))
         return Conversation(messages, row.id, {**self._meta(row), "style": style})
 
     def prompt(self, row: Row) -> Prompt:
-        """The prompt with its topic."""
-        return Prompt((Message("user", text_field(row, "prompt")),), row.id, self._meta(row))
+        """The question with its topic."""
+        return Prompt(self._asked(row, text_field(row, "prompt")), row.id, self._meta(row))
 
     def preference(self, row: Row) -> Preference:
         """The preferred style over the other one (of several, the row draws one).
@@ -97,16 +88,15 @@ class AnswerTable(Format):
 
     def conversations(self, rows: Iterable[Row]) -> Found[Conversation]:
         """Every row as a dialogue, or its error."""
-        rows = list(rows)
-        self._check(rows)
-        if self.history:
-            self._sides = self._by_side(rows)
-        return super().conversations(rows)
+        return super().conversations(self._checked(rows))
+
+    def prompts(self, rows: Iterable[Row]) -> Found[Prompt]:
+        """Every row as a prompt, or its error."""
+        return super().prompts(self._checked(rows))
 
     def preferences(self, rows: Iterable[Row]) -> Found[Preference]:
         """The preference of every row, then its off-topic and malformed pairs."""
-        rows = list(rows)
-        self._check(rows, ("preferred", "other"))
+        rows = self._checked(rows, ("preferred", "other"))
         topics: dict[str, list[Row]] = {}
         if self.off_topic:
             for row in rows:
@@ -134,8 +124,16 @@ class AnswerTable(Format):
                 yield self._pair(row, asked, chosen, rejected, "malformed", number)
 
     # ----------------------------------------------------------------- insides
+    def _checked(self, rows: Iterable[Row], needed: Sequence[str] = ()) -> list[Row]:
+        """All rows, once the options are known to fit them; they are where earlier exchanges are drawn from."""
+        found = list(rows)
+        self._check(found, needed)
+        if self.history:
+            self._sides = self._by_side(found)
+        return found
+
     def _by_side(self, rows: Sequence[Row]) -> dict[str, list[Row]]:
-        """Rows by their column `split`: what is held out must not be heard in front of a dialogue to train on."""
+        """Rows by their column `split`: what is held out must not be heard in front of a row to train on."""
         sides: dict[str, list[Row]] = {}
         for row in rows:
             if not isinstance(row.data.get("split"), str):
@@ -148,11 +146,29 @@ class AnswerTable(Format):
             sides.setdefault(row.data["split"], []).append(row)
         return sides
 
-    def _earlier(self, row: Row, asked: str, style: str) -> tuple[Message, ...]:
-        """One or two exchanges of other rows of this side, in the same style; or none, as the row draws."""
+    def _style(self, row: Row, asked: str) -> str:
+        """The style that the row draws from the mixture."""
+        weights = self._weights(row)
+        place = draw("style", self.seed, asked) * sum(weights.values())
+        style = next(iter(weights))
+        for name, weight in weights.items():
+            if weight > 0:
+                style = name
+                if place < weight:
+                    break
+            place -= weight
+        return style
+
+    def _asked(self, row: Row, asked: str) -> tuple[Message, ...]:
+        """The question, behind exchanges of other rows of its side where the row draws some.
+
+        They are in the style of the row's dialogue, so a reply to learn from never changes it. The draws are those of
+        the question alone: dialogue, pairs and prompt of a row begin alike.
+        """
         key = ("history", self.seed, asked)
         if draw(*key) >= self.history:
-            return ()
+            return (Message("user", asked),)
+        style = self._style(row, asked)
         others = self._sides[row.data["split"]]
         found: list[Message] = []
         heard = {asked}
@@ -162,7 +178,7 @@ class AnswerTable(Format):
             if question not in heard and question.strip() and answer.strip():
                 heard.add(question)
                 found += [Message("user", question), Message("assistant", answer)]
-        return tuple(found)
+        return (*found, Message("user", asked))
 
     def _pair(
         self, row: Row, asked: str, chosen: str, rejected: str, kind: str | None = None, number: int = 0
@@ -170,7 +186,7 @@ class AnswerTable(Format):
         """A pair of a row; extra ones are of a kind, which stands in their id and is their task."""
         suffix = f"#{kind}{number}" if kind else ""
         meta = self._meta(row) | ({"task": kind} if kind else {})
-        return Preference((Message("user", asked),), chosen, rejected, row.id + suffix, None, meta)
+        return Preference(self._asked(row, asked), chosen, rejected, row.id + suffix, None, meta)
 
     def _number(self, name: str, most: float | None = None) -> float:
         value = self.options.get(name, 0.0)

@@ -51,7 +51,7 @@ def test_styles_are_mixed_by_weight_and_by_nothing_else() -> None:
     assert {form().conversation(row).meta["style"] for row in ROWS} == {"plain", "merry", "gruff"}
 
 
-def test_some_dialogues_go_on_from_others_of_their_side_and_style() -> None:
+def test_some_rows_go_on_from_others_of_their_side_and_style() -> None:
     """Never from a held-out row in training: its question and its answer would be known before they are asked."""
     sided = [
         Row("t", number, {**row, "split": "eval" if number % 5 == 0 else "train"}) for number, row in enumerate(TABLE)
@@ -68,6 +68,12 @@ def test_some_dialogues_go_on_from_others_of_their_side_and_style() -> None:
         assert all(message.content.startswith(talk.meta["style"]) for message in answers)
         assert len({message.content for message in asked}) == len(asked)
     assert list(table.conversations(sided)) == talks
+    both = form(history=0.4, styles={"plain": 0.5, "merry": 0.5}, preferred="gruff", other="plain", off_topic=0.5)
+    asked_of = {row.data["prompt"]: talk.messages[:-1] for row, talk in zip(sided, talks, strict=True)}
+    assert [prompt.messages for prompt in both.prompts(sided)] == list(asked_of.values())
+    found = [pair for pair in both.preferences(sided) if not isinstance(pair, Skip)]
+    assert {pair.meta.get("task") for pair in found} == {None, "off_topic"}
+    assert all(pair.prompt == asked_of[pair.prompt[-1].content] for pair in found)
     with pytest.raises(UserError, match="needs a column 'split'"):
         list(form(history=0.4).conversations(ROWS))
 
