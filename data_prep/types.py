@@ -176,6 +176,12 @@ class PromptTokens:
     meta: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
 
+    def shown(self) -> dict[str, Any]:
+        """The prompt for people to read: `prompt`, `before` where messages stand before that one, and `id`."""
+        last = max((place for place, one in enumerate(self.messages) if one["role"] == "user"), default=0)
+        before = [{"role": one["role"], "content": one.get("content") or ""} for one in self.messages[:last]]
+        return {"prompt": self.text, **({"before": before} if before else {}), "id": self.id}
+
 
 T = TypeVar("T", Tokens, PairTokens, LabelledTokens, PromptTokens)
 

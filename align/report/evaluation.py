@@ -136,7 +136,17 @@ def _row(row: Json, texts: Texts) -> Json:
                 "finished": reply.get("finished", True),
             }
         )
-    return {"prompt": texts.cut(row.get("prompt")), "replies": answers}
+    return {**_asked(row, texts), "replies": answers}
+
+
+def _asked(row: Json, texts: Texts) -> Json:
+    """What a sample's replies answer: the prompt, and the messages before it with who said them."""
+    held = row.get("before")
+    before = [one for one in held if isinstance(one, dict)] if isinstance(held, list) else []
+    return {
+        "prompt": texts.cut(row.get("prompt")),
+        "before": [{"role": str(one.get("role")), **texts.cut(one.get("content"))} for one in before],
+    }
 
 
 def own_samples(stage: StageFiles, texts: Texts) -> list[Json]:
@@ -162,7 +172,7 @@ def own_samples(stage: StageFiles, texts: Texts) -> list[Json]:
                 }
             )
         if answers:
-            found.append({"prompt": texts.cut(row.get("prompt")), "replies": answers})
+            found.append({**_asked(row, texts), "replies": answers})
         if len(found) == OWN:
             break
     return found

@@ -93,9 +93,7 @@ class Rollouts:
         rows = []
         for row, reply in list(zip(rollout.prompts, rollout.replies, strict=True))[:_SAMPLES]:
             text = self._context.renderer.decode(reply.ids)
-            rows.append(
-                {"prompt": row.text, "id": row.id, "update": update + 1, "reply": text, "ended": reply.finished}
-            )
+            rows.append({**row.shown(), "update": update + 1, "reply": text, "ended": reply.finished})
         write_samples(self._context, rows)
 
 

@@ -307,4 +307,4 @@ def _write_samples(context: StageContext, rows: Sequence[PromptTokens], answers:
                 }
                 for name, found in answers.items()
             }
-            stream.write(json.dumps({"prompt": row.text, "id": row.id, "replies": replies}, ensure_ascii=False) + "\n")
+            stream.write(json.dumps({**row.shown(), "replies": replies}, ensure_ascii=False) + "\n")

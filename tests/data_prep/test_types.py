@@ -9,7 +9,7 @@ from data_prep.core.hashing import sha256_json
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.prepare.content_digest import data_digest
 from data_prep.records.stream import source_for
-from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, RowKind
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, PromptTokens, RowKind
 from tests.tiny import write_jsonl
 
 
@@ -49,3 +49,14 @@ def test_digests_of_data_are_those_of_earlier_versions(tmp_path):
         "prompts": "47848b5f56e41988",
         "text": "96092ffbdac06ea2",
     }
+
+
+def test_a_prompt_is_shown_with_what_was_said_before_it() -> None:
+    asked = [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "And now?"}]
+    assert PromptTokens([1], "And now?", "f:1", {}, asked).shown() == {
+        "prompt": "And now?",
+        "before": [{"role": "system", "content": "Be kind."}],
+        "id": "f:1",
+    }
+    assert PromptTokens([1], "And now?", "f:1", {}, asked[1:]).shown() == {"prompt": "And now?", "id": "f:1"}
+    assert PromptTokens([1], "?", "f:1").shown() == {"prompt": "?", "id": "f:1"}

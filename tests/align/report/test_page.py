@@ -118,6 +118,19 @@ def test_a_page_that_would_be_too_large_folds_less(tmp_path: Path, monkeypatch: 
     assert len(page(run).encode()) < whole
 
 
+def test_a_prompt_stands_behind_what_was_said_before_it(tmp_path: Path) -> None:
+    run = fake_run(tmp_path)
+    reply = {"text": "Yes.", "reward": None, "gold": None, "finished": True}
+    before = [{"role": "user", "content": "Is <it> late?"}, {"role": "assistant", "content": "Not yet."}]
+    rows = [{"prompt": "And now?", "before": before, "id": "x", "replies": {"ppo": reply}}]
+    write(run / "evaluate" / "samples.jsonl", rows)
+    (asked,) = re.findall(r'<th scope="rowgroup"[^>]*>(.*And now\?.*)</th>', page(run))
+    said = re.sub("<[^>]+>", "", asked)
+    assert said == "user: Is &lt;it&gt; late?assistant: Not yet.And now?"
+    write(run / "evaluate" / "samples.jsonl", [{**rows[0], "before": "nonsense"}])
+    assert "And now?" in page(run)
+
+
 def test_replies_are_escaped(tmp_path: Path) -> None:
     run = fake_run(tmp_path)
     reply = {"text": "<script>alert(1)</script> & <b>bold</b>", "reward": 0.5, "gold": None, "finished": True}
