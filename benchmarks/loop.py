@@ -29,8 +29,8 @@ Judge = Callable[[list[dict[str, str]], str, str], str]
 """(prompt, reply a, reply b) -> a, b, tie or bad."""
 
 
-def gold_judge() -> Judge:
-    """Prefers the reply with the higher gold score; of two alike, the one with more parts of it right."""
+def gold_parts() -> Callable[[str, str, bool], dict[str, float]]:
+    """The parts of the gold score of (question, reply, whether it ended) by the generator's own answers."""
     from align.config.compose import compose
     from data_prep.records.stream import source_rows
     from reward.rules import build_rule
@@ -39,9 +39,15 @@ def gold_judge() -> Judge:
     rows = source_rows(data, data.gold.source)
     rule: Any = build_rule(str(data.gold.rule), data.gold.options, lambda: rows)
     topics = {row["prompt"]: row["topic"] for row in rows}
+    return lambda asked, reply, ended: rule.score(asked, topics[asked], reply, ended)
+
+
+def gold_judge() -> Judge:
+    """Prefers the reply with the higher gold score; of two alike, the one with more parts of it right."""
+    parts_of = gold_parts()
 
     def points(asked: str, reply: str) -> float:
-        parts: dict[str, float] = rule.score(asked, topics[asked], reply, True)
+        parts = parts_of(asked, reply, True)
         return 10 * parts["score"] + sum(parts.values())
 
     def judge(prompt: list[dict[str, str]], a: str, b: str) -> str:

@@ -1,0 +1,144 @@
+"""What each objective makes of one SFT: PPO with each estimator, DPO, KTO, ORPO, and the best of 16 replies of SFT.
+
+    python benchmarks/objectives.py RUN [--out runs] [--only rloo,dpo] [OVERRIDES of every run]
+
+RUN is a finished run of the whole chain, such as the quickstart; its SFT, reward model and seed are taken, and ORPO
+begins at the base in the place of SFT. Each objective is a run of its own beside RUN, which the same command skips
+once it is there. Gold and topic are those of greedy replies to the held-out prompts; KL is that of replies drawn at
+`TEMPERATURE` to as many of them as `PROMPTS`, in nats per reply, from SFT (of the best of n: log n - (n - 1) / n).
+Seconds and peak memory are those of the stage itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from loop import gold_parts
+from results import show
+
+from align.inference.generation import Reply, RolloutEngine, Sampling
+from align.inference.loaded import Opened
+from align.inference.scoring import pack_responses, score_replies
+from align.roles import chosen_logprobs
+from data_prep.types import Message
+
+PPO = ["pipeline=ppo", "stages.ppo.init={sft}", "stages.ppo.reward={reward_model}"]
+OBJECTIVES = {
+    "gae": [*PPO, "stages.ppo.advantage=gae"],
+    "rloo": [*PPO, "stages.ppo.advantage=rloo"],
+    "grpo": [*PPO, "stages.ppo.advantage=grpo"],
+    "reinforce_pp": [*PPO, "stages.ppo.advantage=reinforce_pp"],
+    "dpo": ["pipeline=dpo", "stages.dpo.init={sft}"],
+    "kto": ["pipeline=kto", "stages.kto.init={sft}"],
+    "orpo": ["pipeline=orpo"],
+}
+"""Objective -> the words of its run."""
+DRAWN, PROMPTS, TEMPERATURE, LONGEST = 16, 128, 0.7, 64
+"""Replies of which the best is taken; prompts of the KL; how replies are drawn, and their most tokens."""
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("--out", default="runs")
+    parser.add_argument("--only", default=",".join([*OBJECTIVES, "best"]))
+    given, words = parser.parse_known_args()
+    folder = Path(given.out) / given.run
+    words += [f"seed={read(folder / 'run.json')['seed']}"]
+    below = {name: str((folder / name).resolve()) for name in ("sft", "reward_model")}
+    before = gold_of(folder, "sft")
+    rows = [["sft", f"{before['score']:.3f}", f"{before['topic']:.3f}", "0", "-", "-", "-"]]
+    for name in given.only.split(","):
+        if name == "best":
+            rows.append(best_of(Opened.target(below["sft"], given.out), below["reward_model"], questions(folder)))
+            continue
+        own = f"{given.run}-{name}"
+        align("run", *(word.format(**below) for word in OBJECTIVES[name]), *words, f"out={given.out}", f"name={own}")
+        entry = read(Path(given.out) / own / "run.json")["stages"][0]
+        target = Path(given.out).resolve() / own / entry["dir"]
+        align(
+            "run", "pipeline=evaluate", f"stages.evaluate.init={target}", *words, f"out={given.out}", f"name={own}-eval"
+        )
+        found = gold_of(Path(given.out) / f"{own}-eval", entry["name"])
+        kl = distance(Opened.target(str(target), given.out), Opened.target(below["sft"], given.out), questions(folder))
+        numbers = [f"{found['score']:.3f}", f"{found['topic']:.3f}", f"{kl:.2f}", f"{entry['seconds']:.0f}"]
+        memory = f"{entry['peak_rss_bytes'] / 2**20:.0f}"
+        rows.append([name, *numbers, memory, f"{entry['trainable']:,}"])
+    show(["objective", "gold", "topic", "KL", "seconds", "peak-MiB", "trained"], rows)
+
+
+def align(*words: str) -> None:
+    """One command in a process of its own, so that its peak memory is its own too."""
+    subprocess.run([sys.executable, "-m", "align.cli", *words], check=True)
+
+
+def read(path: Path) -> Any:
+    """A JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def gold_of(folder: Path, name: str) -> dict[str, float]:
+    """Parts of a policy's gold score in a run's evaluation."""
+    found: dict[str, float] = read(folder / "evaluate" / "result.json")["stages"][name]["gold"]
+    return found
+
+
+def questions(folder: Path) -> list[list[dict[str, str]]]:
+    """The held-out prompts of a run, as messages."""
+    with (folder / "evaluate" / "samples.jsonl").open(encoding="utf-8") as stream:
+        rows = [json.loads(line) for line in stream]
+    return [[*row.get("before", []), {"role": "user", "content": row["prompt"]}] for row in rows]
+
+
+def drawn(opened: Opened, asked: list[list[dict[str, str]]], times: int = 1) -> list[tuple[list[int], Reply]]:
+    """(prompt, reply) of a policy, `times` replies to each prompt, one after another."""
+    messages = [[Message(one["role"], one["content"]) for one in each] for each in asked for _ in range(times)]
+    ids = [opened.renderer.prompt(each) for each in messages]
+    engine = RolloutEngine(opened.role, opened.renderer.end_token_id, opened.renderer.pad_token_id)
+    generator, found = torch.Generator().manual_seed(0), []
+    for start in range(0, len(ids), 256):
+        found += engine.generate(ids[start : start + 256], Sampling(LONGEST, TEMPERATURE), generator)
+    return list(zip(ids, found, strict=True))
+
+
+@torch.no_grad()
+def distance(policy: Opened, parent: Opened, asked: list[list[dict[str, str]]]) -> float:
+    """KL of a policy from its parent in nats per reply, by the policy's own draws."""
+    total = 0.0
+    for prompt, reply in drawn(policy, asked[:PROMPTS]):
+        batch = pack_responses([(prompt, reply.ids)])
+        hidden_MD = parent.role.hidden(batch.packed)[batch.source_M]
+        total += sum(reply.logprobs) - float(
+            chosen_logprobs(parent.role, hidden_MD, batch.targets_M, TEMPERATURE).sum()
+        )
+    return total / min(PROMPTS, len(asked))
+
+
+def best_of(policy: Opened, reward_model: str, asked: list[list[dict[str, str]]]) -> list[str]:
+    """The reply that the reward model prefers, of several of the policy's to each prompt."""
+    started = time.perf_counter()
+    judge, parts_of = Opened.target(reward_model, ""), gold_parts()
+    pairs = drawn(policy, asked, DRAWN)
+    scores = score_replies(judge.role, [(prompt, reply.ids) for prompt, reply in pairs], 64)
+    found = []
+    for place, messages in enumerate(asked):
+        best = max(range(place * DRAWN, (place + 1) * DRAWN), key=scores.__getitem__)
+        reply = pairs[best][1]
+        found.append(parts_of(messages[-1]["content"], policy.renderer.decode(reply.ids), reply.finished))
+    gold, topic = (sum(parts[name] for parts in found) / len(found) for name in ("score", "topic"))
+    seconds = time.perf_counter() - started
+    kl = math.log(DRAWN) - (DRAWN - 1) / DRAWN
+    return [f"best of {DRAWN}", f"{gold:.3f}", f"{topic:.3f}", f"{kl:.2f}", f"{seconds:.0f}", "-", "0"]
+
+
+if __name__ == "__main__":
+    main()
