@@ -72,7 +72,7 @@ def detect_format(
             f"rows with the columns {listed(seen)} are of the format {form.name}, which yields "
             f"{' and '.join(form.kinds)} rows (expected {kind} rows)",
             code="format_kind",
-            hint=_instead(seen - used[fitting[0]], form, kind),
+            hint=_instead(seen - used[fitting[0]], form, kind, rows[0] if rows else {}),
             file=file,
         )
     raise _no_format(seen, file, rows)
@@ -93,8 +93,13 @@ def _as_settled(fitting: Sequence[str]) -> list[str]:
     return []
 
 
-def _instead(rest: frozenset[str], form: type[Format], kind: RowKind) -> str:
-    """What to do with rows of a format that does not yield the kind asked for; `rest` are the columns it leaves."""
+def _instead(rest: frozenset[str], form: type[Format], kind: RowKind, first: Mapping[str, Any]) -> str:
+    """What to do with rows of a format that does not yield the kind asked for; `rest` are the columns it leaves.
+
+    Of a column of the first row that holds several answers, as a list or as text that spells one, none is advised.
+    """
+    rest = frozenset(name for name in rest if not isinstance(first.get(name), list | dict))
+    rest = frozenset(name for name in rest if not str(first.get(name)).startswith("["))
     if form.kinds == (PROMPT,) and kind == PREFERENCE:
         better = next((name for name in sorted(rest) if role_of(name) == BETTER), "BETTER")
         worse = next((name for name in sorted(rest) if role_of(name) == WORSE), "WORSE")
