@@ -75,7 +75,7 @@ def detect_format(
             hint=_instead(seen - used[fitting[0]], form, kind, rows[0] if rows else {}),
             file=file,
         )
-    raise _no_format(seen, file, rows)
+    raise _no_format(seen, kind, file, rows)
 
 
 def _whole(useful: list[str]) -> list[str]:
@@ -124,7 +124,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:_LISTED]) + more or "none"
 
 
-def _no_format(seen: frozenset[str], file: str | None, rows: Sequence[Mapping[str, Any]]) -> UserError:
+def _no_format(seen: frozenset[str], kind: RowKind, file: str | None, rows: Sequence[Mapping[str, Any]]) -> UserError:
     """The error for keys that no format knows, with the nearest known column."""
     known = sorted({c for _, form in FORMATS.items() for columns in (*form.spellings, form.extras) for c in columns})
     near = {key: nearest(key, known) for key in sorted(seen)[:_LISTED] if key not in known}
@@ -133,9 +133,22 @@ def _no_format(seen: frozenset[str], file: str | None, rows: Sequence[Mapping[st
     return UserError(
         f"no format knows rows with the columns {listed(seen)} ({guess}formats: {', '.join(FORMATS.names())})",
         code="unknown_format",
-        hint=_turns_of(rows) or _NAME_THEM,
+        hint=_turns_of(rows) or _in_capitals(seen, kind) or _NAME_THEM,
         file=file,
     )
+
+
+def _in_capitals(seen: frozenset[str], kind: RowKind) -> str | None:
+    """What to do with columns that a format knows in small letters."""
+    plain = {name.strip().lower(): name for name in seen}
+    if plain.keys() == seen:
+        return None
+    try:
+        form, _ = detect_format(plain, kind)
+    except UserError:
+        return None
+    named = [f"{name}: {plain[name]}" for name in sorted(form.uses(frozenset(plain))) if plain[name] != name]
+    return f"name the columns: columns={{{', '.join(named)}}}"
 
 
 def _turns_of(rows: Sequence[Mapping[str, Any]]) -> str | None:

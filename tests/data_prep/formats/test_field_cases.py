@@ -447,6 +447,14 @@ def test_turns_by_another_name(tmp_path: Path) -> None:
     assert turns(read(pairs, PREFERENCE)[0][0].prompt) == [("system", "s"), ("user", Q)]
 
 
+def test_columns_in_capitals_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"Question": q, "Thoughts": "t", "Response": a}))
+    assert "name the columns: columns={question: Question, response: Response}" in refused(path, CONVERSATION)
+    path = write(tmp_path / "b.csv", as_csv(rows(lambda q, a, w: {"Prompt": q, "Chosen": a, "rejected": w})))
+    assert "name the columns: columns={chosen: Chosen, prompt: Prompt}" in refused(path, PREFERENCE)
+    assert len(read(path, PREFERENCE, columns={"chosen": "Chosen", "prompt": "Prompt"})[0]) == 3
+
+
 def test_alternatives_and_steps_are_no_ranking(tmp_path: Path) -> None:
     several = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"question": q, "answers": [a, w]}))
     assert "where all are right answers, columns={answer: answers.0}" in refused(several, PREFERENCE)
