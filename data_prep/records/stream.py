@@ -381,6 +381,9 @@ def open_stream(given: Given, kind: RowKind, seed: int) -> Stream:
     first = list(islice(rows, _KEY_ROWS))
     if not first:
         tally.check_bad_rows(source.on_bad_row)
+        if tally.dropped["not_kept"]:
+            said = f"no row meets the conditions ({tally.dropped['not_kept']} of {tally.seen} do not)"
+            raise UserError(said, code="no_rows", file=given.label, field="data.keep")
         raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
     chosen, evidence = _format_of(first, source, kind, given.label)
     evidence += f"; {wish.said}" if wish.said else ""

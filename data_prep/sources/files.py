@@ -106,7 +106,7 @@ def find_files(path: str) -> list[str]:
 def _walk(folder: str) -> Iterator[str]:
     """Every file below a folder that is not hidden; links to folders are followed, but no folder is entered twice."""
     entered = {os.path.realpath(folder)}
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_closed):
         kept = []
         for name in sorted(folders):
             real = os.path.realpath(os.path.join(place, name))
@@ -115,6 +115,11 @@ def _walk(folder: str) -> Iterator[str]:
                 kept.append(name)
         folders[:] = kept
         yield from (os.path.join(place, name) for name in names if not name.startswith("."))
+
+
+def _closed(problem: OSError) -> None:
+    """Refuse a folder that cannot be looked into: what it holds would be left out in silence."""
+    raise UserError(f"cannot be read: {problem.strerror}", code="bad_file", file=str(problem.filename)) from problem
 
 
 def _once(names: Iterable[str]) -> list[str]:

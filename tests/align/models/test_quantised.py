@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 
+from align.adapters.shapes import require_decoder
 from align.config.schema import Load
 from align.models.quantised import kept_at
 from align.models.shared_base import BaseIdentity, SharedBase
 from align.planning.check import check
 from align.weights.merge import merge
 from align.weights.options import MergeOptions
+from data_prep.core.errors import UserError
 from tests.tiny import save_tiny_llama
 from tests.tiny_chain import CPU, HOME, compose, made, read, refused, run, sft
 
@@ -114,6 +116,24 @@ def test_other_quantisations_are_refused_by_name(tmp_path, capfd, name):
     )
     assert f"quantised by {name}, which" in refused(*run(capfd, *asked))
     assert any(f"quantised by {name}, which" in str(problem) for problem in check(compose(asked)).problems)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("bert", "a bert is no causal language model"),
+        ("roberta", "a roberta is no causal language model"),
+        ("bart", "a bart is no causal language model"),
+        ("clip", "a clip is no causal language model"),
+        ("qwen2_vl", "a qwen2_vl is no causal language model"),
+        ("mamba", "architecture mamba is not supported (a state runs on from row to row)"),
+        ("jamba", "architecture jamba is not supported (a state runs on from row to row)"),
+    ],
+)
+def test_other_architectures_are_told_from_their_config(kind, said):
+    with pytest.raises(UserError) as caught:
+        require_decoder({"model_type": kind})
+    assert str(caught.value).startswith(said)
 
 
 def test_folders_of_another_kind_are_refused_by_what_they_are(tmp_path, capfd):

@@ -278,6 +278,7 @@ def test_grades_are_said_and_can_be_kept_by(tmp_path: Path) -> None:
         assert len(found) == count and stream.tally.dropped["not_kept"] == 3 - count and stream.tally.seen == 3
     assert "did you mean 'score'" in refused(path, keep={"scores": ">1"})
     assert "wrong condition" in refused(path, keep={"score": ">=high"})
+    assert refused(path, keep={"score": 9}) == f"{path}:data.keep: no row meets the conditions (3 of 3 do not)"
     rated = write(tmp_path / "rated.jsonl", rows(lambda q, a, w: {"prompt": q, "response": a, "rating": 1}))
     _, stream = read(rated, CONVERSATION)
     assert "rating: is not used" in str(stream.left_out.warnings("f")[0])

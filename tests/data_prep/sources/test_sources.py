@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,23 @@ ONE_ROW = {
 def test_one_object_in_a_file_is_a_row(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.json").write_text(json.dumps(ONE_ROW[name]))
     assert read(tmp_path / "a.json") == [ONE_ROW[name]]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    look = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError) as caught:
+        read(tmp_path)
+    assert str(caught.value) == f"{closed}: cannot be read: Permission denied"
 
 
 def test_an_address_is_no_path(tmp_path: Path) -> None:
