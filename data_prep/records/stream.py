@@ -15,6 +15,7 @@ from data_prep.core.hashing import file_sha256
 from data_prep.formats.base import FORMATS, Format
 from data_prep.formats.detection import detect_format
 from data_prep.options import DataOptions, OnBadRow, SourceOptions
+from data_prep.quality.missing_words import note_missing
 from data_prep.quality.template_marks import note_marks
 from data_prep.records.filter import Filtering, make_filters
 from data_prep.records.keep import Condition, kept
@@ -300,6 +301,7 @@ class Stream:
                 self.tally.dropped[record.reason] += 1
             else:
                 note_marks(record, self.form.notes)
+                note_missing(record, self.form.notes)
                 yield record
 
     def _held(self) -> Iterator[Any]:
