@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
+from align.config.schema import Load
 from align.models.fingerprint import check_weight_files, read_model_config, tensor_types
 from align.models.memory import OutOfMemory, is_out_of_memory
 from align.models.packing import ATTENTION
@@ -70,7 +71,9 @@ def inspect_weights(folder: Path, auto: Any = AutoModelForCausalLM) -> list[str]
     Raises:
         UserError: as `load_weights`, where names and shapes tell.
     """
-    if kept_at(read_model_config(folder)) is not None:
+    if (kept := kept_at(read_model_config(folder))) is not None:
+        check_weight_files(folder)
+        _require_packed(tensor_types(folder), kept, folder)
         return []  # packed weights have shapes of their own; they are compared as they are loaded
     attention = {"attn_implementation": ATTENTION} if auto is AutoModelForCausalLM else {}
     return _loaded(folder, auto, {"device_map": "meta", **attention})[1]
@@ -78,7 +81,9 @@ def inspect_weights(folder: Path, auto: Any = AutoModelForCausalLM) -> list[str]
 
 def _loaded(folder: Path, auto: Any, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
     check_weight_files(folder)
-    types = tensor_types(folder)
+    types, kept = tensor_types(folder), kept_at(read_model_config(folder))
+    if kept is not None:
+        _require_packed(types, kept, folder)
     names = [name for name, _ in types]
     renames = {name: new for name in names if (new := _plain(name)) != name}
     if renames:
@@ -102,7 +107,7 @@ def _loaded(folder: Path, auto: Any, options: dict[str, Any]) -> tuple[PreTraine
     notes = _renamed(renames) + _prefixed(plain, model)
     _require_once(plain, model.base_model_prefix, folder)
     notes += _require_fit(model, info, folder)
-    if kept_at(read_model_config(folder)) is None:
+    if kept is None:
         _require_fractions(model, dict(zip(plain, (kind for _, kind in types), strict=True)), folder)
     return model, notes
 
@@ -203,6 +208,22 @@ def _advice(model: PreTrainedModel, missing: list[str], scores: list[str]) -> st
         what = "a reward model or classifier" if scores else "a model without its head"
         return f"this is {what}, which cannot speak: take the language model that it was made from"
     return "get the folder again, or the config.json that belongs to these weights"
+
+
+def _require_packed(types: list[tuple[str, str]], kept: Load, folder: Path) -> None:
+    """Every weight that is packed in 4 bits has the state that unpacks it, and there are such weights."""
+    names = {name for name, _ in types}
+    state = f".quant_state.bitsandbytes__{kept.weights}"
+    packed = [name for name, kind in types if kind == "U8" and name.endswith(".weight")]
+    lost = [name for name in packed if name + state not in names]
+    if lost or not packed:
+        what = f"{len(lost)} have no state of {kept.weights} (first: {lost[0]})" if lost else "none is packed"
+        raise UserError(
+            f"config.json says that its weights are quantised to {kept.value}, but {what}",
+            code="wrong_weights",
+            file=str(folder),
+            hint="get the folder again, or the config.json that belongs to these weights",
+        )
 
 
 def _require_fractions(model: PreTrainedModel, types: dict[str, str], folder: Path) -> None:

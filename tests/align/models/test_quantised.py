@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from align.adapters.shapes import require_decoder
 from align.config.schema import Load
+from align.models.loading import inspect_weights
 from align.models.quantised import kept_at
 from align.models.shared_base import BaseIdentity, SharedBase
 from align.planning.check import check
@@ -91,6 +94,58 @@ def test_another_precision_than_the_folders_own_is_refused_before_anything_is_lo
     asked = sft(tmp_path, *words, model=quantised(kept))
     assert said in refused(*run(capfd, *asked)) and not (tmp_path / "n").exists()
     assert any(said in str(problem) for problem in check(compose(asked)).problems)
+
+
+def unpacked(folder: Path) -> None:
+    """The weights are those of a plain base."""
+    shutil.copy(save_tiny_llama(HOME / "to-quantise", hidden=64) / "model.safetensors", folder)
+
+
+def without(part: str) -> Callable[[Path], None]:
+    """No tensors whose names have this part."""
+
+    def change(folder: Path) -> None:
+        kept = {n: v for n, v in load_file(folder / "model.safetensors").items() if part not in n}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+def called(kind: str) -> Callable[[Path], None]:
+    """config.json names another type of 4 bits."""
+
+    def change(folder: Path) -> None:
+        config = read(folder / "config.json")
+        config["quantization_config"]["bnb_4bit_quant_type"] = kind
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "load", "said"),
+    [
+        (unpacked, "nf4", "says that its weights are quantised to nf4, but none is packed"),
+        (
+            without("layers.0.self_attn.q_proj.weight."),
+            "nf4",
+            "1 have no state of nf4 (first: model.layers.0.self_attn.q",
+        ),
+        (called("fp4"), "fp4", "quantised to fp4, but 14 have no state of fp4"),
+        (without("layers.1.mlp"), "nf4", "cannot be read as a llama"),
+        (without("q_proj.weight.absmax"), "nf4", "cannot be read as a llama"),
+    ],
+    ids=["plain weights", "no state", "another type", "layers missing", "no scales"],
+)
+def test_a_damaged_4bit_folder_is_refused(tmp_path, change, load, said):
+    folder = Path(shutil.copytree(quantised("nf4"), tmp_path / "m"))
+    change(folder)
+    for open_it in (inspect_weights, lambda one: SharedBase.open(one, BaseIdentity("t", None, "0"), Load(load), CPU)):
+        if open_it is inspect_weights and "cannot be read" in said:
+            continue  # only its shapes would tell
+        with pytest.raises(UserError) as caught:
+            open_it(folder)
+        assert said in str(caught.value), str(caught.value)
 
 
 OTHERS = {
