@@ -9,7 +9,7 @@ from data_prep.core.errors import UserError, nearest
 from data_prep.formats.base import FORMATS, Format
 from data_prep.formats.column_roles import ANSWER, BETTER, QUESTION, WORSE, role_of
 from data_prep.sources.rows import short
-from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, RowKind
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, RowKind
 
 _LISTED = 20
 """Columns that an error names."""
@@ -104,6 +104,11 @@ def _instead(rest: frozenset[str], form: type[Format], kind: RowKind, first: Map
         better = next((name for name in sorted(rest) if role_of(name) == BETTER), "BETTER")
         worse = next((name for name in sorted(rest) if role_of(name) == WORSE), "WORSE")
         return f"name both replies: columns={{chosen: {better}, rejected: {worse}}}"
+    if form.kinds == (DOCUMENT,):
+        return (
+            "plain text trains with pipeline=pretrain; where it holds a question and its answer, "
+            "parse={text: 'Q: {prompt} A: {completion}'} takes it apart"
+        )
     if form.kinds == (PROMPT,) and kind == CONVERSATION:
         answer = next((name for name in sorted(rest) if role_of(name) in (ANSWER, BETTER)), "COLUMN")
         table = ", or set format=answer_table where every other column is an answer" if len(rest) >= 2 else ""

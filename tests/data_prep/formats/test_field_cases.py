@@ -456,6 +456,14 @@ def test_columns_in_capitals_are_named(tmp_path: Path) -> None:
     assert len(read(path, PREFERENCE, columns={"chosen": "Chosen", "prompt": "Prompt"})[0]) == 3
 
 
+def test_plain_text_is_for_pretraining_or_taken_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"text": f"### Human: {q}### Assistant: {a}"}))
+    said = refused(path, CONVERSATION)
+    assert "plain text trains with pipeline=pretrain" in said and "parse={text: 'Q: {prompt} A: {completion}'}" in said
+    found, _ = read(path, CONVERSATION, parse={"text": "### Human: {prompt}### Assistant: {completion}"})
+    assert turns(found[0].messages) == [("user", Q), ("assistant", A)]
+
+
 def test_alternatives_and_steps_are_no_ranking(tmp_path: Path) -> None:
     several = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"question": q, "answers": [a, w]}))
     assert "where all are right answers, columns={answer: answers.0}" in refused(several, PREFERENCE)
