@@ -19,6 +19,7 @@ def whole_config_of(model_config: dict[str, Any]) -> Any:
     Raises:
         UserError: no `model_type`, one that this version of transformers does not know, or fields that it refuses.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
 
@@ -29,7 +30,7 @@ def whole_config_of(model_config: dict[str, Any]) -> Any:
         raise UserError(f"architecture {kind} is not known here", code="unsupported_architecture", hint=hint)
     try:
         return AutoConfig.for_model(**model_config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:160]
         raise UserError(f"config.json of a {kind} cannot be used ({reason})", code="bad_model_config") from error
 
@@ -43,14 +44,23 @@ def require_decoder(model_config: dict[str, Any]) -> None:
     """Refuse what can be counted but not trained here.
 
     Raises:
-        UserError: an encoder, or an encoder with a decoder.
+        UserError: an encoder, an encoder with a decoder, or a model whose rows cannot be packed.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+
     config = whole_config_of(model_config)
-    if config.is_encoder_decoder or not _speaks(config):
+    if config.is_encoder_decoder or not _speaks(config) or type(config) in MODEL_FOR_MASKED_LM_MAPPING:
         raise UserError(
             f"a {config.model_type} is no causal language model",
             code="unsupported_architecture",
             hint="`align count` counts it; training takes decoders such as llama, qwen3 or gpt2",
+        )
+    speaking: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    if speaking._is_stateful:
+        raise UserError(
+            f"architecture {config.model_type} is not supported (a state runs on from row to row)",
+            code="unsupported_architecture",
+            hint="training takes decoders with attention alone, such as llama, qwen3 or gpt2",
         )
 
 

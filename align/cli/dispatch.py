@@ -28,7 +28,8 @@ from data_prep.core.options import option_types
 
 INTERRUPTED = 130
 OUR_FAULT_NOT = {errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EPERM, errno.EDQUOT}
-"""Operating system errors that a user can mend: full, read-only or forbidden folders."""
+OUR_FAULT_NOT |= {errno.ENAMETOOLONG, errno.ELOOP, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EIO}
+"""Operating system errors that a user can mend: full, read-only, forbidden or damaged folders, names and limits."""
 
 
 ELSEWHERE = {

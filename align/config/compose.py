@@ -6,6 +6,7 @@ becomes the registered dataclasses. See `align/config/overrides.py` for the form
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,6 +30,8 @@ SCALARS = ("seed", "out", "name", "on_precision_change", "reward_gate", "allow_c
 """Top-level keys that are one value."""
 NOT_IN_DIGEST = ("out", "name", "tracking", "reward_gate", "allow_code", "distributed")
 """Top-level keys that change no result, and so neither a run's name."""
+_LONGEST_NAME = 200
+"""Bytes of a run's name; files beside its folder have longer ones, and file systems take 255."""
 
 
 def compose(overrides: Sequence[str], config_dir: str | None = None) -> RunConfig:
@@ -255,8 +258,8 @@ def checked_name(name: str) -> str:
     """`name` if it can be the name of one folder.
 
     Raises:
-        UserError: it is empty, has a slash in it, or is `.` or `..`.
+        UserError: it is empty, has a slash in it, is `.` or `..`, or longer than a name of a file may be.
     """
-    if not name.strip(". ") or any(mark in name for mark in "/\\\0\n"):
+    if not name.strip(". ") or any(mark in name for mark in "/\\\0\n") or len(os.fsencode(name)) > _LONGEST_NAME:
         raise UserError(f"'{name}' is not the name of one folder", field="name", code="bad_value")
     return name

@@ -34,9 +34,19 @@ _VOLATILE = {
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up a model folder, as its index names them; pickled weights are refused."""
     files = sorted(folder.glob("*.safetensors"))
+    if lost := [path for path in files if not path.is_file()]:
+        raise UserError(
+            "is no file" if lost[0].exists() else "is a link that leads nowhere",
+            code="wrong_weights",
+            file=str(lost[0]),
+            hint="get the folder again: its weights are gone",
+        )
     index = folder / "model.safetensors.index.json"
     if files and index.is_file():
-        named = {folder / name for name in dict(_read_object(index).get("weight_map") or {}).values()}
+        weight_map = _read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise UserError("has no weight_map of tensors to files", code="wrong_weights", file=str(index))
+        named = {folder / str(name) for name in weight_map.values()}
         if missing := sorted(named - set(files)):
             raise UserError(f"{len(missing)} weight files of the index are missing", file=str(missing[0]))
         if folder / _SINGLE in files and folder / _SINGLE not in named:
@@ -71,20 +81,40 @@ def weight_files(folder: Path) -> list[Path]:
             hint="convert them once with transformers: save_pretrained(folder, safe_serialization=True)",
         )
     raise UserError(
-        "no *.safetensors weights in this folder",
+        f"no *.safetensors weights in this folder{_others(folder)}",
         file=str(folder),
-        hint="for a hub model that has none: convert it once with transformers, save_pretrained(FOLDER)",
+        hint="get those of the same model; where it has none, convert it once: save_pretrained(FOLDER) of transformers",
     )
 
 
-def tensor_names(folder: Path) -> list[str]:
-    """Names of the tensors in the files that make up the model, each as often as there are files with it."""
+_FORMS = {
+    "*.gguf": "GGUF, of llama.cpp",
+    "*.onnx": "ONNX",
+    "*.h5": "TensorFlow's",
+    "*.msgpack": "Flax's",
+    "*.npz": "MLX's",
+    "params.json": "the form its authors published first",
+}
+"""Files in other forms -> whose they are."""
+
+
+def _others(folder: Path) -> str:
+    """What a folder without weights of ours has in their place."""
+    for form, what in _FORMS.items():
+        for path in [*folder.glob(form), *folder.glob(f"*/{form}")]:
+            return f" (it has {path.relative_to(folder)}: {what})"
+    return ""
+
+
+def tensor_types(folder: Path) -> list[tuple[str, str]]:
+    """(name, type as safetensors calls it) of the tensors in the files that make up the model, of each file."""
     files, single = weight_files(folder), folder / _SINGLE
-    names: list[str] = []
+    found: list[tuple[str, str]] = []
     for path in [single] if single in files else files:  # other files beside a single one are no part of the model
         with path.open("rb") as stream:
-            names += [name for name in _header(stream, path)[0] if name != "__metadata__"]
-    return names
+            header, _ = _header(stream, path)
+            found += [(name, str(entry["dtype"])) for name, entry in header.items() if name != "__metadata__"]
+    return found
 
 
 def read_model_config(folder: Path) -> dict[str, Any]:
@@ -104,7 +134,7 @@ def read_model_config(folder: Path) -> dict[str, Any]:
                 file=str(folder),
                 hint=f"name the base as the model, and start from the adapter: stages.STAGE.init={folder}",
             )
-        raise UserError("not a model folder: config.json is missing", file=str(folder))
+        raise UserError(f"not a model folder: config.json is missing{_others(folder)}", file=str(folder))
     return _read_object(path)
 
 
@@ -144,6 +174,8 @@ def check_weight_files(folder: Path) -> None:
 def _header(stream: Any, path: Path) -> tuple[dict[str, Any], int]:
     """The header of an open safetensors file, and where its tensors begin."""
     size = int.from_bytes(stream.read(8), "little")
+    if size.to_bytes(8, "little") == b"version ":
+        raise UserError("is a pointer of Git LFS, not the file itself", file=str(path), hint="git lfs pull")
     if size <= 0 or size > path.stat().st_size:
         raise UserError("not a safetensors file (damaged header)", file=str(path))
     try:

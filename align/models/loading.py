@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
-from align.models.fingerprint import check_weight_files, read_model_config, tensor_names
+from align.config.schema import Load
+from align.models.fingerprint import check_weight_files, read_model_config, tensor_types
 from align.models.memory import OutOfMemory, is_out_of_memory
 from align.models.packing import ATTENTION
 from align.models.quantised import kept_at
@@ -34,6 +36,11 @@ _RENAMES = {
     rf"\.(?:{_WRAPPERS}\.)+(?=.)": ".",  # a second place in one name
 }
 """Pattern -> what it becomes: names that wrappers of a model leave in its state dict."""
+_FRACTIONS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+"""Types of weights, as safetensors calls them; numbers of others mean something else, such as steps of a scale."""
+_MISUSED = (ValueError, KeyError, AttributeError, TypeError, RuntimeError)
+_REFUSALS: tuple[type[Exception], ...] = (*_MISUSED, OSError, SafetensorError, StrictDataclassError)
+"""What transformers and safetensors end in on a folder that they cannot use."""
 _SCORES = re.compile(r"^(score|classifier|v_head|value_head|reward_head|regression_head)\.")
 """Heads of reward models and critics, which a language model has no use for."""
 
@@ -53,6 +60,7 @@ def load_weights(folder: Path, auto: Any = AutoModelForCausalLM, **options: Any)
             not supported.
     """
     model, notes = _loaded(folder, auto, options)
+    _require_one_head(model, folder)
     _require_finite(model, folder)
     return model, notes
 
@@ -63,14 +71,20 @@ def inspect_weights(folder: Path, auto: Any = AutoModelForCausalLM) -> list[str]
     Raises:
         UserError: as `load_weights`, where names and shapes tell.
     """
-    if kept_at(read_model_config(folder)) is not None:
+    if (kept := kept_at(read_model_config(folder))) is not None:
+        check_weight_files(folder)
+        _require_packed(tensor_types(folder), kept, folder)
         return []  # packed weights have shapes of their own; they are compared as they are loaded
-    return _loaded(folder, auto, {"device_map": "meta"})[1]
+    attention = {"attn_implementation": ATTENTION} if auto is AutoModelForCausalLM else {}
+    return _loaded(folder, auto, {"device_map": "meta", **attention})[1]
 
 
 def _loaded(folder: Path, auto: Any, options: dict[str, Any]) -> tuple[PreTrainedModel, list[str]]:
     check_weight_files(folder)
-    names = tensor_names(folder)
+    types, kept = tensor_types(folder), kept_at(read_model_config(folder))
+    if kept is not None:
+        _require_packed(types, kept, folder)
+    names = [name for name, _ in types]
     renames = {name: new for name in names if (new := _plain(name)) != name}
     if renames:
         options = {**options, "key_mapping": _RENAMES}
@@ -84,7 +98,7 @@ def _loaded(folder: Path, auto: Any, options: dict[str, Any]) -> tuple[PreTraine
                 output_loading_info=True,
                 **options,
             )
-    except (ValueError, KeyError, AttributeError, TypeError, RuntimeError, OSError, SafetensorError) as error:
+    except _REFUSALS as error:
         if is_out_of_memory(error):
             raise OutOfMemory(hint="keep the weights in fewer bits: model.load=bf16, or nf4") from None
         raise _unsupported(folder, error) from error
@@ -92,7 +106,10 @@ def _loaded(folder: Path, auto: Any, options: dict[str, Any]) -> tuple[PreTraine
     plain = [renames.get(name, name) for name in names]
     notes = _renamed(renames) + _prefixed(plain, model)
     _require_once(plain, model.base_model_prefix, folder)
-    return model, notes + _require_fit(model, info, folder)
+    notes += _require_fit(model, info, folder)
+    if kept is None:
+        _require_fractions(model, dict(zip(plain, (kind for _, kind in types), strict=True)), folder)
+    return model, notes
 
 
 @contextmanager
@@ -191,6 +208,52 @@ def _advice(model: PreTrainedModel, missing: list[str], scores: list[str]) -> st
         what = "a reward model or classifier" if scores else "a model without its head"
         return f"this is {what}, which cannot speak: take the language model that it was made from"
     return "get the folder again, or the config.json that belongs to these weights"
+
+
+def _require_packed(types: list[tuple[str, str]], kept: Load, folder: Path) -> None:
+    """Every weight that is packed in 4 bits has the state that unpacks it, and there are such weights."""
+    names = {name for name, _ in types}
+    state = f".quant_state.bitsandbytes__{kept.weights}"
+    packed = [name for name, kind in types if kind == "U8" and name.endswith(".weight")]
+    lost = [name for name in packed if name + state not in names]
+    if lost or not packed:
+        what = f"{len(lost)} have no state of {kept.weights} (first: {lost[0]})" if lost else "none is packed"
+        raise UserError(
+            f"config.json says that its weights are quantised to {kept.value}, but {what}",
+            code="wrong_weights",
+            file=str(folder),
+            hint="get the folder again, or the config.json that belongs to these weights",
+        )
+
+
+def _require_fractions(model: PreTrainedModel, types: dict[str, str], folder: Path) -> None:
+    """No weight is kept as whole numbers: without the scales of their quantisation they would be read as they stand."""
+    prefix = f"{model.base_model_prefix}."
+    own = {name.removeprefix(prefix) for name, _ in model.named_parameters()}
+    whole = [name for name, kind in types.items() if kind not in _FRACTIONS and name.removeprefix(prefix) in own]
+    if whole:
+        raise UserError(
+            f"{len(whole)} of its weights are kept as {types[whole[0]]} (first: {whole[0]}), and config.json names no "
+            "quantisation",
+            code="wrong_weights",
+            file=str(folder),
+            hint="take the model that was quantised",
+        )
+
+
+def _require_one_head(model: PreTrainedModel, folder: Path) -> None:
+    """A head that config.json ties to the embedding is that in the files too: which of them counted would be chance."""
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
+    tied = getattr(model.config.get_text_config(), "tie_word_embeddings", False)
+    if head is None or not tied or head.weight is embedding.weight or torch.equal(head.weight, embedding.weight):
+        return
+    raise UserError(
+        "config.json ties the head to the embedding, but the files hold another head",
+        code="wrong_weights",
+        file=str(folder),
+        hint="set tie_word_embeddings to false in config.json if the head is to count, or take its tensor out",
+    )
 
 
 def _require_finite(model: PreTrainedModel, folder: Path) -> None:

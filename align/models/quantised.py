@@ -20,6 +20,8 @@ def kept_at(model_config: dict[str, Any]) -> Load | None:
     settings = model_config.get("quantization_config")
     if not settings:
         return None
+    if not isinstance(settings, dict):
+        raise UserError("is no object", code="quantised", field="quantization_config", hint="get config.json again")
     method = str(settings.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in settings else "unknown"))
     kind = str(settings.get("bnb_4bit_quant_type") or "fp4")
     if method == "bitsandbytes" and settings.get("load_in_4bit") and kind in ("nf4", "fp4"):

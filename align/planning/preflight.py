@@ -5,6 +5,7 @@ Everything here collects problems. `align run` raises the first of them, `align 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -73,8 +74,25 @@ def source_problems(config: RunConfig) -> Iterator[tuple[str | None, UserError]]
             if str(problem) not in said:
                 said.add(str(problem))
                 yield spec.name, problem
-    for check in (lambda: _check_path_is_read(config.stages), lambda: check_packages(config.tracking.to)):
+    whole = (
+        lambda: _check_out(Path(config.out).expanduser().resolve() / config.name),
+        lambda: _check_path_is_read(config.stages),
+        lambda: check_packages(config.tracking.to),
+    )
+    for check in whole:
         yield from ((None, problem) for problem in caught(check))
+
+
+def _check_out(folder: Path) -> None:
+    """The folder of the run is there, or can be made."""
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not there.is_dir():
+        said = "is a file, where the run's folder is to be"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        said = "cannot be written to"
+    else:
+        return
+    raise UserError(said, code="output", file=str(there), hint="name another folder: out=FOLDER")
 
 
 def check_code(spec: StageSpec, allowed: bool) -> None:

@@ -6,6 +6,7 @@ objective is eq. 9 of arXiv 1707.06347; defaults follow arXiv 2403.17031.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -80,7 +81,9 @@ class PPOOptions(TrainingOptions):
     kl_coef: float = option(0.05, "weight of the per-token KL penalty (k1) in the reward")
     kl_target: float = option(0.0, "KL per reply that an adaptive kl_coef steers to (0: fixed coefficient)")
     kl_horizon: float = option(10.0, "updates in which the adaptive kl_coef can grow or shrink by a factor e", low=1)
-    kl_limit: float = option(15.0, "stop the stage once the mean KL per reply, in nats, passes this", above=0)
+    kl_limit: float = option(
+        15.0, "stop the stage once the mean KL per reply, in nats, passes this", above=0, high=math.inf
+    )
     gamma: float = option(1.0, "discount", high=1)
     lam: float = option(0.95, "lambda of generalised advantage estimation", high=1)
     lam_length: float = option(0.0, "alpha of a lambda by length in its place, 1 - 1 / (alpha x tokens) (0: off)")
@@ -90,14 +93,16 @@ class PPOOptions(TrainingOptions):
     value_clip: float = option(0.2, "clip of the value's change (0: off)")
     value_coef: float = option(1.0, "weight of the value loss")
     value_lr_ratio: float = option(2.0, "learning rate of the value role over the policy's")
-    reward_clip: float = option(10.0, "normalised scores are clipped to this", above=0)
+    reward_clip: float = option(10.0, "normalised scores are clipped to this", above=0, high=math.inf)
     missing_eos_penalty: float = option(1.0, "subtracted from the reward of a reply that does not end")
     critic: Critic = option(
         Critic.zero, "zero|parent: what values start from, a head of zeros or the critic saved beside init"
     )
     critic_warmup: int = option(4, "first updates that train the value role alone")
-    max_approx_kl: float = option(0.1, "end an update's passes once KL(old, new) per token passes this", above=0)
-    max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this", above=0)
+    max_approx_kl: float = option(
+        0.1, "end an update's passes once KL(old, new) per token passes this", above=0, high=math.inf
+    )
+    max_ratio: float = option(10.0, "stop if a minibatch's mean ratio passes this", above=0, high=math.inf)
     monitor: Monitor = option(
         Monitor.auto, "auto|gold|reward|off: what held-out replies are measured by; auto: gold where the data has it"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 
@@ -59,7 +60,7 @@ class TrainingOptions:
     hidden_drift: float = option(0.0, "weight of the penalty on last hidden states' distance from the start's")
     beta2: float = option(0.999, "second-moment decay of Adam", below=1)
     eps: float = option(1e-8, "denominator constant of Adam", above=0)
-    max_grad_norm: float = option(1.0, "gradient norm is clipped to this", above=0)
+    max_grad_norm: float = option(1.0, "gradient norm is clipped to this", above=0, high=math.inf)
     autocast: Autocast = option(
         Autocast.auto,
         "auto|off|bf16: precision of matrix products in every pass of the stage (auto: bf16 on CUDA, else off)",

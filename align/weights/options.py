@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -126,7 +127,10 @@ class CompressOptions(RankOptions):
     """Options of `align compress`."""
 
     max_kl: float = option(
-        2e-2, "largest KL in nats per token between the checkpoint and what is written; --force goes past it", low=0
+        2e-2,
+        "largest KL in nats per token between the checkpoint and what is written; --force goes past it",
+        low=0,
+        high=math.inf,
     )
 
 

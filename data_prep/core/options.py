@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import keyword
 import math
+import sys
 import types
 import typing
 from dataclasses import dataclass, field
@@ -171,10 +172,13 @@ def plain(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Bounds:
-    """The interval of a number; `above` and `below` are ends that it must not reach."""
+    """The interval of a number; `above` and `below` are ends that it must not reach.
+
+    Numbers are finite, unless `high=math.inf` says that an infinite one means no limit.
+    """
 
     low: float = 0.0
-    high: float = math.inf
+    high: float = sys.float_info.max
     above: float | None = None
     below: float | None = None
 
@@ -182,13 +186,15 @@ class Bounds:
         """What is wrong with a value, as the end of a sentence, or None."""
         low = value > self.above if self.above is not None else value >= self.low
         high = value < self.below if self.below is not None else value <= self.high
-        return None if low and high and not math.isnan(value) else f"expected {self}"
+        if low and high and not math.isnan(value):
+            return None
+        return "expected a finite number" if low and self.high == sys.float_info.max else f"expected {self}"
 
     def __str__(self) -> str:
         low = f"more than {self.above:g}" if self.above is not None else f"at least {self.low:g}"
         if self.below is not None:
             return f"{low} and less than {self.below:g}"
-        return low if math.isinf(self.high) else f"{low} and at most {self.high:g}"
+        return low if self.high >= sys.float_info.max else f"{low} and at most {self.high:g}"
 
 
 def option(default: Any, help: str, **bounds: float) -> Any:

@@ -21,7 +21,7 @@ from data_prep.formats.message_lists import (
 )
 from data_prep.formats.transcripts import open_transcript
 from data_prep.formats.turns import need_question
-from data_prep.sources.rows import Row, kind_of
+from data_prep.sources.rows import Row, kind_of, short
 from data_prep.types import ROLES, Message
 
 _READ = ("role", "from", "content", "value", "train", "weight", "name", "id")
@@ -95,9 +95,17 @@ class ChatFormat(Format):
         value = self._meant(row, value)
         messages = parse_messages(row, field, value, self.known, self.keys)
         self._note_unread(value)
-        system = system_of(row)
-        if system.strip() and not (messages and messages[0].role == "system"):
-            messages = (Message("system", system), *messages)
+        system = system_of(row).strip()
+        first = messages[0].content if messages and messages[0].role == "system" else ""
+        if system and not first:
+            messages = (Message("system", system_of(row)), *messages)
+        elif system not in first:
+            name = next(name for name in SYSTEM if row.data.get(name))
+            raise row.problem(
+                name,
+                f"says something else than the system message in {field} (got {short(system)!r} beside "
+                f"{short(first)!r}; data.unused=[{name}] leaves it out)",
+            )
         return self._with_tools(row, messages)
 
     def asked_of(self, row: Row, field: str) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:

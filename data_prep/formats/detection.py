@@ -9,7 +9,7 @@ from data_prep.core.errors import UserError, nearest
 from data_prep.formats.base import FORMATS, Format
 from data_prep.formats.column_roles import ANSWER, BETTER, QUESTION, WORSE, role_of
 from data_prep.sources.rows import short
-from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, RowKind
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, RowKind
 
 _LISTED = 20
 """Columns that an error names."""
@@ -72,10 +72,10 @@ def detect_format(
             f"rows with the columns {listed(seen)} are of the format {form.name}, which yields "
             f"{' and '.join(form.kinds)} rows (expected {kind} rows)",
             code="format_kind",
-            hint=_instead(seen - used[fitting[0]], form, kind),
+            hint=_instead(seen - used[fitting[0]], form, kind, rows[0] if rows else {}),
             file=file,
         )
-    raise _no_format(seen, file, rows)
+    raise _no_format(seen, kind, file, rows)
 
 
 def _whole(useful: list[str]) -> list[str]:
@@ -93,12 +93,22 @@ def _as_settled(fitting: Sequence[str]) -> list[str]:
     return []
 
 
-def _instead(rest: frozenset[str], form: type[Format], kind: RowKind) -> str:
-    """What to do with rows of a format that does not yield the kind asked for; `rest` are the columns it leaves."""
+def _instead(rest: frozenset[str], form: type[Format], kind: RowKind, first: Mapping[str, Any]) -> str:
+    """What to do with rows of a format that does not yield the kind asked for; `rest` are the columns it leaves.
+
+    Of a column of the first row that holds several answers, as a list or as text that spells one, none is advised.
+    """
+    rest = frozenset(name for name in rest if not isinstance(first.get(name), list | dict))
+    rest = frozenset(name for name in rest if not str(first.get(name)).startswith("["))
     if form.kinds == (PROMPT,) and kind == PREFERENCE:
         better = next((name for name in sorted(rest) if role_of(name) == BETTER), "BETTER")
         worse = next((name for name in sorted(rest) if role_of(name) == WORSE), "WORSE")
         return f"name both replies: columns={{chosen: {better}, rejected: {worse}}}"
+    if form.kinds == (DOCUMENT,):
+        return (
+            "plain text trains with pipeline=pretrain; where it holds a question and its answer, "
+            "parse={text: 'Q: {prompt} A: {completion}'} takes it apart"
+        )
     if form.kinds == (PROMPT,) and kind == CONVERSATION:
         answer = next((name for name in sorted(rest) if role_of(name) in (ANSWER, BETTER)), "COLUMN")
         table = ", or set format=answer_table where every other column is an answer" if len(rest) >= 2 else ""
@@ -119,7 +129,7 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:_LISTED]) + more or "none"
 
 
-def _no_format(seen: frozenset[str], file: str | None, rows: Sequence[Mapping[str, Any]]) -> UserError:
+def _no_format(seen: frozenset[str], kind: RowKind, file: str | None, rows: Sequence[Mapping[str, Any]]) -> UserError:
     """The error for keys that no format knows, with the nearest known column."""
     known = sorted({c for _, form in FORMATS.items() for columns in (*form.spellings, form.extras) for c in columns})
     near = {key: nearest(key, known) for key in sorted(seen)[:_LISTED] if key not in known}
@@ -128,9 +138,22 @@ def _no_format(seen: frozenset[str], file: str | None, rows: Sequence[Mapping[st
     return UserError(
         f"no format knows rows with the columns {listed(seen)} ({guess}formats: {', '.join(FORMATS.names())})",
         code="unknown_format",
-        hint=_turns_of(rows) or _NAME_THEM,
+        hint=_turns_of(rows) or _in_capitals(seen, kind) or _NAME_THEM,
         file=file,
     )
+
+
+def _in_capitals(seen: frozenset[str], kind: RowKind) -> str | None:
+    """What to do with columns that a format knows in small letters."""
+    plain = {name.strip().lower(): name for name in seen}
+    if plain.keys() == seen:
+        return None
+    try:
+        form, _ = detect_format(plain, kind)
+    except UserError:
+        return None
+    named = [f"{name}: {plain[name]}" for name in sorted(form.uses(frozenset(plain))) if plain[name] != name]
+    return f"name the columns: columns={{{', '.join(named)}}}"
 
 
 def _turns_of(rows: Sequence[Mapping[str, Any]]) -> str | None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from data_prep.quality.missing_words import missing_replies
 from data_prep.types import PROMPT, RowKind
 
 FEW = 30
@@ -47,6 +49,10 @@ def card_warnings(card: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             f"{turned['against']:,} rows against their usual one"
         )
         yield "reversed_pairs", text, "look whether labels were swapped: align data stats FILE, and the rows themselves"
+    notes = [Counter(_part(each, "notes")) for each in (card, *_part(card, "sources").values())]
+    for word, count in missing_replies(sum(notes, Counter())).items():
+        text = f"{count:,} replies say no more than '{word}', as tables write what is missing"
+        yield "missing_replies", text, f"data.keep={{COLUMN: '!={word}'}} leaves such rows out"
     held = splits.get("eval")
     if isinstance(held, int) and 0 < held < FEW and int(splits.get("train") or 0) >= 2 * FEW:
         text = f"only {_rows(held)} held out, so that held-out numbers say little"

@@ -2,7 +2,8 @@
 
 Rows are looked at on their way to the format. A column is told by its name (`formats/column_roles.py`) and judged by
 what stands in it: one that is empty, that says what is read anyway (a `prompt` beside `messages`), or that spells the
-whole row once more (a rendered `text`) is no loss.
+whole row once more (a rendered `text`) is no loss. Of a name that says nothing, long texts are said: they may well be
+what a question is about.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 
 from data_prep.core.errors import UserError
 from data_prep.formats.base import Format
-from data_prep.formats.column_roles import ANSWER, CONTEXT, GRADE, LONG_CONTEXT, QUESTION, THOUGHT, role_of
+from data_prep.formats.column_roles import ANSWER, CONTEXT, GRADE, LONG_CONTEXT, OTHER, QUESTION, THOUGHT, role_of
 from data_prep.sources.rows import Row
 from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
 
@@ -37,9 +38,9 @@ _STOPS: Mapping[str, tuple[str, ...]] = {
 }
 """Kind of record -> the roles of columns that may not be left out of it in silence."""
 _SAID: Mapping[str, tuple[str, ...]] = {
-    CONVERSATION: (GRADE, THOUGHT),
-    PREFERENCE: (GRADE,),
-    UNPAIRED: (GRADE,),
+    CONVERSATION: (GRADE, THOUGHT, OTHER),
+    PREFERENCE: (GRADE, OTHER),
+    UNPAIRED: (GRADE, OTHER),
 }
 """Kind of record -> the roles of columns whose leaving out is only said."""
 
@@ -56,7 +57,7 @@ class LeftOut:
 
     Attributes:
         stops: column -> rows where it matters and is left out; such rows may not train in silence.
-        said: column -> rows with a grade, or a thought, that is not used.
+        said: column -> rows with a grade or a thought that is not used; 1 where a long text of another name is not.
     """
 
     def __init__(
@@ -77,6 +78,7 @@ class LeftOut:
         self.stops: Counter[str] = Counter()
         self.said: Counter[str] = Counter()
         self._grades: dict[str, Any] = {}
+        self._shown: dict[str, Mapping[str, Any]] = {}
 
     def watch(self, rows: Iterable[Row]) -> Iterator[Row]:
         """The same rows, looked at."""
@@ -97,8 +99,14 @@ class LeftOut:
                 self.said[name] += said
                 if said and name not in self._grades:
                     self._grades[name] = data[name]
+            elif role == OTHER:
+                if not self.said[name] and _characters(data[name]) >= _LONG:
+                    self.said[name] += not _is_said(data[name], data, used, role)
             elif not _is_nothing(data[name]) and not (role == LONG_CONTEXT and _characters(data[name]) < _LONG):
-                self.stops[name] += not _is_said(data[name], data, used, role)
+                lost = not _is_said(data[name], data, used, role)
+                self.stops[name] += lost
+                if lost and name not in self._shown:
+                    self._shown[name] = data
 
     def _left(self, keys: frozenset[str]) -> tuple[list[tuple[str, str]], list[str]]:
         """((column, its role) of what is left out, the columns that are read) of rows with these keys."""
@@ -118,6 +126,7 @@ class LeftOut:
         self.stops += other.stops
         self.said += other.said
         self._grades = other._grades | self._grades
+        self._shown = other._shown | self._shown
 
     def card(self, file: str) -> list[dict[str, Any]]:
         """What is wrong and what is only said, for the data card."""
@@ -129,55 +138,71 @@ class LeftOut:
         names = [name for name, count in self.stops.items() if count]
         if not names:
             return None
-        first, several = names[0], len(names) > 1
-        are, them = ("are", "them") if several else ("is", "it")
-        if all(role_of(name) == ANSWER for name in names):
-            what, instead = (
-                "may be the answer as well",
-                f"{self._columns}={{completion: {first}}} names the one to train on",
-            )
-        elif _MEDIA.search(first):
-            what, instead = f"{are} left out, as models here read text alone", "take such rows out"
+        are, them = ("are", "them") if len(names) > 1 else ("is", "it")
+        context = [name for name in names if role_of(name) != ANSWER]
+        if not context:
+            what = "may be the answer as well"
+            instead = f"{self._columns}={{completion: {names[0]}}} names the one to train on, or "
+        elif _MEDIA.search(names[0]):
+            what, instead = f"{are} left out, as models here read text alone", "take such rows out, or "
         else:
-            asked = next(self._questions(), "prompt")
-            first = next(name for name in names if role_of(name) != ANSWER)  # an answer has no place in a prompt
-            what = f"{are} left out, though answers may depend on {them}"
-            instead = f'{self._columns}={{{asked}: "{{{first}}}\\n\\n{{{asked}}}"}} puts it into the prompt'
+            what, instead = f"{are} left out, though answers may depend on {them}", self._put_in(context)
         return UserError(
             f"{what} (in {max(self.stops.values()):,} of {self.rows:,} rows looked at)",
             code="left_out",
-            hint=f"{instead}, or {self._unused}=[{','.join(names)}] leaves {them} out",
+            hint=f"{instead}{self._unused}=[{','.join(names)}] leaves {them} out",
             file=file,
             field=JOINT.join(names),
         )
 
-    def _questions(self) -> Iterator[str]:
-        """The columns of questions that the format has read in these rows."""
-        for _, used in self._known.values():
-            yield from (name for name in used if role_of(name) == QUESTION and name not in _LISTS)
+    def _put_in(self, names: Sequence[str]) -> str:
+        """How to put columns (none of an answer) into the prompt, or nothing where no option of ours can."""
+        shown = self._shown[names[0]]
+        read = [name for name in self._known[frozenset(shown)][1] if isinstance(shown[name], str)]
+        asked = [name for role in (QUESTION, CONTEXT) for name in read if role_of(name) == role and name not in _LISTS]
+        fields = [_field(name, self._shown[name][name]) for name in names] + asked[:1]
+        if not asked and "system" in self._form.extras and "system" not in shown:
+            asked = ["system"]
+        if not asked or None in fields:
+            return ""
+        made = "\\n\\n".join(f"{{{field}}}" for field in fields)
+        return f'{self._columns}={{{asked[0]}: "{made}"}} puts {"them" if names[1:] else "it"} into the prompt, or '
 
     def warnings(self, file: str) -> list[UserError]:
-        """What is only said: grades and thoughts that are not used."""
-        names = [name for name, count in self.said.items() if count]
-        if not names:
-            return []
-        graded = next((name for name in names if role_of(name) == GRADE), None)
-        hint = f"{self._keep}={{{graded}: {_condition(self._grades[graded])} keeps rows by it" if graded else None
-        what = f"{'are' if len(names) > 1 else 'is'} not used"
+        """What is only said: grades and thoughts that are not used, long texts under names that say nothing."""
+        said = [name for name, count in self.said.items() if count]
+        others = [name for name in said if role_of(name) == OTHER]
+        names = [name for name in said if name not in others]
         return [
-            UserError(
-                f"{what}: all rows are read alike"
-                if graded
-                else f"{what}: replies are read without {'them' if len(names) > 1 else 'it'}",
-                code="grades_unused" if graded else "thoughts_unused",
-                hint=hint,
-                file=file,
-                field=JOINT.join(names),
-            )
+            *([self._unused_grades(file, names)] if names else []),
+            *([self._unread(file, others)] if others else []),
         ]
 
+    def _unused_grades(self, file: str, names: Sequence[str]) -> UserError:
+        graded = next((name for name in names if role_of(name) == GRADE), None)
+        is_not, them = ("are not used", "them") if len(names) > 1 else ("is not used", "it")
+        return UserError(
+            f"{is_not}: all rows are read alike" if graded else f"{is_not}: replies are read without {them}",
+            code="grades_unused" if graded else "thoughts_unused",
+            hint=f"{self._keep}={{{graded}: {_condition(self._grades[graded])} keeps rows by it" if graded else None,
+            file=file,
+            field=JOINT.join(names),
+        )
 
-_LISTS = ("messages", "conversations", "conversation", "dialog", "dialogue")
+    def _unread(self, file: str, names: Sequence[str]) -> UserError:
+        hold, them = ("hold", "them") if len(names) > 1 else ("holds", "it")
+        return UserError(
+            f"{hold} long text that is not read",
+            code="texts_unread",
+            hint=f"{self._columns} can put {them} into the prompt; {self._unused}=[{','.join(names)}] says that no "
+            f"answer depends on {them}",
+            file=file,
+            field=JOINT.join(names),
+        )
+
+
+_LISTS = ("tools", "functions", "history")
+"""Columns that are read as lists, also where a text spells one."""
 _MEDIA = re.compile(r"image|img|picture|photo|audio|video|speech|pixel", re.IGNORECASE)
 
 
@@ -214,6 +239,15 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (text for name, one in value.items() if name not in ("role", "from") for text in _texts(one))
     elif isinstance(value, Sequence):
         yield from (text for one in value for text in _texts(one))
+
+
+def _field(name: str, value: Any) -> str | None:
+    """What a template of columns calls a value; of an object that it can write one part of, that part."""
+    if isinstance(value, Mapping):
+        parts = [part for part, one in value.items() if _field(part, one) == part]
+        return f"{name}.{parts[0]}" if len(parts) == 1 else None
+    plain = isinstance(value, str) or (isinstance(value, list) and all(isinstance(one, str) for one in value))
+    return name if plain else None
 
 
 def _characters(value: Any) -> int:

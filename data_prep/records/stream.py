@@ -15,6 +15,7 @@ from data_prep.core.hashing import file_sha256
 from data_prep.formats.base import FORMATS, Format
 from data_prep.formats.detection import detect_format
 from data_prep.options import DataOptions, OnBadRow, SourceOptions
+from data_prep.quality.missing_words import note_missing
 from data_prep.quality.template_marks import note_marks
 from data_prep.records.filter import Filtering, make_filters
 from data_prep.records.keep import Condition, kept
@@ -300,6 +301,7 @@ class Stream:
                 self.tally.dropped[record.reason] += 1
             else:
                 note_marks(record, self.form.notes)
+                note_missing(record, self.form.notes)
                 yield record
 
     def _held(self) -> Iterator[Any]:
@@ -381,6 +383,9 @@ def open_stream(given: Given, kind: RowKind, seed: int) -> Stream:
     first = list(islice(rows, _KEY_ROWS))
     if not first:
         tally.check_bad_rows(source.on_bad_row)
+        if tally.dropped["not_kept"]:
+            said = f"no row meets the conditions ({tally.dropped['not_kept']} of {tally.seen} do not)"
+            raise UserError(said, code="no_rows", file=given.label, field="data.keep")
         raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
     chosen, evidence = _format_of(first, source, kind, given.label)
     evidence += f"; {wish.said}" if wish.said else ""

@@ -1,8 +1,8 @@
 """A recipe's own columns: texts taken apart by a pattern (`parse`), columns renamed or put together (`columns`).
 
 Templates are "{name}" and literal text, nothing else: no format specifications, attributes or code. "{a.b}" looks into
-an object, "{a.0}" into a list; "{{" and "}}" are braces, and "\\n", which a command line cannot say otherwise, ends a
-line.
+an object, "{a.0}" into a list; the texts of a list stand one to a line. "{{" and "}}" are braces, and "\\n", which a
+command line cannot say otherwise, ends a line.
 """
 
 from __future__ import annotations
@@ -178,6 +178,8 @@ def _look_up(row: Row, path: str) -> Any:
 
 def _text(row: Row, path: str) -> str:
     value = _look_up(row, path)
+    if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+        return "\n".join(value)
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         raise row.problem(path, f"wrong type (got {kind_of(value)}; expected text or a number for the template)")
     return str(value)

@@ -39,6 +39,8 @@ _MISTAKEN: tuple[tuple[bytes, str, str], ...] = (
     (b"ARROW1", "is an Arrow file", "let its name end in .arrow"),
 )
 """First bytes of files that are not what their names say -> what they are, what to do."""
+_HEAD, _TAR_AT = 512, 257
+"""Bytes that are looked at, and where in a tar archive stands that it is one."""
 _LFS = b"version https://git-lfs.github.com/"
 _OTHER_KINDS = {
     **dict.fromkeys((".zip", ".7z", ".tar", ".tgz", ".rar"), "unpack it, or pack each file with gzip"),
@@ -104,7 +106,7 @@ def find_files(path: str) -> list[str]:
 def _walk(folder: str) -> Iterator[str]:
     """Every file below a folder that is not hidden; links to folders are followed, but no folder is entered twice."""
     entered = {os.path.realpath(folder)}
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_closed):
         kept = []
         for name in sorted(folders):
             real = os.path.realpath(os.path.join(place, name))
@@ -113,6 +115,11 @@ def _walk(folder: str) -> Iterator[str]:
                 kept.append(name)
         folders[:] = kept
         yield from (os.path.join(place, name) for name in names if not name.startswith("."))
+
+
+def _closed(problem: OSError) -> None:
+    """Refuse a folder that cannot be looked into: what it holds would be left out in silence."""
+    raise UserError(f"cannot be read: {problem.strerror}", code="bad_file", file=str(problem.filename)) from problem
 
 
 def _once(names: Iterable[str]) -> list[str]:
@@ -125,9 +132,8 @@ def _once(names: Iterable[str]) -> list[str]:
 
 def _advice(names: Iterable[str]) -> str | None:
     """What to do with files of a kind that is not read, if that is known."""
-    return next(
-        (_OTHER_KINDS[end] for name in names if (end := os.path.splitext(name)[1].lower()) in _OTHER_KINDS), None
-    )
+    ends = (os.path.splitext(name[: len(name) - len(packing_of(name))])[1].lower() for name in names)
+    return next((_OTHER_KINDS[end] for end in ends if end in _OTHER_KINDS), None)
 
 
 def _kinds() -> str:
@@ -138,6 +144,13 @@ def _missing(path: str) -> UserError:
     """The error for a path that does not exist, with the nearest name beside it."""
     if os.path.islink(path):
         return UserError("is a symbolic link that leads nowhere", code="no_file", file=path)
+    if "://" in path:
+        return UserError(
+            "is an address, and no file is fetched from one",
+            code="no_file",
+            hint="download it and give its path; a data set of the hub is named ORG/NAME",
+            file=path,
+        )
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         return UserError(f"no such file or folder ({folder} does not exist either)", code="no_file", file=path)
@@ -188,7 +201,7 @@ def read_file(path: str) -> Iterator[RowOrProblem]:
     kind = suffix_of(path)
     nothing = True
     with _opened(path) as file:
-        _require_kind(path, kind, file.peek(64)[:64])
+        _require_kind(path, kind, file.peek(_HEAD)[:_HEAD])
         seekable = io.BytesIO(file.read()) if kind in WHOLE and packing_of(path) else file
         for row in READERS[kind](path, cast(IO[bytes], seekable)):
             nothing = False
@@ -210,6 +223,8 @@ def _require_kind(path: str, kind: str, head: bytes) -> None:
         what, hint = "is a web page (HTML)", "download the file itself"
     elif kind not in WHOLE and _UTF16.match(head):
         what, hint = "is UTF-16", "save it as UTF-8"
+    elif kind not in WHOLE and head[_TAR_AT : _TAR_AT + 5] == b"ustar":
+        what, hint = "is a tar archive", "unpack it"
     elif kind not in WHOLE:
         what, hint = next(((is_a, do) for magic, is_a, do in _MISTAKEN if head.startswith(magic)), ("", None))
     if what:

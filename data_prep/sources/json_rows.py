@@ -70,9 +70,12 @@ def read_jsonl(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
         line = raw.removeprefix(BOM) if number == 1 else raw
         if not line.strip():
             continue
-        if first and line.lstrip()[:1] == b"[":
+        if first and (line.lstrip()[:1] == b"[" or line.strip() == b"{"):
+            what = "an array" if line.lstrip()[:1] == b"[" else "objects of several lines"
             raise UserError(
-                "holds an array (got '['; expected one JSON object per line)", hint="call it .json", file=path
+                f"holds {what} (got {line.decode()[:1]!r}; expected one JSON object per line)",
+                hint="call it .json",
+                file=path,
             )
         first = False
         try:
@@ -208,14 +211,36 @@ def _objects(path: str, text: str, place: int) -> Iterator[RowOrProblem]:
             yield _as_row(path, inside, item)
 
 
+def _columns(value: dict[str, Any]) -> bool:
+    """Whether an object is a table by columns or by numbers, in one of the forms that pandas writes."""
+    if {"columns", "data"} <= value.keys() <= {"columns", "index", "data"}:
+        return True
+    parts = list(value.values())
+    if all(isinstance(part, dict) for part in parts):
+        inner = {tuple(part) for part in parts}
+        names = next(iter(inner), ())
+        return len(inner) == 1 and bool(names) and (all(map(str.isdecimal, names)) or all(map(str.isdecimal, value)))
+    return len(parts) > 1 and all(
+        isinstance(part, list) and len(part) == len(parts[0]) > 1 and isinstance(part[0], str | int | float)
+        for part in parts
+    )
+
+
 def _wrapped(path: str, value: Any) -> list[Any] | None:
     """The rows that one object wraps, {"data": [rows], ...}; None if it is a row itself.
 
     Raises:
-        UserError: it wraps none, or several lists of rows, of which one would silently win.
+        UserError: it wraps none, several lists of rows, of which one would silently win, or columns.
     """
     if not isinstance(value, dict):
         return None
+    if _columns(value):
+        raise UserError(
+            f"holds columns (got {short(', '.join(value))}; expected an array of objects, a row each)",
+            code="bad_json",
+            hint="write rows: to_json(FILE, orient='records') of pandas",
+            file=path,
+        )
     lists = [key for key in (*_WRAPPERS, *_SPLITS) if isinstance(value.get(key), list)]
     inner = [key for key in lists if not value[key] or isinstance(value[key][0], dict)]
     if len(inner) > 1:

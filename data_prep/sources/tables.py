@@ -19,7 +19,7 @@ from data_prep.core.errors import UserError
 from data_prep.sources.json_rows import read_json, read_jsonl
 from data_prep.sources.rows import BOM, BROKEN, Row, RowOrProblem, bad_byte, empty, short
 
-_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars"}
+_DELIMITERS = {";": "semicolons", "\t": "tabs", "|": "bars", ",": "commas"}
 _BATCH = 1000
 _LOOKED_AT = 200
 """Lines of a TSV that tell whether its fields are quoted."""
@@ -138,7 +138,7 @@ def _header(path: str, records: Iterator[list[str]], delimiter: str) -> list[str
     if other:
         raise UserError(
             f"the columns seem to be separated by {_DELIMITERS[other[0]]} (got the header {short(header[0])!r}; "
-            f"expected {'tabs' if delimiter == chr(9) else 'commas'})",
+            f"expected {_DELIMITERS[delimiter]})",
             code="bad_header",
             hint="save it as comma-separated .csv or tab-separated .tsv",
             file=path,

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 from data_prep.core.errors import UserError
 
@@ -46,6 +46,14 @@ def check_new(path: str) -> None:
         raise UserError("its folder does not exist", file=path, code="to", hint="make the folder first")
 
 
+def _begun(part: Path) -> BinaryIO:
+    try:
+        return part.open("xb")
+    except OSError as problem:
+        said = problem.strerror or str(problem)
+        raise UserError(f"cannot be written: {said}", file=str(part.parent), code="to") from problem
+
+
 @contextlib.contextmanager
 def row_writer(path: str) -> Iterator[RowWriter]:
     """A writer of rows to a new file, gzip'd by its name; "-" is standard output.
@@ -62,8 +70,9 @@ def row_writer(path: str) -> Iterator[RowWriter]:
         return
     final = Path(path)
     part = final.with_name(f".{final.name}.{os.getpid()}.part")
+    begun = _begun(part)
     try:
-        with part.open("xb") as file:
+        with begun as file:
             if path.endswith(".gz"):  # no name and time inside: the same rows give the same bytes
                 with gzip.GzipFile("", "wb", fileobj=file, mtime=0) as zipped, io.BufferedWriter(zipped) as buffer:
                     yield RowWriter(buffer)

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from align.cli.dispatch import main
+from align.planning.check import check
 from tests.tiny import save_tiny_llama, write_jsonl
 from tests.tiny_chain import (
     base,
     checkpoint,
+    compose,
     copied,
     data_words,
     finished,
@@ -229,6 +231,10 @@ def test_a_file_in_place_of_the_output_folder(tmp_path, capfd):
     (tmp_path / "n").write_text("mine")
     refused(*run(capfd, *sft(tmp_path)))
     assert (tmp_path / "file").read_text() == (tmp_path / "n").read_text() == "mine"
+    for words in (sft(tmp_path / "file"), sft(tmp_path)):
+        assert any(
+            "is a file, where the run's folder is to be" in line for line in map(str, check(compose(words)).problems)
+        )
 
 
 FULL = "Error while serializing: I/O error: No space left on device (os error 28)"

@@ -195,12 +195,21 @@ def test_every_recipe_composes(group):
             "adapter.rank: reaches no stage: every stage has its own; set stages.sft.adapter.rank",
         ),
         (["pipeline=sft", "stages.sft.data=files", "data.limit=3"], "data.limit: reaches no stage"),
+        (["pipeline=sft", "stages.sft.lr=1e400"], "stages.sft.lr: out of range (got inf; expected a finite number)"),
+        (["pipeline=sft", "stages.sft.epochs=inf"], "stages.sft.epochs: out of range (got inf; expected a finite"),
+        ([f"name={'x' * 201}"], "is not the name of one folder"),
+        (["pipeline=sft", "stages.sft.lr=nan"], "stages.sft.lr: expected a number"),
         (["~stages.sft", "~stages.reward_model", "~stages.ppo", "~stages.evaluate"], "the pipeline has no stage"),
     ],
     ids=str,
 )
 def test_mistakes_are_one_line(overrides, line):
     assert line in problem(*overrides)
+
+
+def test_a_limit_may_be_infinite():
+    (spec,) = compose(["pipeline=sft", "stages.sft.max_grad_norm=inf"]).stages
+    assert spec.stage.max_grad_norm == float("inf")
 
 
 def write(folder, name, text):

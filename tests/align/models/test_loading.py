@@ -22,10 +22,11 @@ from align.models.forward import head_logits, packed_hidden
 from align.models.loading import inspect_weights, load_weights
 from align.models.packing import pack
 from align.models.shared_base import BaseIdentity, SharedBase
+from align.planning.check import check
 from align.weights.drift import of_model
 from data_prep.core.errors import UserError
 from tests.tiny import save_tiny_llama
-from tests.tiny_chain import CPU, HOME, sentences
+from tests.tiny_chain import CPU, HOME, compose, sentences, sft
 
 Tensors = dict[str, Tensor]
 Damage = Callable[[Path], Any]
@@ -98,9 +99,54 @@ def poisoned(name: str, value: float) -> Damage:
     return rewritten(change)
 
 
-def cut_short(folder: Path) -> None:
-    path = folder / "model.safetensors"
+def cut_short(folder: Path, name: str = "model.safetensors") -> None:
+    path = folder / name
     path.write_bytes(path.read_bytes()[:-100])
+
+
+def doubled(folder: Path) -> None:
+    """The embedding stands in both shards."""
+    first, last = halves(folder)
+    embedding = {**first, **last}[EMBED]
+    shards(folder, [{**first, EMBED: embedding}, {**last, EMBED: embedding + 1}])
+
+
+def stale(folder: Path) -> None:
+    """The index names a tensor that no shard has."""
+    shards(folder, halves(folder))
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text("utf-8"))
+    index["weight_map"]["model.layers.9.x"] = "model-00001-of-00002.safetensors"
+    path.write_text(json.dumps(index), "utf-8")
+
+
+def indexed(folder: Path, index: Any) -> None:
+    """An index beside the shards that says this."""
+    shards(folder, halves(folder))
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
+
+
+def retyped(folder: Path, name: str, kind: str) -> None:
+    """The header calls a tensor one of another type."""
+    path = folder / "model.safetensors"
+    content = path.read_bytes()
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header[name]["dtype"] = kind
+    written = json.dumps(header).encode()
+    path.write_bytes(len(written).to_bytes(8, "little") + written + content[8 + size :])
+
+
+def linked(folder: Path, to: str) -> None:
+    """The weights are a link to somewhere."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to(to)
+
+
+def other(folder: Path, name: str) -> None:
+    """The weights in a form that is not read."""
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / "model.safetensors").rename(folder / name)
 
 
 RIGHT = ""
@@ -131,6 +177,12 @@ WAYS: dict[str, tuple[Damage, str]] = {
     ),
     "two shards": (lambda folder: shards(folder, halves(folder)), RIGHT),
     "head written too": (rewritten(lambda t: {**t, "lm_head.weight": t[EMBED].clone()}), RIGHT),
+    "an index that names more": (stale, RIGHT),
+    "numbers of 64 bits": (rewritten(lambda t: {n: v.double() for n, v in t.items()}), RIGHT),
+    "no word on who wrote it": (
+        lambda folder: save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors"),
+        RIGHT,
+    ),
     "embedding only as head": (renamed(lambda n: "lm_head.weight" if n == EMBED else n), RIGHT),
     "tied, with a head for scores": (
         rewritten(lambda t: {**t, "score.weight": torch.zeros(1, 32)}),
@@ -192,6 +244,48 @@ REFUSED: dict[str, tuple[Damage, str]] = {
         lambda folder: (folder / "adapter_config.json").write_text('{"peft_type": "LORA"}', "utf-8"),
         "holds a model and an adapter",
     ),
+    "the index of another model": (
+        lambda folder: shards(folder, halves(folder), {"h.0.weight": "model-00003-of-00003.safetensors"}),
+        "1 weight files of the index are missing",
+    ),
+    "an index that is a list": (lambda folder: indexed(folder, [1]), "expected a JSON object"),
+    "an index without its map": (lambda folder: indexed(folder, {"weight_map": ["a"]}), "has no weight_map"),
+    "a tensor in two shards": (doubled, "two tensors have one name"),
+    "the last shard cut short": (
+        lambda folder: (shards(folder, halves(folder)), cut_short(folder, "model-00002-of-00002.safetensors")),
+        "shorter than its header says",
+    ),
+    "a type that does not fit the bytes": (lambda folder: retyped(folder, DOWN, "F16"), "cannot be read as a llama"),
+    "a scalar": (rewritten(lambda t: {**t, NORM: torch.ones(())}), f"{NORM} is [] in the files, [32]"),
+    "parts never gathered": (rewritten(lambda t: {n: torch.empty(0) for n in t}), "20 of another shape"),
+    "whole numbers": (rewritten(lambda t: {**t, DOWN: (t[DOWN] * 100).to(torch.int8)}), f"kept as I8 (first: {DOWN})"),
+    "imaginary": (rewritten(lambda t: {**t, DOWN: t[DOWN].to(torch.complex64)}), f"kept as C64 (first: {DOWN})"),
+    "numbers of 8 bits with scales": (
+        rewritten(lambda t: {**t, DOWN: t[DOWN].to(torch.float8_e4m3fn), f"{DOWN}_scale_inv": torch.ones(1)}),
+        "1 left over",
+    ),
+    "adapted": (renamed(lambda n: n.replace("q_proj.weight", "q_proj.base_layer.weight")), "2 missing, 2 left over"),
+    "a vocabulary that was padded": (
+        rewritten(lambda t: {**t, EMBED: torch.cat([t[EMBED], torch.zeros(5, 32)])}),
+        f"{EMBED} is [275, 32] in the files, [270, 32]",
+    ),
+    "an optimiser beside it": (rewritten(lambda t: {**t, "optimizer.exp_avg": t[NORM].clone()}), "1 left over"),
+    "weights that are gone": (lambda folder: linked(folder, "../blobs/none"), "is a link that leads nowhere"),
+    "a pointer": (
+        lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "is a pointer of Git LFS",
+    ),
+    "a page": (lambda folder: (folder / "model.safetensors").write_text("<html>Not found"), "not a safetensors file"),
+    "GGUF alone": (lambda folder: other(folder, "model-Q4_K.gguf"), "(it has model-Q4_K.gguf: GGUF, of llama.cpp)"),
+    "ONNX alone": (lambda folder: other(folder, "onnx/model.onnx"), "(it has onnx/model.onnx: ONNX)"),
+    "as its authors published it": (
+        lambda folder: (other(folder, "params.json"), (folder / "config.json").unlink()),
+        "config.json is missing (it has params.json: ",
+    ),
+    "layers in words": (lambda folder: settings(folder, num_hidden_layers="two"), "num_hidden_layers"),
+    "heads that do not divide it": (lambda folder: settings(folder, num_attention_heads=3), "not a multiple"),
+    "an unknown activation": (lambda folder: settings(folder, hidden_act="foo"), "architecture llama is not supported"),
+    "a quantisation that is no object": (lambda folder: settings(folder, quantization_config=[4]), "is no object"),
     "cut short": (cut_short, "shorter than its header says"),
     "pickled": (
         lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
@@ -253,6 +347,21 @@ def test_a_damaged_base_is_refused_by_its_headers_and_when_it_is_loaded(tmp_path
         with pytest.raises(UserError) as caught:
             open_it(folder)
         assert words in str(caught.value), str(caught.value)
+
+
+@pytest.mark.parametrize("way", ["one tensor missing", "whole numbers", "weights that are gone", "GGUF alone"])
+def test_check_tells_it_before_a_run(tmp_path, way):
+    damage, words = REFUSED[way]
+    asked = compose(sft(tmp_path, model=damaged(tmp_path, damage)))
+    assert any(words in str(problem) for problem in check(asked).problems)
+
+
+def test_a_tied_head_that_differs_is_refused_when_it_is_loaded(tmp_path):
+    folder = damaged(tmp_path, rewritten(lambda t: {**t, "lm_head.weight": t[EMBED] + 1}))
+    with pytest.raises(UserError, match="ties the head to the embedding, but the files hold another head"):
+        opened(folder)
+    settings(folder, tie_word_embeddings=False)
+    assert opened(folder).model.get_output_embeddings().weight is not opened(folder).model.get_input_embeddings().weight
 
 
 @pytest.mark.parametrize("way", NUMBERS)

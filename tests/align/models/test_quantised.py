@@ -8,19 +8,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from align.adapters.shapes import require_decoder
 from align.config.schema import Load
+from align.models.loading import inspect_weights
 from align.models.quantised import kept_at
 from align.models.shared_base import BaseIdentity, SharedBase
 from align.planning.check import check
 from align.weights.merge import merge
 from align.weights.options import MergeOptions
+from data_prep.core.errors import UserError
 from tests.tiny import save_tiny_llama
 from tests.tiny_chain import CPU, HOME, compose, made, read, refused, run, sft
 
@@ -91,6 +96,58 @@ def test_another_precision_than_the_folders_own_is_refused_before_anything_is_lo
     assert any(said in str(problem) for problem in check(compose(asked)).problems)
 
 
+def unpacked(folder: Path) -> None:
+    """The weights are those of a plain base."""
+    shutil.copy(save_tiny_llama(HOME / "to-quantise", hidden=64) / "model.safetensors", folder)
+
+
+def without(part: str) -> Callable[[Path], None]:
+    """No tensors whose names have this part."""
+
+    def change(folder: Path) -> None:
+        kept = {n: v for n, v in load_file(folder / "model.safetensors").items() if part not in n}
+        save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return change
+
+
+def called(kind: str) -> Callable[[Path], None]:
+    """config.json names another type of 4 bits."""
+
+    def change(folder: Path) -> None:
+        config = read(folder / "config.json")
+        config["quantization_config"]["bnb_4bit_quant_type"] = kind
+        (folder / "config.json").write_text(json.dumps(config), "utf-8")
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "load", "said"),
+    [
+        (unpacked, "nf4", "says that its weights are quantised to nf4, but none is packed"),
+        (
+            without("layers.0.self_attn.q_proj.weight."),
+            "nf4",
+            "1 have no state of nf4 (first: model.layers.0.self_attn.q",
+        ),
+        (called("fp4"), "fp4", "quantised to fp4, but 14 have no state of fp4"),
+        (without("layers.1.mlp"), "nf4", "cannot be read as a llama"),
+        (without("q_proj.weight.absmax"), "nf4", "cannot be read as a llama"),
+    ],
+    ids=["plain weights", "no state", "another type", "layers missing", "no scales"],
+)
+def test_a_damaged_4bit_folder_is_refused(tmp_path, change, load, said):
+    folder = Path(shutil.copytree(quantised("nf4"), tmp_path / "m"))
+    change(folder)
+    for open_it in (inspect_weights, lambda one: SharedBase.open(one, BaseIdentity("t", None, "0"), Load(load), CPU)):
+        if open_it is inspect_weights and "cannot be read" in said:
+            continue  # only its shapes would tell
+        with pytest.raises(UserError) as caught:
+            open_it(folder)
+        assert said in str(caught.value), str(caught.value)
+
+
 OTHERS = {
     "bitsandbytes 8-bit": {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False},
     "gptq, 4 bits": {"quant_method": "gptq", "bits": 4, "group_size": 128},
@@ -114,6 +171,24 @@ def test_other_quantisations_are_refused_by_name(tmp_path, capfd, name):
     )
     assert f"quantised by {name}, which" in refused(*run(capfd, *asked))
     assert any(f"quantised by {name}, which" in str(problem) for problem in check(compose(asked)).problems)
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("bert", "a bert is no causal language model"),
+        ("roberta", "a roberta is no causal language model"),
+        ("bart", "a bart is no causal language model"),
+        ("clip", "a clip is no causal language model"),
+        ("qwen2_vl", "a qwen2_vl is no causal language model"),
+        ("mamba", "architecture mamba is not supported (a state runs on from row to row)"),
+        ("jamba", "architecture jamba is not supported (a state runs on from row to row)"),
+    ],
+)
+def test_other_architectures_are_told_from_their_config(kind, said):
+    with pytest.raises(UserError) as caught:
+        require_decoder({"model_type": kind})
+    assert str(caught.value).startswith(said)
 
 
 def test_folders_of_another_kind_are_refused_by_what_they_are(tmp_path, capfd):

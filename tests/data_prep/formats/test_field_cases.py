@@ -8,19 +8,20 @@ from __future__ import annotations
 import io
 import json
 import os
-import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from align.cli.data_options import StatsOptions
 from data_prep.core.errors import UserError
 from data_prep.formats.column_roles import role_of
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.records.stream import Stream, open_any, open_stream, source_for
-from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Conversation, Message
+from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Message
 from tests.records import read_records
 
 CASES = Path(os.environ.get("ALIGN_SHARED", Path(__file__).resolve().parents[3].parent / "shared")) / "cases" / "data"
@@ -178,6 +179,18 @@ LEFT_OUT: dict[str, tuple[Rows, str, str]] = {
         user(q), assistant(a)]}), "solution", "columns={completion: solution} names the one to train on"),
     "two answers": (rows(lambda q, a, w: {"prompt": q, "completion": a, "output": w}), "output",
                     "columns={completion: output} names the one to train on"),
+    "a theory": (rows(lambda q, a, w: {"theory": f"Anne is {a} " * 3, "question": q, "answer": a}), "theory",
+                 'columns={question: "{theory}\\n\\n{question}"} puts it into the prompt'),
+    "a schema beside a dialogue": (rows(lambda q, a, w: {"schema": "{tide: text}", "conversations": [
+        {"from": "human", "value": q}, {"from": "gpt", "value": a}]}), "schema", 'columns={system: "{schema}"} puts'),
+    "a schema and a system prompt": (rows(lambda q, a, w: {"schema": "{tide: text}", "system": "Be kind.", "messages": [
+        user(q), assistant(a)]}), "schema", 'columns={system: "{schema}\\n\\n{system}"} puts'),
+    "inputs that have no question": (rows(lambda q, a, w: {"knowledge": "K.", "inputs": q, "targets": a}), "knowledge",
+                                     'columns={inputs: "{knowledge}\\n\\n{inputs}"} puts'),
+    "an object of one text": (rows(lambda q, a, w: {"choices": {"text": ["x", "y"]}, "question": q, "answer": a}),
+                              "choices", 'columns={question: "{choices.text}\\n\\n{question}"} puts'),
+    "an object of which it is not known what to write": (rows(lambda q, a, w: {
+        "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "question": q, "answer": a}), "choices", ": is left out"),
     "a system prompt without a place": (rows(lambda q, a, w: {"system": "Be kind.", "contents": [
         {"role": "user", "parts": [{"text": q}]}, {"role": "model", "parts": [{"text": a}]}]}), "system", "unused"),
 }  # fmt: skip
@@ -189,10 +202,63 @@ def test_what_would_be_left_out_is_named(tmp_path: Path, name: str) -> None:
     path = write(tmp_path / "rows.jsonl", content)
     said = refused(path, CONVERSATION)
     assert said.startswith(f"{path}:{column}: ") and hint in said, said
-    assert f"or unused=[{column}] leaves it out" in said
+    assert f"unused=[{column}] leaves it out" in said
     assert len(read(path, CONVERSATION, unused=[column])[0]) == 3
     empty = [{**row, column: [] if isinstance(row[column], list) else ""} for row in content]
     assert len(read(write(tmp_path / "empty.jsonl", empty), CONVERSATION)[0]) == 3
+
+
+@pytest.mark.parametrize("name", LEFT_OUT)
+def test_a_template_that_is_advised_puts_it_into_the_prompt(tmp_path: Path, name: str) -> None:
+    content, column, _ = LEFT_OUT[name]
+    path = write(tmp_path / "rows.jsonl", content)
+    advised = re.search(r"columns=({.*}) puts", refused(path, CONVERSATION))
+    if advised is None:
+        return
+    found, _ = read(path, CONVERSATION, columns=yaml.safe_load(advised[1].replace("\\n", "\\\\n")))
+    asked = "\n".join(message.content for message in found[0].messages[:-1])
+    value = content[0][column]
+    value = value["text"] if isinstance(value, dict) else value
+    assert all(part in asked for part in (Q, *([value] if isinstance(value, str) else value)))
+
+
+def test_all_columns_that_are_left_out_stand_in_the_template(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", [{"question": "q", "answer": "a", **dict.fromkeys(("opa", "opb"), "x")}])
+    assert 'columns={question: "{opa}\\n\\n{opb}\\n\\n{question}"} puts them' in refused(path, CONVERSATION)
+
+
+def test_long_texts_under_names_that_say_nothing_are_said(tmp_path: Path) -> None:
+    content = rows(
+        lambda q, a, w: {"prompt": q, "completion": a, "qwertz": f"{a} " * 9, "info": f"{a} " * 9, "note2": "x"}
+    )
+    _, stream = read(write(tmp_path / "rows.jsonl", content))
+    (line,) = stream.left_out.warnings("f")
+    assert str(line).startswith(
+        "f:qwertz: holds long text that is not read; columns can put it into the prompt; unused=[q"
+    )
+    assert not read(tmp_path / "rows.jsonl", unused=["qwertz"])[1].left_out.warnings("f")
+    told = [{**row, "qwertz": f"Asked: {row['prompt']} Said: {row['completion']}" + "!" * 80} for row in content]
+    assert not read(write(tmp_path / "told.jsonl", told))[1].left_out.warnings("f"), "the row once more is no loss"
+
+
+def test_two_system_messages_are_not_one(tmp_path: Path) -> None:
+    talk = [{"role": "system", "content": "Be kind."}, user(Q), assistant(A)]
+    other = write(tmp_path / "other.jsonl", [{"system": "Be rude.", "messages": talk}])
+    said = refused(other, CONVERSATION)
+    assert (
+        ":1:system: says something else than the system message in messages" in said and "data.unused=[system]" in said
+    )
+    assert turns(read(other, CONVERSATION, unused=["system"])[0][0].messages)[0] == ("system", "Be kind.")
+    for number, system in enumerate(("Be kind.", " Be kind.\n", "", None)):
+        (found,), _ = read(write(tmp_path / f"{number}.jsonl", [{"system": system, "messages": talk}]), CONVERSATION)
+        assert turns(found.messages)[0] == ("system", "Be kind.")
+
+
+def test_a_list_of_answers_is_not_advised_as_the_answer(tmp_path: Path) -> None:
+    several = rows(lambda q, a, w: {"question": q, "solutions": json.dumps([a, w]), "gpt": [a, w], "id": 1})
+    assert "columns={completion: COLUMN}" in refused(write(tmp_path / "a.jsonl", several), CONVERSATION)
+    named = [{**row, "best_answer": "b"} for row in several]
+    assert "columns={completion: best_answer}" in refused(write(tmp_path / "b.jsonl", named), CONVERSATION)
 
 
 def test_a_column_that_begins_late_is_found_too(tmp_path: Path) -> None:
@@ -212,6 +278,7 @@ def test_grades_are_said_and_can_be_kept_by(tmp_path: Path) -> None:
         assert len(found) == count and stream.tally.dropped["not_kept"] == 3 - count and stream.tally.seen == 3
     assert "did you mean 'score'" in refused(path, keep={"scores": ">1"})
     assert "wrong condition" in refused(path, keep={"score": ">=high"})
+    assert refused(path, keep={"score": 9}) == f"{path}:data.keep: no row meets the conditions (3 of 3 do not)"
     rated = write(tmp_path / "rated.jsonl", rows(lambda q, a, w: {"prompt": q, "response": a, "rating": 1}))
     _, stream = read(rated, CONVERSATION)
     assert "rating: is not used" in str(stream.left_out.warnings("f")[0])
@@ -381,6 +448,22 @@ def test_turns_by_another_name(tmp_path: Path) -> None:
     assert turns(read(pairs, PREFERENCE)[0][0].prompt) == [("system", "s"), ("user", Q)]
 
 
+def test_columns_in_capitals_are_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"Question": q, "Thoughts": "t", "Response": a}))
+    assert "name the columns: columns={question: Question, response: Response}" in refused(path, CONVERSATION)
+    path = write(tmp_path / "b.csv", as_csv(rows(lambda q, a, w: {"Prompt": q, "Chosen": a, "rejected": w})))
+    assert "name the columns: columns={chosen: Chosen, prompt: Prompt}" in refused(path, PREFERENCE)
+    assert len(read(path, PREFERENCE, columns={"chosen": "Chosen", "prompt": "Prompt"})[0]) == 3
+
+
+def test_plain_text_is_for_pretraining_or_taken_apart(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"text": f"### Human: {q}### Assistant: {a}"}))
+    said = refused(path, CONVERSATION)
+    assert "plain text trains with pipeline=pretrain" in said and "parse={text: 'Q: {prompt} A: {completion}'}" in said
+    found, _ = read(path, CONVERSATION, parse={"text": "### Human: {prompt}### Assistant: {completion}"})
+    assert turns(found[0].messages) == [("user", Q), ("assistant", A)]
+
+
 def test_alternatives_and_steps_are_no_ranking(tmp_path: Path) -> None:
     several = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"question": q, "answers": [a, w]}))
     assert "where all are right answers, columns={answer: answers.0}" in refused(several, PREFERENCE)
@@ -436,60 +519,6 @@ def test_the_evaluation_rows_may_be_of_another_format(tmp_path: Path) -> None:
     assert [one.meta["split"] for one in records] == ["train"] * 3 + ["eval"] and not tally.problems
     assert turns(records[-1].messages) == [("user", "Why?"), ("assistant", "So.")]
     assert "of eval_path messages" in about["evidence"]
-
-
-# ---------------------------------------------------------------------------------------------------- invented tables
-PLAIN = ["id", "source", "url", "lang", "num_tokens", "category", "topic", "difficulty", "title", "model", "metadata"]
-PLAIN += ["created_at", "dataset", "prompt_id", "domain", "license", "author"]
-WORDS = ["context", "history", "passage", "article", "document", "background", "options", "choices", "definition"]
-WORDS += ["input", "system", "system_prompt", "instructions", "knowledge", "persona", "hint", "evidence", "examples"]
-WORDS += ["text", "paragraph"]
-ASKED = ("prompt", "question", "instruction", "query", "inputs", "messages", "problem")
-ANSWERED = ("completion", "answer", "output", "response", "targets", "solution", "chosen")
-TOGETHER = (("prompt", "completion"), ("question", "answer"), ("instruction", "output"), ("query", "response"),
-            ("inputs", "targets"), ("problem", "solution"), ("messages",))  # fmt: skip
-GRADED = ("score", "label", "rating", "is_correct", "quality")
-
-
-def invented(draw: random.Random) -> tuple[dict[str, Any], set[str]]:
-    """A row of random columns with marked contents, and the names of those that are part of what is asked."""
-    names = draw.sample(PLAIN, draw.randint(0, 4)) + draw.sample(WORDS, draw.choice((0, 0, 1, 1, 2, 3)))
-    names += list(draw.choice(TOGETHER)) if draw.random() < 0.8 else draw.sample(ASKED, 1) + draw.sample(ANSWERED, 1)
-    names += draw.sample([*ASKED, *ANSWERED], 1) if draw.random() < 0.2 else []
-    names += draw.sample(GRADED, draw.choice((0, 0, 1)))
-    names = list(dict.fromkeys(names))
-    draw.shuffle(names)
-    row: dict[str, Any] = {name: f"<{name} {draw.random()}>" for name in names}
-    if "messages" in row:
-        row["messages"] = [user("<messages>"), assistant("<said>")]
-    if "history" in row and draw.random() < 0.5:
-        row["history"] = [["<history>", "<back>"]]
-    if "label" in row:
-        row["label"] = draw.random() < 0.9
-    return row, set(names) & {*WORDS, *ASKED}
-
-
-def test_what_trains_without_a_warning_says_what_is_marked(tmp_path: Path) -> None:
-    draw = random.Random(12)
-    trained = 0
-    for _ in range(400):
-        row, asked = invented(draw)
-        path = write(tmp_path / "rows.jsonl", [row])
-        try:
-            records, stream = read(path, CONVERSATION)
-        except UserError:
-            continue
-        if not records or stream.left_out.warnings("f"):
-            continue
-        (record,) = records
-        trained += 1
-        answers = {str(row[name]) for name in ANSWERED if name in row} | {"<said>"}
-        assert isinstance(record, Conversation) and record.messages[-1].content in answers, row
-        before = "\n".join(message.content for message in record.messages[:-1])
-        for name in asked:
-            marks = [row[name]] if isinstance(row[name], str) else ["<messages>" if name == "messages" else "<history>"]
-            assert all(mark in before for mark in marks), (name, row, before)
-    assert trained > 60, "the test looks at something"
 
 
 def test_names_are_told_by_their_words() -> None:

@@ -192,7 +192,7 @@ FILES: dict[str, tuple[bytes, int | None, str]] = {
     "header.csv": (HEAD, None, "a header without rows"),
     "empty.csv": (b"", None, "is empty"),
     "blank.csv": (b"\n\r\n  \n", None, "is empty"),
-    "commas.tsv": (b"prompt,completion\nq\ta\n", 1, "long row"),
+    "commas.tsv": (b"prompt,completion\nq\ta\n", None, "separated by commas"),
     "short.tsv": (b"prompt\tcompletion\nq\ta\nq\n", 2, "short row"),
     # Parquet and gzip
     "words.parquet": (b"hello", None, "is not a Parquet file"),

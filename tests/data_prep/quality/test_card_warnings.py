@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,12 @@ import pytest
 
 from data_prep.options import SourceOptions
 from data_prep.quality.card_warnings import card_warnings
+from data_prep.quality.missing_words import note_missing
 from data_prep.quality.pair_bias import PairNumbers
+from data_prep.records.keep import Condition
+from data_prep.sources.rows import Row
 from data_prep.splitting import EVAL, TRAIN, choose_sides
-from data_prep.types import PROMPT, Message, Preference, RowKind
+from data_prep.types import PROMPT, Conversation, Message, Preference, Prompt, RowKind
 
 
 def codes(card: dict[str, Any]) -> list[str]:
@@ -65,3 +69,19 @@ def test_the_option_named_is_that_of_the_rows() -> None:
         for kind in RowKind
         if kind != PROMPT
     }
+
+
+def test_replies_that_tables_write_for_nothing_are_said() -> None:
+    notes: Counter[str] = Counter()
+    asked = (Message("user", "What is it?"),)
+    for said in ("nan", " NaN", "None", "nan is a number", "N"):
+        note_missing(Conversation((*asked, Message("assistant", said)), "f:1"), notes)
+    note_missing(Preference(asked, "It is so.", "nan", "f:2"), notes)
+    note_missing(Prompt(asked, "f:3"), notes)
+    assert sorted(notes.values()) == [1, 3] and any("'none'" in note for note in notes)
+    ((code, text, hint),) = card_warnings({"notes": dict(notes)})
+    assert (code, text) == ("missing_replies", "3 replies say no more than 'nan', as tables write what is missing")
+    assert hint == "data.keep={COLUMN: '!=nan'} leaves such rows out"
+    assert codes({"notes": {}, "sources": {"a": {"notes": dict(notes)}, "b": {"notes": {}}}}) == ["missing_replies"]
+    condition = Condition("completion", "!=nan")
+    assert [condition.holds(Row("f", 1, {"completion": said})) for said in ("nan", "a")] == [False, True]

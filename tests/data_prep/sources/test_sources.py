@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,15 @@ BAD_FILES = {
     "broken.json": (b'[{"a": 1},\n', "invalid JSON"),
     "number.json": (b"3", "holds a number (got 3; expected an array of objects)"),
     "array.jsonl": (b'[{"a": 1}]', "call it .json"),
+    "pretty.jsonl": (b'{\n "a": 1\n}\n{\n "a": 2\n}\n', "call it .json"),
+    "commas.tsv": (b"a,b\n1,2\n", "separated by commas"),
+    "tar.jsonl": (b"x.jsonl" + b"\0" * 250 + b"ustar", "is a tar archive"),
+    "tar.jsonl.gz": (gzip.compress(b"x.jsonl" + b"\0" * 250 + b"ustar"), "is a tar archive"),
+    "a.tar.gz": (b"", "unpack it"),
+    "columns.json": (b'{"a": ["x", "y"], "b": [1, 2]}', "holds columns"),
+    "pandas.json": (b'{"a": {"0": "x", "1": "y"}, "b": {"0": 1, "1": 2}}', "orient='records'"),
+    "index.json": (b'{"0": {"a": "x", "b": 1}, "1": {"a": "y", "b": 2}}', "holds columns"),
+    "split.json": (b'{"columns": ["a"], "index": [0], "data": [["x"]]}', "holds columns"),
     "utf16.jsonl": ('{"a": 1}'.encode("utf-16"), "UTF-16"),
     "twice.csv": (b"a,a\n1,2\n", "'a' twice"),
     "rows.xlsx": (b"PK", "unknown kind of file"),
@@ -170,6 +180,43 @@ def test_bad_files_are_one_line(tmp_path: Path, name: str) -> None:
         read(tmp_path / name)
     assert str(caught.value).startswith(str(tmp_path / name)) and words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+ONE_ROW = {
+    "lists": {"messages": [{"role": "user"}], "tools": [{"type": "function"}]},
+    "objects": {"chosen": {"role": "assistant"}, "rejected": {"role": "assistant"}},
+    "one list": {"dialog": ["a", "b"]},
+    "lists of two lengths": {"dialog": ["a", "b"], "act": [1]},
+}
+
+
+@pytest.mark.parametrize("name", ONE_ROW)
+def test_one_object_in_a_file_is_a_row(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.json").write_text(json.dumps(ONE_ROW[name]))
+    assert read(tmp_path / "a.json") == [ONE_ROW[name]]
+
+
+def test_a_folder_that_cannot_be_looked_into_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.jsonl").write_bytes(jsonl())
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    look = os.scandir
+
+    def scandir(path: str) -> Any:
+        if str(path) == str(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+        return look(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError) as caught:
+        read(tmp_path)
+    assert str(caught.value) == f"{closed}: cannot be read: Permission denied"
+
+
+def test_an_address_is_no_path(tmp_path: Path) -> None:
+    for address in ("https://example.org/a.jsonl", "s3://bucket/a.jsonl", "hf://datasets/org/name"):
+        with pytest.raises(UserError, match="is an address, and no file is fetched from one; download it"):
+            read(address)
 
 
 def test_damaged_files_are_read_or_refused_but_never_crash(tmp_path: Path) -> None:

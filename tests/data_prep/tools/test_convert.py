@@ -160,6 +160,14 @@ def test_files_are_converted_there_and_back(tmp_path: Path) -> None:
     assert lines(tmp_path / "p.jsonl")[1] == {"prompt": "Say 1\n\nin words"}
 
 
+def test_a_file_that_cannot_be_begun_is_one_line(tmp_path: Path) -> None:
+    with (
+        pytest.raises(UserError, match="cannot be written: File name too long"),
+        row_writer(f"{tmp_path / ('a' * 250)}.jsonl"),
+    ):
+        pass
+
+
 def test_a_row_that_cannot_be_said_leaves_no_file(tmp_path: Path) -> None:
     source = write_jsonl(tmp_path / "a.jsonl", [{"messages": [{"role": r, "content": r} for r in roles]} for roles in (
         ("user", "assistant"), ("user", "user", "assistant"), ("user", "assistant", "user"),
