@@ -49,7 +49,7 @@ VERBS = [
     Verb(
         "ship",
         "TARGET [OPTIONS]",
-        "bring a checkpoint to the tool that shall load it: stock libraries, vLLM, llama.cpp, the hub",
+        "bring a checkpoint to the tool that shall load it: stock libraries, vLLM, llama.cpp, Ollama, the hub",
         "align.cli.weights:ship",
         flags=FORCE,
         options="align.weights.options:ShipOptions",
