@@ -1,4 +1,4 @@
-"""`align completion bash`: a script that completes verbs, flags, runs, options and their values, and holds all it knows.
+"""`align completion bash`: a script that completes verbs, flags, runs, options and their values, holding all it knows.
 
 Nothing of Python runs when Tab is pressed: a start of Python alone is felt. The script knows the recipes and options of
 the version that printed it, so that a shell that evaluates it when it starts is up to date.
