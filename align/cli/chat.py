@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
+from align.checkpoints.checkpoint import Checkpoint
 from align.cli.arguments import extra, read_options, split_words
+from align.run_record import is_run
+from align.runs.folder import run_of
 from align.serving.options import ChatOptions, find_policy, label_of
 from data_prep.core.errors import UserError
 
@@ -51,10 +55,19 @@ def _serve(checkpoint: Any, options: ChatOptions, args: argparse.Namespace) -> i
     with listen(args.port) as found:
         panel = Panel(checkpoint, options)
         panel.load(panel.names if args.compare else [panel.main])
-        page = Page(panel, options, args.compare, found.getsockname()[1])
+        labels = _labels(checkpoint)
+        page = Page(panel, options, args.compare, found.getsockname()[1], labels)
         print(f"{panel.label}: {page.address}", flush=True)
+        if labels and len(panel.names) > 1:
+            print(f"choices between two replies go to {labels}", file=sys.stderr)
         print("Ctrl-C stops the server", file=sys.stderr)
         return serve(page, found)
+
+
+def _labels(checkpoint: Any) -> Path | None:
+    """The file of choices in the run folder that a checkpoint comes from, if it is in one."""
+    run = run_of(checkpoint.folder) if isinstance(checkpoint, Checkpoint) else None
+    return run / "labels.jsonl" if run and is_run(run) else None
 
 
 def _talk(checkpoint: Any, options: ChatOptions, args: argparse.Namespace, piped: bool) -> tuple[int, dict[str, Any]]:

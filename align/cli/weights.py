@@ -6,8 +6,11 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from align.checkpoints.resolve import resolve_checkpoint
 from align.cli.arguments import extra, read_options, say, split_words
+from align.cli.evaluate import recorded_recipe
 from align.weights.options import (
+    GGUF,
     CombineOptions,
     CompressOptions,
     ExportOptions,
@@ -25,19 +28,30 @@ def ship(args: argparse.Namespace) -> Answer:
     """Bring a checkpoint to the tool that shall load it."""
     target, words = _target(args, "ship")
     options = read_options(ShipOptions, words)
-    if options.to is To.gguf:
+    if options.to in GGUF:
         with extra("gguf"):
             import gguf  # noqa: F401
+    if options.to is To.ollama and options.system is None:
+        options.system = _recorded_system(target, options.out)
     from align.weights.ship import ship as work
 
     answer = work(target, options, args.force)
     say(args, f"to={answer['to']}, as {answer['form']}: {answer['why']}")
     _told(args, answer)
+    say(args, *(f"  {note}" for note in answer.get("notes", [])))
     for line in answer.get("commands", []):
         say(args, f"  {line}")
     if "repo" in answer:
         _upload_told(args, answer)
     return 0, answer
+
+
+def _recorded_system(target: str, out: str) -> str | None:
+    """The system prompt of rows without one in the run that TARGET comes from."""
+    checkpoint = resolve_checkpoint(target, out)
+    recipe = recorded_recipe(checkpoint)
+    stage = recipe["stages"].get(checkpoint.stage) if recipe else None
+    return stage["data"].get("system") if stage and stage.get("data") else None
 
 
 def _upload_told(args: argparse.Namespace, answer: dict[str, Any]) -> None:

@@ -294,7 +294,7 @@ class Panel:
 
         Room for the reply is kept free: what was asked for, and at most half of the context.
         """
-        if any(_broken(one.content) for one in talk.messages(model, self.main)) or _broken(message):
+        if any(broken(one.content) for one in talk.messages(model, self.main)) or broken(message):
             raise UserError("the message holds half of a character", code="bad_text", hint="type it again")
         context = self.context(model)
         kept = min(reply_tokens, context // 2)
@@ -318,7 +318,7 @@ class Panel:
         return Said(self.renderer.decode(reply.ids), reply.finished, len(reply.ids), rewards[0] if rewards else None)
 
 
-def _broken(text: str) -> bool:
+def broken(text: str) -> bool:
     """Whether a text holds surrogates, which are no characters and which no tokenizer takes."""
     return any("\ud800" <= char <= "\udfff" for char in text)
 

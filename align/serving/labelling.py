@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from align.serving.labels import Label, LabelFile, Pair, agreement
+from align.serving.labels import Answer, Label, LabelFile, Pair, agreement
 from align.serving.local_page import LocalPage, asked, body_of, headers
 from data_prep.core.errors import UserError
 from data_prep.core.hashing import draw
@@ -31,15 +31,14 @@ _COMMENT = 4000
 
 
 @dataclass
-class Vote:
-    """What the page sends. Without a choice it asks what is next; with one it says so of the pair that it shows."""
+class Judgement:
+    """What somebody says of two replies, or takes back where nothing is chosen."""
 
+    CHOICES: ClassVar[tuple[str, ...]] = tuple(CHOICES)
     labeller: str = ""
-    pair: str = ""
     choice: Optional[str] = None
     seconds: float = option(0.0, "how long the pair was shown", high=1e7)
     comment: Optional[str] = None
-    undo: bool = False
 
     def __post_init__(self) -> None:
         self.labeller = self.labeller.strip()
@@ -48,8 +47,34 @@ class Vote:
             raise ValueError(f"a name of 1 to {_NAME} printable characters is needed")
         if len(self.comment or "") > _COMMENT or any("\ud800" <= sign <= "\udfff" for sign in self.comment or ""):
             raise ValueError(f"a comment has at most {_COMMENT:,} characters, all of them whole")
-        if self.choice is not None and self.choice not in (*CHOICES, SKIP):
-            raise ValueError(f"choice is none of {', '.join((*CHOICES, SKIP))} (got {self.choice!r})")
+        if self.choice is not None and self.choice not in self.CHOICES:
+            raise ValueError(f"choice is none of {', '.join(self.CHOICES)} (got {self.choice!r})")
+
+    def label(self, prompt: Any, choice: str, sides: dict[str, Answer]) -> Label:
+        """A choice between two answers to a prompt, those that stood before the labeller as a and b."""
+        rewards = {side: answer.reward for side, answer in sides.items()}
+        return Label(
+            prompt=prompt,
+            a=sides["a"].text,
+            b=sides["b"].text,
+            choice=choice,
+            labeller=self.labeller,
+            seconds=round(self.seconds, 3),
+            stages={side: answer.stage for side, answer in sides.items()},
+            digests={side: answer.digest for side, answer in sides.items()},
+            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            rewards=None if None in rewards.values() else rewards,  # type: ignore[arg-type]
+            comment=self.comment,
+        )
+
+
+@dataclass
+class Vote(Judgement):
+    """What the page sends. Without a choice it asks what is next; with one it says so of the pair that it shows."""
+
+    CHOICES: ClassVar[tuple[str, ...]] = (*CHOICES, SKIP)
+    pair: str = ""
+    undo: bool = False
 
 
 class LabelPage(LocalPage):
@@ -120,7 +145,7 @@ class LabelPage(LocalPage):
         """The pairs of this page that a labeller has judged."""
         return {label.pair for label in self.file.labels if label.labeller == labeller} & self.pairs.keys()
 
-    def _sides(self, labeller: str, pair: Pair) -> dict[str, Any]:
+    def _sides(self, labeller: str, pair: Pair) -> dict[str, Answer]:
         """Left and right answer as this labeller sees them."""
         answers = pair.answers if draw("sides", self.seed, labeller, pair.key) < 0.5 else pair.answers[::-1]
         return dict(zip(("a", "b"), answers, strict=True))
@@ -140,26 +165,9 @@ class LabelPage(LocalPage):
         if choice == SKIP:
             skipped.append((vote.pair, len(done)))
         else:
-            self.file.add(self._label(vote, choice))
+            pair = self.pairs[vote.pair]
+            self.file.add(vote.label(pair.prompt, choice, self._sides(vote.labeller, pair)))
         self._skipped[vote.labeller] = skipped
-
-    def _label(self, vote: Vote, choice: str) -> Label:
-        pair = self.pairs[vote.pair]
-        sides = self._sides(vote.labeller, pair)
-        rewards = {side: answer.reward for side, answer in sides.items()}
-        return Label(
-            prompt=pair.prompt,
-            a=sides["a"].text,
-            b=sides["b"].text,
-            choice=choice,
-            labeller=vote.labeller,
-            seconds=round(vote.seconds, 3),
-            stages={side: answer.stage for side, answer in sides.items()},
-            digests={side: answer.digest for side, answer in sides.items()},
-            time=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            rewards=None if None in rewards.values() else rewards,
-            comment=vote.comment,
-        )
 
     def _take_back(self, labeller: str) -> str | None:
         """Undo a labeller's last step, a skip or a vote; returns the comment of the vote."""

@@ -97,8 +97,8 @@ class Answer:
     digest: str
     """Of the policy's weights."""
     reward: float | None
-    likelihood: float
-    """Mean log-probability of its tokens under the first policy that is compared, in nats."""
+    likelihood: float = 0.0
+    """Mean log-probability of its tokens under the first policy that is compared, in nats; 0 if nobody asks."""
 
 
 @dataclass(frozen=True)

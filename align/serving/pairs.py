@@ -128,7 +128,7 @@ def _prompts(
             if record.id in chosen and not record.tools:
                 messages = _with_system(record.messages, data.system)
                 if panel.renderer.prompt(messages) == chosen[record.id]:
-                    asked[record.id] = (_as_column(messages), chosen[record.id])
+                    asked[record.id] = (as_column(messages), chosen[record.id])
     return [asked[name] for name in chosen if name in asked], len(chosen) - len(asked)
 
 
@@ -136,7 +136,7 @@ def _with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Mes
     return (Message("system", system), *messages) if system and messages[0].role != "system" else messages
 
 
-def _as_column(messages: tuple[Message, ...]) -> Any:
+def as_column(messages: tuple[Message, ...]) -> Any:
     """A prompt as a label names it: the words of one question, or a list of messages."""
     question = spoken(messages, "user")
     return question[0] if question else [message_entry(message) for message in messages]

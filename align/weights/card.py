@@ -68,7 +68,7 @@ from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained(".", gguf_file="model.gguf").eval()  # this folder; needs the package gguf
 """
-_CODE = {"merged": _WHOLE + _SPEAK, "sequence_classification": _SCORE, "gguf": _GGUF}
+_CODE = {"merged": _WHOLE + _SPEAK, "sequence_classification": _SCORE, "gguf": _GGUF, "ollama": _GGUF}
 
 
 def card_of(opened: Opened, record: dict[str, Any]) -> str:

@@ -84,8 +84,8 @@ def require_covered(opened: Opened) -> None:
     begins(opened.tokenizer)
 
 
-def write_gguf(opened: Opened, folder: Path, precision: Precision) -> None:
-    """The merged model with its tokenizer as one file, every tensor read back.
+def write_gguf(opened: Opened, folder: Path, precision: Precision, bare: bool = False) -> None:
+    """The merged model with its tokenizer as one file, every tensor read back; `bare` as of the tokenizer.
 
     Raises:
         UserError: a tensor that the architecture does not have, or one that fp16 cannot hold.
@@ -97,7 +97,8 @@ def write_gguf(opened: Opened, folder: Path, precision: Precision) -> None:
     _describe(writer, model.config, opened.checkpoint.label)
     half = precision is Precision.fp16
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16 if half else gguf.LlamaFileType.ALL_F32)
-    add_tokenizer(writer, opened.tokenizer, opened.renderer.end_token_id, rows=len(tensors["token_embd.weight"]))
+    rows = len(tensors["token_embd.weight"])
+    add_tokenizer(writer, opened.tokenizer, opened.renderer.end_token_id, rows, bare)
     for name, value in tensors.items():
         writer.add_tensor(name, value)
     writer.write_header_to_file()

@@ -55,7 +55,7 @@ def splitting(parts: dict[str, Any]) -> str:
     return name
 
 
-def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, end: int, rows: int) -> None:
+def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, end: int, rows: int, bare: bool = False) -> None:
     """Write tokens, merges, special tokens and chat template.
 
     Args:
@@ -63,6 +63,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, end: int, rows: int) 
         tokenizer: a fast tokenizer of transformers.
         end: the id that ends a turn.
         rows: rows of the embedding; those without a token get a name that no text has.
+        bare: whether texts shall get no bos token, because a template that stands elsewhere writes it.
 
     Raises:
         UserError: llama.cpp would read other tokens from a text.
@@ -85,7 +86,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: Any, end: int, rows: int) 
     writer.add_token_types([kinds[place] for place in range(rows)])
     pairs = [merge if isinstance(merge, str) else " ".join(merge) for merge in parts["model"]["merges"]]
     writer.add_token_merges(pairs)
-    writer.add_add_bos_token(begins(tokenizer))
+    writer.add_add_bos_token(begins(tokenizer) and not bare)
     writer.add_eos_token_id(end if tokenizer.eos_token_id is None else tokenizer.eos_token_id)
     writer.add_eot_token_id(end)
     if tokenizer.bos_token_id is not None:

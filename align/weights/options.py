@@ -58,7 +58,12 @@ class To(Enum):
     folder = "folder"
     vllm = "vllm"
     gguf = "gguf"
+    ollama = "ollama"
     hub = "hub"
+
+
+GGUF = (To.gguf, To.ollama)
+"""Destinations that are written as a GGUF file."""
 
 
 class Precision(Enum):
@@ -73,14 +78,15 @@ class Precision(Enum):
 class ShipOptions:
     """Options of `align ship`."""
 
-    to: To | None = option(None, "folder|vllm|gguf|hub: what shall load it")
+    to: To | None = option(None, "folder|vllm|gguf|ollama|hub: what shall load it")
     folder: str | None = option(None, "folder to write; must not exist yet (default: RUN/export/STAGE-TO)")
     adapter: bool = option(False, "folder, hub: the adapter alone, for peft on the base")
-    load: Precision = option(Precision.fp32, "precision of merged weights: fp32|bf16; gguf: fp32|fp16")
+    load: Precision = option(Precision.fp32, "precision of merged weights: fp32|bf16; gguf, ollama: fp32|fp16")
     max_kl: float | None = option(
         None,
         "largest KL in nats per token between what was trained and what is written (default: 1e-5, in 16 bits 2e-2)",
     )
+    system: str | None = option(None, "ollama: system prompt of talks that have none (default: data.system of the run)")
     repo: str | None = option(None, "hub: the repository, OWNER/NAME (default: RUN-STAGE of whoever is logged in)")
     push: bool = option(False, "hub: upload; without it, only say what would be uploaded")
     private: bool = option(True, "hub: a repository that is made is private")

@@ -3,6 +3,7 @@
 folder   what stock transformers loads: merged weights, else the adapter; a reward model as a classifier
 vllm     a LoRA module, else merged weights, and the `vllm serve` command
 gguf     merged weights in one file, for llama.cpp and what is built on it
+ollama   that file, and a Modelfile beside it
 hub      a folder, and what an upload of it would be; `push=true` uploads it
 """
 
@@ -22,12 +23,18 @@ from align.inference.loaded import Opened
 from align.weights.export import write_as
 from align.weights.hub import listing, repository, require_login, upload
 from align.weights.merge import require_mergeable
-from align.weights.options import ExportOptions, Precision, ShipOptions, To, named, place
+from align.weights.options import GGUF, ExportOptions, Precision, ShipOptions, To, named, place
 from align.weights.output import RECORD, Written, bound_for
 from align.weights.vllm import RANKS, form_for, with_modules
 from data_prep.core.errors import UserError
 
-_ONLY = {"adapter": (To.folder, To.hub), "repo": (To.hub,), "push": (To.hub,), "private": (To.hub,)}
+_ONLY = {
+    "adapter": (To.folder, To.hub),
+    "repo": (To.hub,),
+    "push": (To.hub,),
+    "private": (To.hub,),
+    "system": (To.ollama,),
+}
 """Options that some destinations alone have."""
 _WHY = {
     Form.merged: "one set of weights, which any tool loads",
@@ -41,7 +48,8 @@ def ship(target: str, options: ShipOptions, force: bool = False) -> dict[str, An
     """Write TARGET as the tool that `options.to` names wants it, opened again and compared.
 
     Returns:
-        What `export` returns, with `to`, `why` it has that form, and what the destination adds: `commands` for vLLM;
+        What `export` returns, with `to`, `why` it has that form, and what the destination adds: `commands` for vLLM
+        and Ollama;
         repo, files and url for the hub.
 
     Raises:
@@ -62,7 +70,7 @@ def _destination(options: ShipOptions) -> To:
         if each.name in _ONLY and options.to not in _ONLY[each.name] and getattr(options, each.name) != each.default:
             takers = " or ".join(f"to={one.value}" for one in _ONLY[each.name])
             raise UserError(f"to={options.to.value} has no such option", field=each.name, hint=f"it is for {takers}")
-    narrow, other = (Precision.fp16, Precision.bf16) if options.to is To.gguf else (Precision.bf16, Precision.fp16)
+    narrow, other = (Precision.fp16, Precision.bf16) if options.to in GGUF else (Precision.bf16, Precision.fp16)
     if options.load is other:
         raise UserError(f"to={options.to.value} is written at fp32 or {narrow.value}", field="load", code="bad_value")
     return options.to
@@ -140,29 +148,49 @@ def _made_before(folder: Path, opened: Opened, form: Form, options: ShipOptions)
     return {"out": str(folder), "reloaded_ok": True, **record}
 
 
-# --------------------------------------------------------------------------------------------------------------- GGUF
+# ---------------------------------------------------------------------------------------------------- GGUF and Ollama
 def _to_gguf(opened: Opened, options: ShipOptions, force: bool) -> dict[str, Any]:
+    answer = _in_gguf(opened, options, force, _LLAMA_CPP)
+    return {"to": To.gguf.value, "why": "merged weights, tokenizer and chat template in one file", **answer}
+
+
+def _to_ollama(opened: Opened, options: ShipOptions, force: bool) -> dict[str, Any]:
+    """The file and the Modelfile; the chat template is learnt and proven before weights load."""
+    from align.weights import gguf_file, ollama
+    from align.weights.go_template import changes
+
+    opened.require_language_model("to=ollama")
+    turns = ollama.turns_of(opened)
+    content = ollama.modelfile(opened, turns, gguf_file.FILE, options.system)
+    name, notes = ollama.name_of(opened.checkpoint.folder), changes(turns, ollama.prompt_of(opened))
+    readme = "\n".join([_OLLAMA.format(name=name), *(f"- {note}" for note in notes), ""])
+    answer = _in_gguf(opened, options, force, readme, {ollama.FILE: content})
+    command = shlex.join(["ollama", "create", name, "-f", str(Path(answer["out"]) / ollama.FILE)])
+    why = "merged weights and tokenizer in one file, the chat template in Go's language in a Modelfile"
+    return {"to": To.ollama.value, "why": why, **answer, "notes": notes, "commands": [command]}
+
+
+def _in_gguf(
+    opened: Opened, options: ShipOptions, force: bool, readme: str, beside: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """A folder with a GGUF file, and files beside it that say how a prompt begins in its place."""
     from align.weights.gguf_file import compare_gguf, require_covered, write_gguf
 
-    opened.require_language_model("to=gguf")
+    to = options.to or To.gguf
+    opened.require_language_model(f"to={to.value}")
     if not opened.adapter.traits.owns_weights:
         require_mergeable(opened)
     require_covered(opened)
     wanted = ExportOptions(load=Load.fp32 if options.load is Precision.fp32 else Load.bf16, max_kl=options.max_kl)
-    written = Written(
-        To.gguf.value,
-        _place(opened, options, To.gguf),
-        bound_for(wanted, opened),
-        force,
-        {"load": options.load.value},
-        _LLAMA_CPP,
-    )
-    answer = written.make(
-        opened,
-        lambda staging: write_gguf(opened, staging, options.load),
-        lambda staging: compare_gguf(opened, staging),
-    )
-    return {"to": To.gguf.value, "why": "merged weights, tokenizer and chat template in one file", **answer}
+    folder, notes = _place(opened, options, to), {"load": options.load.value}
+    written = Written(to.value, folder, bound_for(wanted, opened), force, notes, readme)
+
+    def write(staging: Path) -> None:
+        write_gguf(opened, staging, options.load, bare=bool(beside))
+        for name, text in (beside or {}).items():
+            (staging / name).write_text(text, encoding="utf-8")
+
+    return written.make(opened, write, lambda staging: compare_gguf(opened, staging))
 
 
 _LLAMA_CPP = """
@@ -175,6 +203,16 @@ llama-server -m model.gguf --jinja
 ```
 
 `llama-quantize model.gguf q8.gguf Q8_0` makes it smaller.
+"""
+_OLLAMA = """
+## Run it with Ollama
+
+In this folder:
+
+```bash
+ollama create {name} -f Modelfile
+ollama run {name}
+```
 """
 
 
@@ -218,4 +256,5 @@ _SHIPS: dict[To, Callable[[Opened, ShipOptions, bool], dict[str, Any]]] = {
     To.vllm: _to_vllm,
     To.hub: _to_hub,
     To.gguf: _to_gguf,
+    To.ollama: _to_ollama,
 }

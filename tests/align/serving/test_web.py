@@ -16,11 +16,18 @@ from types import SimpleNamespace
 
 import pytest
 
+from align.cli.chat import _labels
 from align.cli.dispatch import main
-from align.serving.conversation import Panel
+from align.serving.conversation import Ended, Heard, Panel
+from align.serving.labels import open_labels, read_labels
 from align.serving.local_page import HOST, LONGEST, listen
 from align.serving.options import ChatOptions
 from align.serving.web import Page
+from data_prep.core.options import build
+from data_prep.options import DataOptions
+from data_prep.records.mixing import sources_for
+from data_prep.records.stream import open_stream
+from data_prep.types import PREFERENCE
 from tests.local_pages import HOSTILE, ask, serving
 from tests.tiny_chain import checkpoint, finished, refused, until
 
@@ -31,11 +38,12 @@ OPTIONS = ChatOptions(temperature=1.0, max_new_tokens=12, seed=1)
 
 
 @pytest.fixture(scope="module")
-def served():
-    """The page of a short chain, served from a thread; `pace` is what every event waits, in seconds."""
+def served(tmp_path_factory):
+    """The page of a short chain, served from a thread; `pace` is what every event waits, in seconds, `more` what ppo
+    says after its reply."""
     panel = Panel(checkpoint(finished(), "ppo"), OPTIONS)
     panel.load(panel.names)
-    answer, state = panel.answer, SimpleNamespace(pace=0.0, tokens=0, asked=0, left=0, held=threading.Event())
+    answer, state = panel.answer, SimpleNamespace(more="", pace=0.0, tokens=0, asked=0, left=0, held=threading.Event())
     state.held.set()
 
     def paced(*given):
@@ -45,13 +53,16 @@ def served():
                 state.held.wait(240)
                 time.sleep(state.pace)
                 state.tokens += 1
+                if state.more and isinstance(event, Ended) and event.model == "ppo":
+                    yield Heard("ppo", state.more)
                 yield event
         except GeneratorExit:
             state.left += 1
             raise
 
     panel.answer = paced
-    with serving(lambda port: Page(panel, OPTIONS, False, port)) as found:
+    state.panel, state.labels = panel, tmp_path_factory.mktemp("run") / "labels.jsonl"
+    with serving(lambda port: Page(panel, OPTIONS, False, port, state.labels)) as found:
         vars(state).update(vars(found))
         yield state
 
@@ -174,6 +185,90 @@ def test_one_reply_at_a_time(served):
     assert sum("waiting" in events[0].get("text", "") for events in found.values()) == 2
 
 
+# ---------------------------------------- choices between replies
+@pytest.fixture
+def kept(served):
+    """The labels of the page's file, which begins empty."""
+    served.labels.unlink(missing_ok=True)
+    return lambda: read_labels(served.labels)
+
+
+TURN = {"message": "hello", "replies": {"sft": "hi"}}
+CHOSEN = {
+    "message": "say owl",
+    "replies": {"sft": "owl", "ppo": "an owl"},
+    "rewards": {"sft": 0.5, "ppo": 1.5},
+    "choice": "b",
+    "labeller": "ann",
+    "seconds": 2.5,
+}
+
+
+def vote(served, **content):
+    """(status, answer) of a choice."""
+    status, _, text = ask(served, "/vote", body=json.dumps({**CHOSEN, **content}).encode())
+    return status, json.loads(text)
+
+
+def test_a_choice_is_a_label_with_its_provenance(served, kept):
+    assert vote(served, system="be brief", turns=[TURN]) == (200, {"labels": 1})
+    (label,) = kept()
+    assert [turn["content"] for turn in label.prompt] == ["be brief", "hello", "hi", "say owl"]
+    assert (label.a, label.b, label.choice, label.winner) == ("owl", "an owl", "b", "ppo")
+    assert label.rewards == {"a": 0.5, "b": 1.5} and (label.labeller, label.seconds) == ("ann", 2.5)
+    assert label.digests == {"a": served.panel.digest("sft"), "b": served.panel.digest("ppo")}
+    assert vote(served, rewards={}) == (200, {"labels": 2})
+    assert kept()[1].prompt == "say owl" and kept()[1].rewards is None
+
+
+def test_another_choice_takes_the_place_of_the_first_and_none_takes_it_back(served, kept):
+    for choice in ("a", "tie"):
+        assert vote(served, choice=choice) == (200, {"labels": 1})
+    assert vote(served, labeller="ben", choice="bad") == (200, {"labels": 2})
+    assert [(label.labeller, label.choice) for label in kept()] == [("ann", "tie"), ("ben", "bad")]
+    assert vote(served, choice=None) == (200, {"labels": 1}) and kept()[0].labeller == "ben"
+
+
+def test_choices_are_data_at_once(served, kept):
+    vote(served)
+    vote(served, message="say oat", choice="a")
+    (source,) = sources_for(build(DataOptions, {"preferences": {"path": str(served.labels)}}, "data"), PREFERENCE)
+    rows = list(open_stream(source.given, PREFERENCE, 0))
+    assert [(row.chosen, row.rejected) for row in rows] == [("an owl", "owl"), ("owl", "an owl")]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"replies": {"sft": "x"}}, "a choice is between two of: base, sft, ppo"),
+        ({"replies": {"sft": "x", "gpt": "y"}}, "a choice is between two of"),
+        ({"choice": "skip"}, "choice is none of a, b, tie, bad"),
+        ({"labeller": ""}, "a name of 1 to 80"),
+        ({"message": " "}, "an empty message"),
+        ({"turns": [{"message": "x", "replies": {"sft": "y", "ppo": "z"}}]}, "have seen different replies"),
+        ({"rewards": {"sft": float("inf"), "ppo": 1.0}}, "finite"),
+        ({"replies": {"sft": "a\ud83d", "ppo": "b"}}, "half of a character"),
+        ({"pair": "x"}, "pair"),
+    ],
+    ids=str,
+)
+def test_a_choice_that_is_none_is_one_line_and_nothing_is_written(served, kept, content, said):
+    status, answer = vote(served, **content)
+    assert status == 422 and said in answer["problem"] and not served.labels.exists()
+
+
+def test_a_file_in_other_hands_is_one_line_and_a_stranger_cannot_choose(served, kept):
+    with open_labels(str(served.labels)):
+        status, answer = vote(served)
+    assert status == 422 and "another align label has this file" in answer["problem"]
+    assert ask(served, "/vote", json.dumps(CHOSEN).encode(), Origin="null")[0] == 403 and not served.labels.exists()
+
+
+def test_the_file_is_that_of_the_run():
+    assert _labels(checkpoint(finished(), "ppo")) == finished().resolve() / "labels.jsonl"
+    assert _labels(finished()) is None
+
+
 # ---------------------------------------- starting and ending
 def test_a_port_that_is_taken_is_one_line_with_the_next_step(served, capfd):
     capfd.readouterr()
@@ -234,7 +329,7 @@ def test_ctrl_c_during_a_reply_ends_the_server_at_once():
 def opened(opened, served):
     """Pages whose replies come at once again at the end."""
     yield opened
-    served.pace = 0.0
+    served.pace, served.more = 0.0, ""
 
 
 def say(page, message):
@@ -266,8 +361,9 @@ def test_a_reply_is_seen_as_it_comes(opened, served):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
-def test_comparisons_at_every_width_and_in_both_colours(opened, width, scheme):
+def test_comparisons_at_every_width_and_in_both_colours(opened, served, width, scheme):
     page = opened(width, 800, scheme)
+    served.more = " indeed"
     page.get_by_role("button", name="Compare").click()
     assert page.get_by_role("button", name="Compare").get_attribute("aria-pressed") == "true"
     for message in ("say owl", HOSTILE + " " + "a" * 120):
@@ -288,6 +384,47 @@ def test_comparisons_at_every_width_and_in_both_colours(opened, width, scheme):
     assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
     assert page.locator(".log img, .log b:not(.about b)").count() == 0
     assert page.locator(".said").nth(1).text_content().startswith(HOSTILE)
+
+
+def test_a_choice_by_button_and_by_key_and_the_talk_goes_on_from_it(opened, served, kept):
+    page = opened(375, 700)
+    page.get_by_role("button", name="Compare").click()
+    say(page, "say owl")
+    page.get_by_role("status").filter(has_text="sft and ppo say the same.").wait_for()
+    page.get_by_role("button", name="Clear").click()
+    served.more = " indeed"
+    say(page, "say owl")
+    ready(page)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("Your name").fill("ann")
+    page.get_by_role("button", name="Settings").click()
+    better = page.get_by_role("button", name="sft is better")
+    better.click()
+    page.get_by_role("status").filter(has_text="Kept in labels.jsonl; the talk goes on from this reply.").wait_for()
+    assert better.get_attribute("aria-pressed") == "true" and page.locator("#message:focus").count() == 1
+    better.click()
+    page.get_by_role("status").filter(has_text="Taken back.").wait_for()
+    assert kept() == []
+    page.keyboard.press("2")
+    assert page.get_by_label("Message").input_value() == "2", "what is typed stays a message"
+    page.get_by_label("Message").fill("")
+    for key, choice in (("t", "tie"), ("b", "bad"), ("2", "b"), ("1", "a")):
+        page.keyboard.press("Escape")
+        page.keyboard.press(key)
+        page.locator(f"[data-choice={choice}][aria-pressed=true]").wait_for()
+        (label,) = kept()
+        assert (label.choice, label.labeller) == (choice, "ann") and label.seconds > 0
+    replies = dict(zip(("base", "sft", "ppo"), page.locator(".words").all_text_contents(), strict=True))
+    assert (label.a, label.b, label.stages) == (replies["sft"], replies["ppo"], {"a": "sft", "b": "ppo"})
+    say(page, "more")
+    ready(page)
+    assert better.first.is_disabled()
+    page.get_by_role("button", name="Both bad").last.click()
+    page.get_by_role("status").last.filter(has_text="Kept in labels.jsonl.").wait_for()
+    assert [turn["content"] for turn in kept()[1].prompt] == ["say owl", replies["sft"], "more"]
+    say(page, "and more")
+    ready(page)
+    page.get_by_role("status").filter(has_text="sft and ppo have seen different replies before").wait_for()
 
 
 @pytest.mark.parametrize("how", ["button", "Escape"])

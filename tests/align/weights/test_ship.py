@@ -74,7 +74,7 @@ def test_a_reward_model_is_a_classifier(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        ([], "to: say what shall load it; to=folder|vllm|gguf|hub"),
+        ([], "to: say what shall load it; to=folder|vllm|gguf|ollama|hub"),
         (["to=floder"], "folder"),
         (["to=vllm", "adapter=true"], "adapter: to=vllm has no such option; it is for to=folder or to=hub"),
         (["to=folder", "push=true"], "push: to=folder has no such option; it is for to=hub"),
