@@ -24,6 +24,7 @@ from align.rl.options import PPOOptions
 from align.rl.rollouts import Rollouts
 from align.rl.watch import Watch
 from align.training.batching import cut, rows_at, shares
+from align.training.processes import as_one
 from data_prep.core.errors import TrainingStopped
 from data_prep.core.progress import Progress
 from data_prep.prepare.arrow_rows import lengths_of
@@ -66,32 +67,51 @@ def improve(
             rule.signals.restore(kept["signals"])
     else:
         watch.begin(rule)
-    more: dict[str, Any] = {}
+
+    def state(**found: bool) -> dict[str, Any]:
+        more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0, "watch": watch.state(), **found}
+        return more | ({"signals": rule.signals.state()} if rule.signals is not None else {})
+
+    unseen = bool(kept.get("unseen"))  # a scorer failed at the look behind the last update
     with Progress("ppo", options.updates, enabled=context.is_main, done=done) as progress:
-        for update in range(done, options.updates):
-            with saved_if_stopped(context, updater, update, more):
-                rows, stats = collect(context, rollouts, roles, rule, update)
-            if update == 0:
-                invariants.require_equal_start(stats, step0, invariants.is_exact(context))
-            with context.phase("train"):
-                stats |= passes(context, updater, rows, update, step0)
-            if context.is_main:
-                context.metrics.log(update + 1, "train", stats)
-            progress.advance(1, **{short: stats[name] for short, name in SHOWN.items()})
-            if watch.ends(update, stats, rule):
-                break
+        for update in range(done - unseen, options.updates):
+            if not unseen:
+                with saved_if_stopped(context, updater, update, state() if update else None):
+                    rows, stats = collect(context, rollouts, roles, rule, update)
+                stats |= learn(context, updater, rows, stats, update, step0)
+                progress.advance(1, **{short: stats[name] for short, name in SHOWN.items()})
+            unseen = False
+            with saved_if_stopped(context, updater, update + 1, state(unseen=True)):
+                if watch.ends(update, stats, rule):
+                    break
             if options.kl_target > 0 and update >= options.warmup_updates:
                 rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], options))
-            more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0, "watch": watch.state()}
-            more |= {"signals": rule.signals.state()} if rule.signals is not None else {}
-            context.saver.offer(updater, update + 1, more)
+            context.saver.offer(updater, update + 1, state())
     updater.go_to(updater.steps)
     return {**stats, "step0": step0, **watch.finish()}
 
 
+def learn(
+    context: StageContext,
+    updater: Updater,
+    rows: Sequence[ExperienceRow],
+    stats: dict[str, float],
+    update: int,
+    step0: dict[str, Any],
+) -> dict[str, float]:
+    """An update's passes over its experience, logged with what is known of the replies; returns their numbers."""
+    if update == 0:
+        invariants.require_equal_start(stats, step0, invariants.is_exact(context))
+    with context.phase("train"):
+        numbers = passes(context, updater, rows, update, step0)
+    if context.is_main:
+        context.metrics.log(update + 1, "train", stats | numbers)
+    return numbers
+
+
 @contextmanager
-def saved_if_stopped(context: StageContext, updater: Updater, done: int, more: dict[str, Any]) -> Iterator[None]:
-    """Keep the state after the updates so far where a signal fails: the update has changed nothing yet."""
+def saved_if_stopped(context: StageContext, updater: Updater, done: int, more: dict[str, Any] | None) -> Iterator[None]:
+    """Keep the state after the updates so far, if there were any, where a signal fails: nothing has changed since."""
     try:
         yield
     except TrainingStopped as stopped:
@@ -108,7 +128,8 @@ def collect(
         rollout = rollouts.sample(update)
     with context.phase("score"):
         trusted = update > 0 and invariants.is_exact(context)
-        judged = judge(roles, rollout, rule.temperature, rollouts.options, trusted, rule.signals)
+        with as_one(context.accelerator):
+            judged = judge(roles, rollout, rule.temperature, rollouts.options, trusted, rule.signals)
         if rule.signals is not None:
             rule.signals.learn(judged.signals, rollouts.summed)
         rewards = reward(judged, rollout, rule)

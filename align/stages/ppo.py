@@ -352,6 +352,7 @@ class PPO(PPOOptions, TrainingStage):
         from align.rl.rollouts import first_replies, measured_norms
         from align.rl.signals.base import Site
         from align.rl.signals.weighed import Signals
+        from align.training.processes import as_one, from_main
 
         listed, still = self.signals(), {"mean": 0.0, "std": 1.0}
         moved = any(judge.load != context.parent_mode.load.value for judge in context.judges)
@@ -365,9 +366,11 @@ class PPO(PPOOptions, TrainingStage):
         if not listed:
             return None, norms[0]
         site = Site(context.spec.data, context.accelerator.device, context.config.allow_code, norms)
-        signals = Signals(listed, site, context.renderer.decode)
+        with as_one(context.accelerator):
+            signals = Signals(listed, site, context.renderer.decode)
         if first is not None:
-            signals.begin(signals.scores(first[0].prompts, first[0].replies, first[1]))
+            said, models_BK = first
+            signals.begin(from_main(context.accelerator, lambda: signals.scores(said.prompts, said.replies, models_BK)))
         return signals, still
 
     def _updater(self, context: StageContext, roles: PPORoles) -> Updater:
