@@ -49,7 +49,8 @@ def job(tree: Any) -> None:
 
 def _join_tasks() -> None:
     """Tell the tasks of this job, where there are several, of one another in the way of torchrun."""
-    from submitit.helpers import JobEnvironment, TorchDistributedEnvironment
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
 
     if JobEnvironment().num_tasks > 1:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
