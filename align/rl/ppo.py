@@ -17,7 +17,7 @@ import numpy as np
 
 from align.rl import invariants
 from align.rl.actor_critic import ActorCritic, ExperienceRow
-from align.rl.advantages import estimate
+from align.rl.advantages import estimate, weigh
 from align.rl.experience import PPORoles, RewardRule, experience, judge, reward, statistics
 from align.rl.held_out import HeldOut
 from align.rl.options import PPOOptions
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SHOWN = {"reward": "objective/score_shaped", "kl": "objective/kl_k1", "eos": "response/eos_rate"}
 """What the progress bar shows."""
+OUTSIDE = ("signal_failed", "rollout_failed", "rollout_gap")
+"""Codes of stops by what is not of this process: scorers and servers."""
 REACH = 100.0
 """An adaptive KL coefficient stays within this factor of where it began."""
 
@@ -87,6 +89,7 @@ def improve(
             if options.kl_target > 0 and update >= options.warmup_updates:
                 rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], options))
             context.saver.offer(updater, update + 1, state())
+    rollouts.close()
     updater.go_to(updater.steps)
     return {**stats, "step0": step0, **watch.finish()}
 
@@ -115,7 +118,7 @@ def saved_if_stopped(context: StageContext, updater: Updater, done: int, more: d
     try:
         yield
     except TrainingStopped as stopped:
-        if more and stopped.code == "signal_failed":
+        if more and stopped.code in OUTSIDE:
             context.saver.keep(updater, done, more)
         raise
 
@@ -127,15 +130,21 @@ def collect(
     with context.phase("rollout"):
         rollout = rollouts.sample(update)
     with context.phase("score"):
-        trusted = update > 0 and invariants.is_exact(context)
+        options = rollouts.options
+        served = options.rollout.is_served
+        trusted = update > 0 and invariants.is_exact(context) and not served
         with as_one(context.accelerator):
-            judged = judge(roles, rollout, rule.temperature, rollouts.options, trusted, rule.signals)
+            judged = judge(roles, rollout, rule.temperature, options, trusted, rule.signals)
         if rule.signals is not None:
             rule.signals.learn(judged.signals, rollouts.summed)
         rewards = reward(judged, rollout, rule)
         advantages = estimate(rewards, judged, rule, rollouts.summed)
+        more: dict[str, float] = {}
+        if served:
+            advantages, more = weigh(advantages, judged, options.rollout_cap)
         rows = rollouts.joined(experience(rollout, judged, advantages))
-        stats = rollouts.averaged(statistics(rollout, judged, rewards, advantages, rule))
+        stats = rollouts.averaged(statistics(rollout, judged, rewards, advantages, rule) | more)
+        invariants.require_near(stats, options)
     if context.is_main:
         rollouts.keep(rollout, update)
     return rows, stats

@@ -114,8 +114,11 @@ class PPO(PPOOptions, TrainingStage):
         """Settings that cannot work; the value role is trained with the reward model's method."""
         from align.checkpoints.compatibility import adapter_of
         from align.rl.options import refusals
+        from align.rl.served_rollouts import method_refusal
 
         yield from super().refusals(where, adapter, reward)
+        if self.rollout.is_served:
+            yield from method_refusal(adapter, where)
         if reward is not None:
             yield from self.against_method(where, adapter_of(reward))
         yield from refusals(self, where)
@@ -158,9 +161,12 @@ class PPO(PPOOptions, TrainingStage):
             )
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
-        """A signal that cannot score, or that there is no gold although replies are to be measured by it."""
+        """A server or signal that does not answer, or no gold although replies are to be measured by it."""
         from align.rl.gold import gold_refusals
+        from align.rl.served_rollouts import server_refusals
 
+        if self.rollout.is_served:
+            yield from server_refusals(self.rollout_url, f"stages.{self.name}", self.rollout_timeout)
         for each in self.signals():
             try:
                 each.source.check(each.where, data)
