@@ -182,12 +182,12 @@ def test_a_server_that_fails_is_asked_again_and_named(
     assert len(server.asked) == tries
 
 
-def words_of(url: str, *more: str) -> list[str]:
+def words_of(url: str, *more: str, init: str = "") -> list[str]:
     """A short PPO run of rules whose replies servers sample, or with no address the stage itself."""
     short = ["updates=2", "optimizer=sgd", "lr=1", "schedule=constant", "max_approx_kl=9", "critic_warmup=0"]
     short += ["reward={rule: pattern, pattern: '[aeiou]', whole: false}", "monitor=off"]
     served = ["rollout=vllm", f"rollout_url=[{url}]"] if url else []
-    start = f"init={finished() / 'sft'}"
+    start = f"init={init or finished() / 'sft'}"
     return [f"stages.ppo.{word}" for word in (start, *short, *served, *more)]
 
 
@@ -275,7 +275,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
 @pytest.mark.skipif("ALIGN_VLLM" not in os.environ, reason="needs a vLLM: ALIGN_VLLM='URL FOLDER'")
 def test_a_real_vllm_samples_from_the_policy(tmp_path: Path) -> None:
     url, folder = os.environ["ALIGN_VLLM"].split(maxsplit=1)
-    words = [*words_of(url, "rollout_gap=1e-4")[1:], "stages.ppo.init=base", "adapter=lora", "name=real"]
+    words = [*words_of(url, "rollout_gap=1e-4", init="base"), "adapter=lora", "name=real"]
     found = made("ppo", *words, out=tmp_path, model=Path(folder))
     rows = [row for row in read_metrics(found / "ppo" / "metrics.jsonl") if row["split"] == "train"]
     assert len(rows) == 2 and all(row["rollout/logprob_gap_mean"] < 1e-4 for row in rows)
