@@ -65,7 +65,7 @@ def _run(config: RunConfig, shared: SharedStages | None) -> dict[str, Any]:
     process = join_processes()  # before any of them writes
     folder = make_folder(config)
     with locked(folder, waiting=f"another process works on {folder}; waiting for it" if shared else None):
-        with process.main_process_first():  # a fresh base is written by one of them
+        with together(process), process.main_process_first():  # a fresh base is written by one of them
             base_folder = base_folder or find_base(config, folder)
         work = Run(config, folder, base_folder, process, shared)
         with work.recorded(is_new), together(process):
@@ -103,6 +103,8 @@ def _stage(work: Run, planned: StagePlan[Input]) -> None:
 
 def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolder) -> StageEntry:
     """Run a stage in its staging folder and publish the result; returns its entry for run.json."""
+    from align.training.processes import as_one
+
     started = time.monotonic()
     context = _context(work, plan, digest, home.staging)
     device = str(context.accelerator.device)
@@ -113,9 +115,9 @@ def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolde
     saved = _within_memory(plan.spec, context)
     interrupts.defer()  # what is done is published first
     work.accelerator.wait_for_everyone()  # every process has read the staging folder back before it is renamed
-    if work.is_main:
-        _publish(home, saved, digest)
-    work.accelerator.wait_for_everyone()
+    with as_one(work.accelerator):
+        if work.is_main:
+            _publish(home, saved, digest)
     own = file_sha256(home.final / ("checkpoint.json" if saved is not None else "result.json"))
     peaks = {"peak_rss_bytes": peak_rss(), "peak_gpu_bytes": peak_gpu(device)}
     numbers = {**peaks, **context.measured(), "seconds": round(time.monotonic() - started, 3)}

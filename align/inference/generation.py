@@ -27,6 +27,8 @@ from align.models.virtual_tokens import lead_of
 from align.roles import Role
 from data_prep.core.errors import TrainingStopped
 
+Draws = torch.Generator | Sequence[int] | None
+"""What draws are made with: the seed of each row, or what these are drawn from."""
 _DROP_SHARE = 0.25  # finished rows are dropped once they are this share of the batch
 
 
@@ -98,35 +100,31 @@ class RolloutEngine(Decoder):
         self.end_id = end_id
         self.pad_id = pad_id
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None = None
-    ) -> list[Reply]:
-        """One reply per prompt, in order. `generator` makes sampling repeatable; greedy ignores it."""
-        grown = deque(self.stream(prompts, sampling, generator), maxlen=1)
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, draws: Draws = None) -> list[Reply]:
+        """One reply per prompt, in order. `draws` makes sampling repeatable; greedy ignores it."""
+        grown = deque(self.stream(prompts, sampling, draws), maxlen=1)
         return grown.pop() if grown else []
 
     def stream(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None = None
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, draws: Draws = None
     ) -> Iterator[list[Reply]]:
         """The replies as they grow: the same list after every sampled token. Closing the iterator ends the sampling."""
         training = self.role.training
         self.role.eval()
         try:
-            yield from self._steps(prompts, sampling, generator)
+            yield from self._steps(prompts, sampling, draws)
         finally:
             self.role.train(training)
 
     @torch.no_grad()
-    def _steps(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None
-    ) -> Iterator[list[Reply]]:
+    def _steps(self, prompts: Sequence[Sequence[int]], sampling: Sampling, draws: Draws) -> Iterator[list[Reply]]:
         if not prompts:
             return
         replies = [Reply() for _ in prompts]
         device, cache = self.role.tree.device, BlockCache()
         alive = list(range(len(prompts)))
         logits_BV, visible_BC, position_B = self._read(prompts, cache)
-        uniforms = _Uniforms(len(prompts), generator)
+        uniforms = _Uniforms(len(prompts), draws)
         for step in range(sampling.max_new_tokens):
             uniform_B = None if sampling.greedy else uniforms.at(step, alive).to(device)
             token_B, logprob_B = draw(logits_BV, sampling.temperature, uniform_B)
@@ -163,18 +161,23 @@ class RolloutEngine(Decoder):
         return still_open if few else list(range(len(alive)))
 
 
-def streams_of(rows: int, generator: torch.Generator | None) -> list[np.random.Generator]:
-    """A stream of random numbers for each row, whose seed is the row's own draw from the generator."""
+def seeds_of(rows: int, generator: torch.Generator | None) -> list[int]:
+    """A seed for each row: its own draw from the generator."""
     device = "cpu" if generator is None else generator.device
-    seeds = torch.randint(2**62, (rows,), generator=generator, device=device).tolist()
+    return torch.randint(2**62, (rows,), generator=generator, device=device).tolist()
+
+
+def streams_of(rows: int, draws: Draws) -> list[np.random.Generator]:
+    """A stream of random numbers for each row, by its seed."""
+    seeds = draws if isinstance(draws, Sequence) else seeds_of(rows, draws)
     return [np.random.Generator(np.random.Philox(seed)) for seed in seeds]
 
 
 class _Uniforms:
     """Uniform numbers in [0, 1), of one stream per row."""
 
-    def __init__(self, rows: int, generator: torch.Generator | None) -> None:
-        self._streams = streams_of(rows, generator)
+    def __init__(self, rows: int, draws: Draws) -> None:
+        self._streams = streams_of(rows, draws)
         self._block_BS = torch.empty(0)
 
     def at(self, step: int, rows: list[int]) -> Tensor:

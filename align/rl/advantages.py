@@ -16,11 +16,12 @@ A group is the replies to one prompt. The last three need no critic. The KL pena
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from align.functional import generalized_advantages, whiten
+from align.functional import generalized_advantages, masked_mean, whiten
 from align.rl.experience import Advantages, Judged, RewardRule, Rewards
 from align.rl.options import Estimator
 
@@ -85,3 +86,25 @@ def _everywhere(advantages_GK: Tensor, judged: Judged) -> Advantages:
     """A reply's advantage at each of its tokens."""
     advantages_BT = advantages_GK.reshape(-1, 1) * judged.mask_BT
     return Advantages(advantages_BT, torch.zeros_like(advantages_BT))
+
+
+def weigh(advantages: Advantages, judged: Judged, cap: float) -> tuple[Advantages, dict[str, float]]:
+    """Advantages of replies that another engine sampled, each times its token's truncated importance weight.
+
+        w_t = min(cap, pi_old(y_t) / mu(y_t))      mu: what the token was drawn from
+
+    "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training", Yao et al. 2025; the same elsewhere:
+    `vllm_importance_sampling_correction` of TRL. The clipped loss is linear in an advantage, so that weighing it weighs
+    the token. What the critic is trained towards stays as it is.
+
+    Returns:
+        the advantages, and what is logged of the difference: its mean in nats a token, and of the weights.
+    """
+    off_BT = judged.logprobs_BT - judged.sampled_BT
+    numbers = {"rollout/logprob_gap_mean": float(masked_mean(off_BT.abs(), judged.mask_BT))}
+    if not cap:
+        return advantages, numbers
+    ratio_BT = off_BT.exp()
+    numbers["rollout/weight_mean"] = float(masked_mean(ratio_BT.clamp_max(cap), judged.mask_BT))
+    numbers["rollout/weight_cut"] = float(masked_mean((ratio_BT > cap).float(), judged.mask_BT))
+    return replace(advantages, advantages_BT=advantages.advantages_BT * ratio_BT.clamp_max(cap)), numbers

@@ -121,6 +121,8 @@ class Judged:
     score_B: Tensor
     checked_BT: Tensor
     """True on the tokens of those replies whose entropy was measured."""
+    sampled_BT: Tensor
+    """The log-probabilities that the replies were drawn with, as whoever drew them says."""
     gap: float = 0.0
     """Largest difference between a log-probability that the rollout kept and the same computed again."""
     signals: dict[str, Tensor] = field(default_factory=dict)
@@ -167,7 +169,8 @@ def judge(
     mask_BT = torch.arange(int(lengths_B.max()))[None] < lengths_B[:, None]
     stride = max(1, min(_CHECKED, len(lengths_B) // _CHECKED))
     checked_BT = mask_BT & (torch.arange(len(lengths_B)) % stride == 0)[:, None]
-    logprobs_BT = _unpack(torch.tensor([x for reply in rollout.replies for x in reply.logprobs]), mask_BT)
+    sampled_BT = _unpack(torch.tensor([x for reply in rollout.replies for x in reply.logprobs]), mask_BT)
+    logprobs_BT = sampled_BT
 
     def read(through: Callable[[Pairs], list[Tensor]], pairs: Pairs) -> list[Tensor]:
         sizes = [len(prompt) + len(reply) for prompt, reply in pairs]
@@ -189,7 +192,9 @@ def judge(
     entropy_BT = _unpack(entropy_M, checked_BT)
     parts = signals.scores(rollout.prompts, rollout.replies, models_BK) if signals is not None else {}
     score_B = signals.total(parts) if signals is not None else models_BK[:, 0]
-    judged = Judged(mask_BT, logprobs_BT, reference_BT, values_BT, entropy_BT, score_B, checked_BT, gap, parts)
+    judged = Judged(
+        mask_BT, logprobs_BT, reference_BT, values_BT, entropy_BT, score_B, checked_BT, sampled_BT, gap, parts
+    )
     for numbers in (judged.score_B, judged.values_BT, judged.logprobs_BT):
         if not torch.isfinite(numbers).all():
             raise TrainingStopped("scores, values or log-probabilities are not finite", code="not_finite")

@@ -58,10 +58,13 @@ def gold_refusals(data: DataOptions) -> Iterator[UserError]:
 
 def gold_judge(context: StageContext) -> Gold | None:
     """The gold verdict on every reply, where the data names a judge."""
+    from align.training.processes import as_one
+
     data = context.spec.data
     if (gold := gold_signal(data)) is None:
         return None
-    scorer = gold.source.open(gold.where, Site(data, context.accelerator.device, context.config.allow_code))
+    with as_one(context.accelerator):
+        scorer = gold.source.open(gold.where, Site(data, context.accelerator.device, context.config.allow_code))
 
     def verdicts(rows: Sequence[PromptTokens], texts: Sequence[str], replies: Sequence[Reply]) -> list[Verdict]:
         return scorer(Said(rows, texts, [reply.finished for reply in replies]))

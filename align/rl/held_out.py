@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from align.inference.generation import RolloutEngine, Sampling
 from align.rl.experience import PPORoles, RewardRule, Rollout, judge, reward, statistics
 from align.training.loop import Best
-from align.training.processes import gathered
+from align.training.processes import as_one, gathered
 from reward.metrics import paired_difference
 
 if TYPE_CHECKING:
@@ -82,7 +82,8 @@ class HeldOut:
         process = self._context.accelerator
         place = process.process_index % len(self._prompts)  # more processes than prompts: some answer the same
         own = self._prompts[place :: process.num_processes]
-        numbers, measures = self._of(own, rule, options)
+        with as_one(process):
+            numbers, measures = self._of(own, rule, options)
         parts = gathered(process, [(place, numbers, measures)])
         every = {found: (theirs, each) for ((found, theirs, each),) in parts}
         joined = [every[i % len(every)][1][i // len(every)] for i in range(len(self._prompts))]

@@ -17,12 +17,14 @@ from align.inference.scoring import score_replies
 from align.models.sharding import held
 from align.models.shared_base import storages
 from align.rl.experience import GAP, PPORoles
+from align.rl.served_rollouts import FLAGS
 from align.roles import Bases, Role
 from align.training.optimizer import is_narrow
 from data_prep.core.errors import TrainingStopped
 
 if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
+    from align.rl.options import PPOOptions
     from align.training.context import StageContext
     from align.training.optimizer import Updater
 
@@ -49,6 +51,18 @@ def require_equal_start(stats: dict[str, float], step0: dict[str, Any], exact: b
         raise TrainingStopped(
             f"the rollout's log-probabilities are {step0['rollout_gap']:.2e} off those trained with (at most {GAP})",
             code="rollout_gap",
+        )
+
+
+def require_near(stats: dict[str, float], options: PPOOptions) -> None:
+    """Servers sample from the policy that is trained, up to the precision of their products."""
+    gap = stats.get("rollout/logprob_gap_mean", 0.0)
+    if gap > options.rollout_gap:
+        raise TrainingStopped(
+            f"the servers' log-probabilities are {gap:.2e} nats a token off those trained with, in the mean "
+            f"(rollout_gap is {options.rollout_gap:g})",
+            code="rollout_gap",
+            hint=f"let them have the stage's base, precision and adapter, and start them with {FLAGS}",
         )
 
 

@@ -13,7 +13,7 @@ from enum import Enum
 
 from align.training.options import Schedule, TrainingOptions
 from data_prep.core.errors import UserError
-from data_prep.core.options import option
+from data_prep.core.options import listing, option
 
 
 class Estimator(Enum):
@@ -56,6 +56,18 @@ class OnAlarm(Enum):
 
     warn = "warn"
     stop = "stop"
+
+
+class Sampler(Enum):
+    """Who samples the replies of an update."""
+
+    own = "own"
+    vllm = "vllm"
+
+    @property
+    def is_served(self) -> bool:
+        """Whether servers do."""
+        return self is not Sampler.own
 
 
 GROUP = 4
@@ -110,11 +122,24 @@ class PPOOptions(TrainingOptions):
     eval_every: int = option(0, "updates between looks at held-out prompts (0: ten times per run)")
     patience: int = option(3, "stop after so many looks in a row with a higher reward and a lower measure (0: never)")
     on_alarm: OnAlarm = option(OnAlarm.warn, "warn|stop: what to do once the numbers of updates show a fault")
+    rollout: Sampler = option(Sampler.own, "own|vllm: who samples an update's replies, the stage itself or servers")
+    rollout_url: list[str] = listing("addresses of those servers: [http://HOST:PORT, ...]")
+    rollout_timeout: float = option(300.0, "seconds to wait for a reply of a server", above=0)
+    rollout_gap: float = option(
+        0.05, "stop once the log-probabilities that servers sampled with are so far from ours, in the mean", above=0
+    )
+    rollout_cap: float = option(0.0, "bound of the importance weights of served tokens (0: no weights; usual 2)")
 
     @property
     def replies_per_prompt(self) -> int:
         """Size of a group."""
         return self.group_size or (GROUP if self.advantage.compares else 1)
+
+    @property
+    def idle(self) -> set[str]:
+        """Options that decide nothing of the result, as the others are set."""
+        served = {"rollout", "rollout_cap"} if self.rollout is Sampler.own else set()
+        return served | {"rollout_url", "rollout_timeout", "rollout_gap"}
 
     @property
     def prompts_per_update(self) -> int:
@@ -142,6 +167,7 @@ def refusals(options: PPOOptions, where: str) -> Iterator[UserError]:
             hint="leave it out; it belongs into sft",
         )
     yield from _of_groups(options, where)
+    yield from _of_servers(options, where)
     if options.warmup_updates >= options.updates:
         yield UserError(
             f"no update would train the policy: {options.updates} updates, "
@@ -187,6 +213,25 @@ def _of_groups(options: PPOOptions, where: str) -> Iterator[UserError]:
         yield UserError(f"{name} has no lambda", field=f"{where}.lam_length", code="no_effect", hint="leave it out")
     if options.critic is Critic.parent and not options.advantage.has_critic:
         yield UserError(f"{name} has no critic", field=f"{where}.critic", code="no_effect", hint="leave it out")
+
+
+def _of_servers(options: PPOOptions, where: str) -> Iterator[UserError]:
+    """Servers without an address, or settings of servers where there are none."""
+    if options.rollout.is_served and not options.rollout_url:
+        yield UserError(
+            "no server is named",
+            field=f"{where}.rollout_url",
+            code="bad_value",
+            hint=f"set {where}.rollout_url=[http://HOST:PORT]; docs/scale.md says how to start one",
+        )
+    for name in ("rollout_url", "rollout_cap"):
+        if getattr(options, name) and not options.rollout.is_served:
+            yield UserError(
+                "the stage samples its replies itself",
+                field=f"{where}.{name}",
+                code="no_effect",
+                hint=f"set {where}.rollout=vllm, or leave {name} out",
+            )
 
 
 def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:

@@ -17,13 +17,14 @@ import numpy as np
 
 from align.rl import invariants
 from align.rl.actor_critic import ActorCritic, ExperienceRow
-from align.rl.advantages import estimate
+from align.rl.advantages import estimate, weigh
 from align.rl.experience import PPORoles, RewardRule, experience, judge, reward, statistics
 from align.rl.held_out import HeldOut
 from align.rl.options import PPOOptions
 from align.rl.rollouts import Rollouts
 from align.rl.watch import Watch
 from align.training.batching import cut, rows_at, shares
+from align.training.processes import as_one
 from data_prep.core.errors import TrainingStopped
 from data_prep.core.progress import Progress
 from data_prep.prepare.arrow_rows import lengths_of
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 SHOWN = {"reward": "objective/score_shaped", "kl": "objective/kl_k1", "eos": "response/eos_rate"}
 """What the progress bar shows."""
+OUTSIDE = ("signal_failed", "rollout_failed", "rollout_gap")
+"""Codes of stops by what is not of this process: scorers and servers."""
 REACH = 100.0
 """An adaptive KL coefficient stays within this factor of where it began."""
 
@@ -66,36 +69,56 @@ def improve(
             rule.signals.restore(kept["signals"])
     else:
         watch.begin(rule)
-    more: dict[str, Any] = {}
+
+    def state(**found: bool) -> dict[str, Any]:
+        more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0, "watch": watch.state(), **found}
+        return more | ({"signals": rule.signals.state()} if rule.signals is not None else {})
+
+    unseen = bool(kept.get("unseen"))  # a scorer failed at the look behind the last update
     with Progress("ppo", options.updates, enabled=context.is_main, done=done) as progress:
-        for update in range(done, options.updates):
-            with saved_if_stopped(context, updater, update, more):
-                rows, stats = collect(context, rollouts, roles, rule, update)
-            if update == 0:
-                invariants.require_equal_start(stats, step0, invariants.is_exact(context))
-            with context.phase("train"):
-                stats |= passes(context, updater, rows, update, step0)
-            if context.is_main:
-                context.metrics.log(update + 1, "train", stats)
-            progress.advance(1, **{short: stats[name] for short, name in SHOWN.items()})
-            if watch.ends(update, stats, rule):
-                break
+        for update in range(done - unseen, options.updates):
+            if not unseen:
+                with saved_if_stopped(context, updater, update, state() if update else None):
+                    rows, stats = collect(context, rollouts, roles, rule, update)
+                stats |= learn(context, updater, rows, stats, update, step0)
+                progress.advance(1, **{short: stats[name] for short, name in SHOWN.items()})
+            unseen = False
+            with saved_if_stopped(context, updater, update + 1, state(unseen=True)):
+                if watch.ends(update, stats, rule):
+                    break
             if options.kl_target > 0 and update >= options.warmup_updates:
                 rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], options))
-            more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0, "watch": watch.state()}
-            more |= {"signals": rule.signals.state()} if rule.signals is not None else {}
-            context.saver.offer(updater, update + 1, more)
+            context.saver.offer(updater, update + 1, state())
+    rollouts.close()
     updater.go_to(updater.steps)
     return {**stats, "step0": step0, **watch.finish()}
 
 
+def learn(
+    context: StageContext,
+    updater: Updater,
+    rows: Sequence[ExperienceRow],
+    stats: dict[str, float],
+    update: int,
+    step0: dict[str, Any],
+) -> dict[str, float]:
+    """An update's passes over its experience, logged with what is known of the replies; returns their numbers."""
+    if update == 0:
+        invariants.require_equal_start(stats, step0, invariants.is_exact(context))
+    with context.phase("train"):
+        numbers = passes(context, updater, rows, update, step0)
+    if context.is_main:
+        context.metrics.log(update + 1, "train", stats | numbers)
+    return numbers
+
+
 @contextmanager
-def saved_if_stopped(context: StageContext, updater: Updater, done: int, more: dict[str, Any]) -> Iterator[None]:
-    """Keep the state after the updates so far where a signal fails: the update has changed nothing yet."""
+def saved_if_stopped(context: StageContext, updater: Updater, done: int, more: dict[str, Any] | None) -> Iterator[None]:
+    """Keep the state after the updates so far, if there were any, where a signal fails: nothing has changed since."""
     try:
         yield
     except TrainingStopped as stopped:
-        if more and stopped.code == "signal_failed":
+        if more and stopped.code in OUTSIDE:
             context.saver.keep(updater, done, more)
         raise
 
@@ -107,14 +130,21 @@ def collect(
     with context.phase("rollout"):
         rollout = rollouts.sample(update)
     with context.phase("score"):
-        trusted = update > 0 and invariants.is_exact(context)
-        judged = judge(roles, rollout, rule.temperature, rollouts.options, trusted, rule.signals)
+        options = rollouts.options
+        served = options.rollout.is_served
+        trusted = update > 0 and invariants.is_exact(context) and not served
+        with as_one(context.accelerator):
+            judged = judge(roles, rollout, rule.temperature, options, trusted, rule.signals)
         if rule.signals is not None:
             rule.signals.learn(judged.signals, rollouts.summed)
         rewards = reward(judged, rollout, rule)
         advantages = estimate(rewards, judged, rule, rollouts.summed)
+        more: dict[str, float] = {}
+        if served:
+            advantages, more = weigh(advantages, judged, options.rollout_cap)
         rows = rollouts.joined(experience(rollout, judged, advantages))
-        stats = rollouts.averaged(statistics(rollout, judged, rewards, advantages, rule))
+        stats = rollouts.averaged(statistics(rollout, judged, rewards, advantages, rule) | more)
+        invariants.require_near(stats, options)
     if context.is_main:
         rollouts.keep(rollout, update)
     return rows, stats

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from align.inference.generation import RolloutEngine, Sampling
+from align.config.schema import OnParent
+from align.inference.generation import Reply, RolloutEngine, Sampling, seeds_of
 from align.inference.scoring import score_replies
 from align.rl.experience import PPORoles, Rollout
+from align.rl.served_rollouts import ServedEngine
 from align.training.batching import batches, seed_at
 from align.training.context import write_samples
-from align.training.processes import gathered
+from align.training.processes import as_one, gathered
 from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Rollouts:
         self.options = options
         self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
         self._sampling = Sampling(options.max_new_tokens, options.temperature)
+        self._served = _servers(context, options) if options.rollout.is_served else None
         count = context.accelerator.num_processes
         if options.prompts_per_update < count:
             least = count * options.replies_per_prompt
@@ -63,9 +66,24 @@ class Rollouts:
         prompts = [self._prompts[i] for i in index for _ in range(group)]
         generator = torch.Generator(device=process.device)
         generator.manual_seed(seed_at(seed, update, process.process_index))
-        with self._context.answering(self._engine.role), self._context.autocast():
-            replies = self._engine.generate([row.ids for row in prompts], self._sampling, generator)
-        return Rollout(prompts, replies)
+        seeds = seeds_of(len(prompts), generator)
+        return Rollout(prompts, self._replies([row.ids for row in prompts], seeds, update))
+
+    def _replies(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], update: int) -> list[Reply]:
+        """The replies to this process's prompts, each drawn with its seed."""
+        if self._served is None:
+            with self._context.answering(self._engine.role), self._context.autocast():
+                return self._engine.generate(prompts, self._sampling, seeds)
+        with as_one(self._context.accelerator):
+            if self._context.is_main:
+                self._served.renew(self._engine.role)
+        with as_one(self._context.accelerator):
+            return self._served.generate(prompts, self._sampling, seeds, update)
+
+    def close(self) -> None:
+        """All replies have been sampled."""
+        if self._served is not None and self._context.is_main:
+            self._served.close()
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""
@@ -95,6 +113,34 @@ class Rollouts:
             text = self._context.renderer.decode(reply.ids)
             rows.append({**row.shown(), "update": update + 1, "reply": text, "ended": reply.finished})
         write_samples(self._context, rows)
+
+
+def _servers(context: StageContext, options: PPOOptions) -> ServedEngine:
+    """What asks the servers for the policy's replies.
+
+    Raises:
+        UserError: the policy is more than its adapter on the base.
+    """
+    if _stands_on_more(context):
+        raise UserError(
+            "vLLM has the base alone, and the policy stands on its parent's adapter, too",
+            field=f"stages.{context.spec.name}.rollout",
+            code="illegal_method",
+            hint="train the parent's adapter on (on_parent=continue, same method), or leave rollout out",
+        )
+    process = context.accelerator
+    share = (process.process_index, process.num_processes)
+    name = f"align-{context.inputs_digest[:12]}"
+    return ServedEngine(options, name, context.staging / "served", context.renderer.end_token_id, share)
+
+
+def _stands_on_more(context: StageContext) -> bool:
+    """Whether something lies between the base and the policy's adapter that no server has."""
+    parent, mode = context.init, context.parent_mode
+    if parent is None or mode.mode is OnParent.merge:
+        return parent is not None
+    below = context.bases.terms if mode.mode is OnParent.stack else context.bases.terms_under
+    return bool(below(parent, mode.load))
 
 
 def longest_replies(prompts: Sequence[PromptTokens], options: PPOOptions, seed: int) -> list[ExperienceRow]:

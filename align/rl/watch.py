@@ -43,15 +43,20 @@ class Watch:
             self._course.begun = self._look(self._held_out, 0, rule)
 
     def ends(self, update: int, numbers: dict[str, float], rule: RewardRule) -> bool:
-        """Take the numbers of an update (from 0) in; whether the stage ends with it."""
-        self._alarms.own_scale = rule.signals is not None
-        alarms = self._alarms.take(numbers)
-        for alarm in alarms:
-            self._tell(alarm, update + 1)
+        """Take the numbers of an update (from 0) in; whether the stage ends with it.
+
+        The look comes first: where a scorer fails, nothing has been taken in, and the same may be done again.
+        """
+        look = None
         if numbers["objective/kl_k1"] > self._options.kl_limit:
             self._ended["stopped_on_kl"] = 1.0
         if self._held_out is not None and (self._ended or is_due(update, self._options)):
             look = self._look(self._held_out, update + 1, rule)
+        self._alarms.own_scale = rule.signals is not None
+        alarms = self._alarms.take(numbers)
+        for alarm in alarms:
+            self._tell(alarm, update + 1)
+        if look is not None:
             if self._course.take(look, update + 1, self._updater):
                 self._ended["stopped_on_monitor"] = 1.0
             alarms += self._of_look(look, update + 1)

@@ -192,7 +192,7 @@ def done_entry(plan: StagePlan[Checkpoint], digest: str, numbers: dict[str, Any]
 def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     """Hash of everything that decides the stage's result."""
     spec, mode = plan.spec, plan.require()
-    options = {k: v for k, v in plain(spec.stage).items() if k not in _NOT_INPUTS}
+    options = {k: v for k, v in plain(spec.stage).items() if k not in _NOT_INPUTS | spec.stage.idle}
     signals = spec.stage.reward if not isinstance(spec.stage.reward, str | None) else None
     if signals:  # more than a parent
         options["reward"] = plain(signals)

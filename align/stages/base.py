@@ -91,6 +91,11 @@ class Stage:
         return []
 
     @property
+    def idle(self) -> set[str]:
+        """Options that decide nothing of the result, as the others are set."""
+        return set()
+
+    @property
     def requires_reward_model(self) -> bool:
         """Whether it cannot work without one."""
         return self.needs_reward and not self.reward_optional

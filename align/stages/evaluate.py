@@ -136,6 +136,7 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
     ) -> Answers:
         from align.inference.scoring import normalised, score_replies
         from align.roles import Role
+        from align.training.processes import from_main
 
         load = context.parent_mode.load if checkpoint is None or checkpoint.foreign else _load(checkpoint)
         if checkpoint is not None:
@@ -158,7 +159,7 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
                 [reply.finished for reply in replies],
                 found,
                 normalised(found, context.reward) if found is not None and context.reward is not None else None,
-                gold(rows, texts, replies) if gold is not None else None,
+                from_main(context.accelerator, lambda: gold(rows, texts, replies) if gold is not None else None),
                 self._loss(context, role),
             )
 

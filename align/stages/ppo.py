@@ -114,8 +114,11 @@ class PPO(PPOOptions, TrainingStage):
         """Settings that cannot work; the value role is trained with the reward model's method."""
         from align.checkpoints.compatibility import adapter_of
         from align.rl.options import refusals
+        from align.rl.served_rollouts import method_refusal
 
         yield from super().refusals(where, adapter, reward)
+        if self.rollout.is_served:
+            yield from method_refusal(adapter, where)
         if reward is not None:
             yield from self.against_method(where, adapter_of(reward))
         yield from refusals(self, where)
@@ -158,9 +161,12 @@ class PPO(PPOOptions, TrainingStage):
             )
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
-        """A signal that cannot score, or that there is no gold although replies are to be measured by it."""
+        """A server or signal that does not answer, or no gold although replies are to be measured by it."""
         from align.rl.gold import gold_refusals
+        from align.rl.served_rollouts import server_refusals
 
+        if self.rollout.is_served:
+            yield from server_refusals(self.rollout_url, f"stages.{self.name}", self.rollout_timeout)
         for each in self.signals():
             try:
                 each.source.check(each.where, data)
@@ -352,6 +358,7 @@ class PPO(PPOOptions, TrainingStage):
         from align.rl.rollouts import first_replies, measured_norms
         from align.rl.signals.base import Site
         from align.rl.signals.weighed import Signals
+        from align.training.processes import as_one, from_main
 
         listed, still = self.signals(), {"mean": 0.0, "std": 1.0}
         moved = any(judge.load != context.parent_mode.load.value for judge in context.judges)
@@ -365,9 +372,11 @@ class PPO(PPOOptions, TrainingStage):
         if not listed:
             return None, norms[0]
         site = Site(context.spec.data, context.accelerator.device, context.config.allow_code, norms)
-        signals = Signals(listed, site, context.renderer.decode)
+        with as_one(context.accelerator):
+            signals = Signals(listed, site, context.renderer.decode)
         if first is not None:
-            signals.begin(signals.scores(first[0].prompts, first[0].replies, first[1]))
+            said, models_BK = first
+            signals.begin(from_main(context.accelerator, lambda: signals.scores(said.prompts, said.replies, models_BK)))
         return signals, still
 
     def _updater(self, context: StageContext, roles: PPORoles) -> Updater:

@@ -1,12 +1,14 @@
 """One job of a sweep. It may run in this process, in another, or on another machine that sees the same folder.
 
 Therefore nothing is handed over in memory: which sweep this is comes from Hydra's settings, what it shares with others
-from sweep.json, and how it ended goes to jobs/<i>.json.
+from sweep.json, and how it ended goes to jobs/<i>.json. Several tasks of one job, as submitit starts them, work on its
+run together, as processes of torchrun do; the first of them writes.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
@@ -25,6 +27,7 @@ from data_prep.core.files import write_json
 
 IN_PROCESS = "BasicLauncher"
 """Hydra's launcher that runs one job after the other in this process; all others run them elsewhere."""
+_SUBMITIT = "hydra_plugins.hydra_submitit_launcher."
 
 
 def job(tree: Any) -> None:
@@ -32,13 +35,31 @@ def job(tree: Any) -> None:
     settings = HydraConfig.get()
     folder, number = Path(settings.sweep.dir), int(settings.job.num)
     words = [typed_form(word) for word in settings.overrides.task]
-    elsewhere = not str(settings.launcher._target_).endswith(IN_PROCESS)
+    launcher = str(settings.launcher._target_)
+    elsewhere = not launcher.endswith(IN_PROCESS)
+    if launcher.startswith(_SUBMITIT):
+        _join_tasks()
     print(f"job {number}: {_shown(folder, number, words)}", file=sys.stderr, flush=True)
-    with _own_log(folder / "jobs" / f"{number}.log", elsewhere):
+    with _own_log(folder / "jobs" / f"{number}{_task()}.log", elsewhere):
         ended = run_job(number, words, folder)
     if elsewhere:
         said = ended.get("error", {}).get("message", "")
         print(f"job {number}: {ended['status']} {said}".rstrip(), file=sys.stderr, flush=True)
+
+
+def _join_tasks() -> None:
+    """Tell the tasks of this job, where there are several, of one another in the way of torchrun."""
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    if JobEnvironment().num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
+
+
+def _task() -> str:
+    """What the files of this task are told apart by: nothing for the one that writes."""
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f".{rank}"
 
 
 def _shown(folder: Path, number: int, words: list[str]) -> str:
@@ -64,7 +85,7 @@ def run_job(number: int, words: list[str], folder: Path) -> dict[str, Any]:
     path = folder / "jobs" / f"{number}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     ended: dict[str, Any] = {"number": number, "overrides": words, "dir": f"jobs/{number}", "status": "running"}
-    if _ended(path) != ("done", words):
+    if not _task() and _ended(path) != ("done", words):
         write_json(path, ended)
         bring_up_to_date(folder)
     started = time.monotonic()
@@ -78,8 +99,9 @@ def run_job(number: int, words: list[str], folder: Path) -> dict[str, Any]:
         message = f"{type(problem).__name__}: {problem}"
         ended.update(status="failed", exit_code=1, error=UserError(message, code="internal").as_dict())
     ended["seconds"] = round(time.monotonic() - started, 3)
-    write_json(path, ended)
-    bring_up_to_date(folder)
+    if not _task():
+        write_json(path, ended)
+        bring_up_to_date(folder)
     return ended
 
 

@@ -1,16 +1,23 @@
-"""What several processes do together beside the optimiser's sums: take turns, and divide what has no gradient."""
+"""What several processes do together beside the optimiser's sums: take turns, divide what has no gradient, and end.
+
+Between two operations that all take part in, one of them may fail where the others do not: its disk is full, a scorer
+does not answer it. The others would wait for it until somebody kills them, so such work is done `as_one`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
 from align.models.sharding import finish_passes
+from data_prep.core.errors import TrainingStopped, UserError
 
 PartT = TypeVar("PartT")
+MadeT = TypeVar("MadeT")
 
 
 class Processes(Accelerator):  # type: ignore[misc]
@@ -56,11 +63,53 @@ def gathered(process: Accelerator, own: list[Any]) -> list[list[Any]]:
     return found
 
 
+@contextmanager
+def as_one(process: Accelerator) -> Iterator[None]:
+    """Work that each process does by itself; an error in one of them is raised in all, once all have come to its end.
+
+    Raises:
+        UserError, TrainingStopped: that of this process, else of the first that has one.
+    """
+    if process.num_processes == 1:
+        yield
+        return
+    try:
+        yield
+    except Exception as problem:
+        with suppress(RuntimeError):  # the others have ended too
+            gathered(process, [_told(problem)])
+        raise
+    for told in chain.from_iterable(gathered(process, [])):
+        raise told
+
+
+def _told(problem: Exception) -> Exception:
+    """What the others are told of an error: a line for people as it is, of anything else that it is there."""
+    if type(problem) in (UserError, TrainingStopped):
+        return problem
+    line = str(problem).strip().partition("\n")[0]
+    return TrainingStopped(
+        f"another process of the run has failed ({type(problem).__name__}: {line})",
+        code="process_ended",
+        hint="its own message says more; what was kept until then stays",
+    )
+
+
 def divided(process: Accelerator, parts: Sequence[PartT], work: Callable[[PartT], Any]) -> list[Any]:
     """What `work` makes of every part, in order; each process works on its share and holds all in the end.
 
     Parts are cut as for one process, so what is made of them has the same bits for any number of processes.
     """
     count = process.num_processes
-    found = gathered(process, [work(part) for part in parts[process.process_index :: count]])
+    with as_one(process):
+        own = [work(part) for part in parts[process.process_index :: count]]
+    found = gathered(process, own)
     return [found[place % count][place // count] for place in range(len(parts))]
+
+
+def from_main(process: Accelerator, work: Callable[[], MadeT]) -> MadeT:
+    """What `work` makes in the main process, for all: somebody outside may answer each of them otherwise."""
+    with as_one(process):
+        own = [work()] if process.is_main_process else []
+    made: MadeT = gathered(process, own)[0][0]
+    return made

@@ -152,9 +152,14 @@ class StateSaver:
             raise KeyboardInterrupt(said if self.step == step else "")
 
     def keep(self, updater: Updater, step: int, more: dict[str, Any]) -> bool:
-        """Keep the state after step `step` now, where states are kept at all; whether that went well."""
+        """Keep the state after step `step` now, where states are kept at all; whether there is one then.
+
+        One of that step stays as it is: all that it may lack is a look, which is made again.
+        """
         if not (self.minutes and self.writes):
             return False
+        if self.step == step:
+            return True
         try:
             self._keep(updater, step, more)
         except (OSError, SafetensorError, UserError) as problem:

@@ -16,6 +16,7 @@ from align.checkpoints.compatibility import adapter_name, options_of
 from align.models.chat_template import TEMPLATE, bare
 from align.roles import Role, outputs
 from align.training.context import StageContext
+from align.training.processes import as_one
 from data_prep.core.errors import TrainingStopped, UserError
 
 PROBE_ATOL = 1e-4
@@ -53,17 +54,9 @@ def _save_and_compare(context: StageContext, result: Result, folder: Path) -> Ch
     role = result.role
     role.eval()
     probe = outputs(role, result.probe_ids)
-    if context.is_main:
-        try:
-            _write(context, result, folder, probe)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"cannot write the checkpoint ({error})",
-                code="cannot_write",
-                file=str(folder),
-                hint="make room, then the same command goes on after the last finished stage",
-            ) from error
-    context.accelerator.wait_for_everyone()
+    with as_one(context.accelerator):
+        if context.is_main:
+            _write_or_say(context, result, folder, probe)
     saved = Checkpoint.open(folder)
     saved.check_files()
     again = outputs(context.bases.built(saved, "saved", context.parent_mode.load), result.probe_ids)
@@ -77,6 +70,18 @@ def _save_and_compare(context: StageContext, result: Result, folder: Path) -> Ch
     if context.is_main:
         write_card(saved, context.bases.folder, context.staging, " ".join(context.config.command))
     return saved
+
+
+def _write_or_say(context: StageContext, result: Result, folder: Path, probe: list[list[float]]) -> None:
+    try:
+        _write(context, result, folder, probe)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot write the checkpoint ({error})",
+            code="cannot_write",
+            file=str(folder),
+            hint="make room, then the same command goes on after the last finished stage",
+        ) from error
 
 
 def _write(context: StageContext, result: Result, folder: Path, probe: list[list[float]]) -> None:

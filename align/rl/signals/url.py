@@ -10,16 +10,10 @@ doubles. Costs the scorer's time; requests of an update follow one another.
 
 from __future__ import annotations
 
-import json
-import time
 from dataclasses import dataclass
-from http.client import HTTPException
-from itertools import count
 from typing import TYPE_CHECKING, Any
-from urllib.error import HTTPError
-from urllib.parse import urlsplit
-from urllib.request import Request, urlopen
 
+from align.rl.asking import NoAnswerError, ask_json, is_server, patiently
 from align.rl.signals.base import Said, Scorer, Site, Source, Verdict, batches_of, checked, failed, kinds
 from data_prep.core.errors import UserError
 from data_prep.core.options import option
@@ -27,16 +21,7 @@ from data_prep.core.options import option
 if TYPE_CHECKING:
     from data_prep.options import DataOptions
 
-_PASSING = (408, 429)
 _NOBODY = Said([], [], [])
-
-
-class _NoAnswerError(Exception):
-    """Why a request has no answer that can be read, and whether that may pass."""
-
-    def __init__(self, message: str, passing: bool = False) -> None:
-        super().__init__(message)
-        self.passing = passing
 
 
 @kinds.register("url")
@@ -52,12 +37,7 @@ class HTTPScorer(Source):
 
     def check(self, where: str, data: DataOptions) -> None:
         """It is there, and keeps to the contract."""
-        try:
-            place = urlsplit(self.url)
-            whole = place.scheme in ("http", "https") and bool(place.hostname) and self.url.isascii()
-        except ValueError:
-            whole = False
-        if not whole:
+        if not is_server(self.url):
             raise UserError(
                 f"not the address of a server (got {self.url})",
                 field=where,
@@ -67,7 +47,7 @@ class HTTPScorer(Source):
         try:
             found = self._answer(_NOBODY)
             said = f"gave {len(found)} scores for no replies" if found else ""
-        except _NoAnswerError as problem:
+        except NoAnswerError as problem:
             said = str(problem)
         if said:
             raise UserError(
@@ -93,40 +73,24 @@ class HTTPScorer(Source):
 
     def _patiently(self, said: Said) -> list[Any]:
         """Its scores, asked for again where what is wrong may pass."""
-        for attempt in count():
-            try:
-                return self._answer(said)
-            except _NoAnswerError as problem:
-                if not problem.passing or attempt >= self.retries:
-                    raise failed(self._who, f"{problem} (asked {attempt + 1} times)") from problem
-            time.sleep(self.wait * 2**attempt)
-        raise AssertionError
+        try:
+            return patiently(lambda: self._answer(said), self.retries, self.wait)
+        except NoAnswerError as problem:
+            raise failed(self._who, str(problem)) from problem
 
     def _answer(self, said: Said) -> list[Any]:
         """Its scores of these replies, as it gives them.
 
         Raises:
-            _NoAnswerError: there are none.
+            NoAnswerError: there are none.
         """
         asked = {
             "prompts": [row.messages for row in said.prompts],
             "replies": list(said.texts),
             "fields": said.fields(),
         }
-        request = Request(self.url, json.dumps(asked).encode(), {"Content-Type": "application/json"})
-        try:
-            with urlopen(request, timeout=self.timeout) as answer:
-                found = json.loads(answer.read())
-        except HTTPError as problem:
-            again = problem.code in _PASSING or problem.code >= 500
-            raise _NoAnswerError(f"answered {problem.code} {problem.reason}", again) from problem
-        except TimeoutError as problem:
-            raise _NoAnswerError(f"did not answer within {self.timeout:g} s", True) from problem
-        except (OSError, HTTPException) as problem:
-            raise _NoAnswerError(f"cannot be reached ({getattr(problem, 'reason', problem)})", True) from problem
-        except ValueError as problem:
-            raise _NoAnswerError(f"answered no JSON ({problem})") from problem
+        found = ask_json(self.url, asked, self.timeout)
         scores = found.get("scores") if isinstance(found, dict) else None
         if not isinstance(scores, list):
-            raise _NoAnswerError('answered no {"scores": [...]}')
+            raise NoAnswerError('answered no {"scores": [...]}')
         return scores

@@ -33,7 +33,7 @@ def drawn(seed: int = 0) -> tuple[Rewards, Judged, list[list[float]], list[list[
         return out
 
     nothing = torch.zeros_like(laid(rewards))
-    judged = Judged(mask, nothing, nothing, laid(values), nothing, nothing[:, 0], mask)
+    judged = Judged(mask, nothing, nothing, laid(values), nothing, nothing[:, 0], mask, nothing)
     return Rewards(laid(rewards), nothing[:, 0], nothing), judged, rewards, values
 
 

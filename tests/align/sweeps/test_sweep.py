@@ -254,18 +254,25 @@ def test_joblib_runs_jobs_side_by_side(tmp_path):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs hydra-submitit-launcher")
-def test_submitit_runs_jobs_as_a_cluster_would(tmp_path):
-    """Its local form starts each job as Slurm would: from a pickled call, in a process of its own."""
-    words = [*pipeline_words("sft"), "stages.sft.lr=1e-3,2e-3", f"out={tmp_path}", "name=s"]
+@pytest.mark.parametrize("tasks", [1, pytest.param(2, marks=pytest.mark.grid)])
+def test_submitit_runs_jobs_as_a_cluster_would(tasks, tmp_path):
+    """Its local form starts each job as Slurm would: from a pickled call, in a process of its own for each task."""
+    lrs = "1e-3,2e-3" if tasks == 1 else "1e-3"
+    words = [*pipeline_words("sft"), f"stages.sft.lr={lrs}", f"out={tmp_path}", "name=s"]
     launcher = ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=20", "hydra.launcher.cpus_per_task=1"]
+    launcher.append(f"hydra.launcher.tasks_per_node={tasks}")
     command = [sys.executable, "-m", "align.cli", "run", "-m", *words, *launcher]
     paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=paths, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr
-    record = read(tmp_path / "s" / "sweep.json")
-    assert record["status"] == "done" and [job["status"] for job in record["jobs"]] == ["done", "done"]
-    for number in "01":
-        assert "sft: done" in (tmp_path / "s" / "jobs" / f"{number}.log").read_text("utf-8")
+    record, jobs = read(tmp_path / "s" / "sweep.json"), tmp_path / "s" / "jobs"
+    assert record["status"] == "done" and {job["status"] for job in record["jobs"]} == {"done"}
+    for job in record["jobs"]:
+        said = (jobs / f"{job['number']}.log").read_text("utf-8")
+        assert said.count("sft: done") == 1 and "waiting for it" not in said
+        others = [path.read_text("utf-8") for path in jobs.glob(f"{job['number']}.*.log")]
+        assert len(others) == tasks - 1, "each task has a log"
+        assert not any("sft: " in other for other in others), "one of them publishes, the others help"
 
 
 # ------------------------------------------------------------------------------------------------- rows, table, report

@@ -36,13 +36,26 @@ import torch
 torch.set_num_threads(1)
 from align.config.compose import compose
 from align.pipeline import run
+from data_prep.core.errors import TrainingStopped
+asked, fails_at = 0, 0
+def score(prompts, replies, fields):
+    global asked
+    asked += 1
+    if os.environ["RANK"] == "1" and asked == fails_at:
+        raise ValueError("no such judge")
+    return [len(reply) % 5 for reply in replies]
 for words in json.loads(sys.argv[1]):
     run(compose(words))
     print(f"rank {os.environ['RANK']} done", flush=True)
+for fails_at, words in json.loads(sys.argv[3] if len(sys.argv) > 3 else "[]"):
+    asked = 0
+    try:
+        run(compose(words))
+    except TrainingStopped as stopped:
+        print(f"rank {os.environ['RANK']} stopped: {stopped}", flush=True)
 if len(sys.argv) > 2:
     from align.cli.dispatch import main
     from align.training.loop import HeldOut
-    from data_prep.core.errors import TrainingStopped
     def fails(self):
         raise TrainingStopped("held-out loss nan is not finite", hint="look at the evaluation rows")
     if os.environ["RANK"] == "1":
@@ -116,6 +129,13 @@ def ppo_words() -> list[str]:
     ]
 
 
+def judged_words(out: Path, name: str) -> list[str]:
+    """A function judges replies: at a look, then in an update, and so on; each process asks it for its share."""
+    short = ["advantage=reinforce_pp", "updates=2", "max_approx_kl=9", "eval_every=1", "monitor=reward"]
+    start = [f"stages.ppo.init={finished() / 'sft'}", "stages.ppo.reward={python: __main__.score}", "allow_code=true"]
+    return [*pipeline_words("ppo", *start, *(f"stages.ppo.{word}" for word in short)), f"out={out}", f"name={name}"]
+
+
 def evaluate_words() -> list[str]:
     chain = finished()
     inputs = [f"stages.evaluate.init={chain / 'ppo'}", f"stages.evaluate.reward={chain / 'reward_model'}"]
@@ -148,7 +168,9 @@ def started(tmp_path_factory, stopped):
     commands = [[*words_of(case, out / "two"), f"name={name}"] for name, case in cases.items()]
     commands += [[*pretrain_words(stopped[0].parent), "name=n"], [*pretrain_words(out / "two"), "name=n"]]
     fails = [*words_of(CASES["sft"], out / "two"), "name=fails"]
-    output = launched(str(out / "two.py"), json.dumps(commands), json.dumps(fails), code=1)
+    flaky = [(number, judged_words(out / "two", "flaky")) for number in (3, 2, 0)]  # a look, an update after it, none
+    judged = [*flaky, (0, judged_words(out / "two", "calm"))]
+    output = launched(str(out / "two.py"), json.dumps(commands), json.dumps(fails), json.dumps(judged), code=1)
     assert output.count("rank 0 done") == output.count("rank 1 done") == len(commands)
     return out, cases, output
 
@@ -247,6 +269,16 @@ def test_an_error_of_one_process_ends_both_with_its_line(started):
     record = read(out / "two" / "fails" / "run.json")
     assert (record["status"], record["failed_stage"]) == ("stopped", "sft")
     assert record["error"].startswith("another process of the run has ended; its own message says why")
+
+
+def test_a_scorer_that_fails_one_process_stops_all_and_costs_no_update(started):
+    """It fails the second process at the look behind the first update, and again in the second update."""
+    out, _, said = started
+    line = "stopped: the function __main__.score failed with ValueError: no such judge; mend it; the same command goes"
+    assert [said.count(f"rank {rank} {line}") for rank in (0, 1)] == [2, 2]
+    assert said.count("ppo: goes on after step 1, where it was stopped") == 2
+    flaky, calm = out / "two" / "flaky" / "ppo", out / "two" / "calm" / "ppo"
+    assert contents(flaky) == contents(calm)
 
 
 def test_fewer_prompts_than_processes_are_refused():

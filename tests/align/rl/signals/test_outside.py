@@ -19,6 +19,7 @@ from align.tracking.metrics import read_metrics
 from data_prep.core.errors import TrainingStopped, UserError
 from data_prep.options import DataOptions
 from tests.align.rl.signals.test_classifier import WHERE, said
+from tests.align.training.test_resume import contents
 from tests.tiny_chain import finished, made, pipeline_words, read, refused, run
 
 HERE = "scorers_of_a_test"
@@ -259,3 +260,24 @@ def test_a_server_that_goes_away_stops_the_stage_and_the_same_command_ends_it(tm
         until[0] = 10**6
         made("ppo", *words, out=tmp_path)
     assert read(tmp_path / "s" / "run.json")["status"] == "done"
+
+
+def test_a_gold_judge_that_fails_at_a_look_costs_no_update(tmp_path):
+    """What an update has changed is kept, and the look behind it is made again, with the alarms that follow it."""
+    words = ["advantage=reinforce_pp", "updates=2", "max_approx_kl=9", "eval_every=1", f"init={finished() / 'sft'}"]
+    words += ["reward={rule: repetition}", "on_alarm=warn"]
+    fails_at = [3]  # the first is the check, the second the look at the start
+
+    def answer(request: dict[str, Any], number: int) -> tuple[int, bytes]:
+        asked = [one for one in requests if one["replies"]]
+        return (410, b"") if len(asked) == fails_at[0] - 1 else lengths(request)
+
+    with server(answer) as (url, requests):
+        given = [*(f"stages.ppo.{word}" for word in words), f"data.gold.signal={{url: '{url}', wait: 0}}", "name=n"]
+        with pytest.raises(TrainingStopped, match="answered 410 Gone"):
+            made("ppo", *given, out=tmp_path / "stopped")
+        kept = tmp_path / "stopped" / "n" / ".staging-ppo" / "resume"
+        assert [path.name for path in kept.iterdir()] == ["step-1"]
+        fails_at[0] = 0
+        stopped, whole = (made("ppo", *given, out=tmp_path / name) for name in ("stopped", "whole"))
+    assert contents(stopped / "ppo") == contents(whole / "ppo")
