@@ -165,11 +165,9 @@ def _tasks(measured: StageFiles) -> list[str]:
             changes = [(stage, mapping(one)) for stage, one in mapping(mapping(row).get("changes")).items()]
             if changes and all(given(changes[-1][1].get(key)) for key in ("value", "low", "high")):
                 before, change = changes[-1]
-                found.append(
-                    f"{name}, {metric}: {words.get(str(change.get('verdict')), 'moved')} over {before} by "
-                    f"{signed(change['value'])} (95\u202f% interval {signed(change['low'])} to {signed(change['high'])}, "
-                    f"{number(change.get('n'))} documents)."
-                )
+                said = f"{name}, {metric}: {words.get(str(change.get('verdict')), 'moved')} over {before} by"
+                between = f"{signed(change['low'])} to {signed(change['high'])}, {number(change.get('n'))} documents"
+                found.append(f"{said} {signed(change['value'])} (95\u202f% interval {between}).")
         held = mapping(mapping(task).get("contamination"))
         if count := int(finite(held.get("found")) or 0):
             found.append(f"{name}: {count} of its {number(held.get('documents'))} documents stand in the data.")

@@ -1,4 +1,4 @@
-"""`align eval TARGET tasks=[...]`: task files of one's own, every stage of the chain, paired intervals, contamination."""
+"""`align eval TARGET tasks=[...]`: task files, every stage of the chain, paired intervals, contamination."""
 
 from __future__ import annotations
 
