@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.peft_adapter import is_foreign
 from align.checkpoints.resolve import is_model, resolve_checkpoint
 from align.config.compose import compose
-from align.config.schema import ModelOptions, RunConfig
+from align.config.schema import ModelOptions, RunConfig, RunOptions
 from align.models.chat_template import bare
 from align.pipeline import run
 from align.report.page import conclusion
 from align.runs.folder import run_of
+from align.stages.evaluate import Evaluate
 from data_prep.core.options import build
 from data_prep.options import DataOptions
 
@@ -29,6 +31,7 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
     Returns the content of result.json, the run folder that holds it with its report as "run", what the report says
     first as "verdict", and what it says is worth a second look as "warnings".
     """
+    overrides = in_full(overrides)
     out = _given(overrides, "out") or "runs"
     base, overrides = _given(overrides, "base"), [word for word in overrides if not word.startswith("base=")]
     path = Path(target).expanduser()
@@ -45,6 +48,12 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
     place = folder / record["stages"][-1]["dir"] / "result.json"
     result: dict[str, Any] = json.loads(place.read_text(encoding="utf-8"))
     return {**result, "run": str(folder), "verdict": conclusion(folder), "warnings": record["warnings"]}
+
+
+def in_full(words: Sequence[str]) -> list[str]:
+    """Options of the evaluation by their short names (`tasks=[arc_easy]`) as overrides of its stage."""
+    own = {item.name for item in fields(Evaluate)} - {item.name for item in fields(RunOptions)} - {"init", "reward"}
+    return [f"stages.evaluate.{word}" if word.split("=")[0].split(".")[0] in own else word for word in words]
 
 
 def _given(overrides: list[str], key: str) -> str | None:

@@ -96,9 +96,10 @@ def _check_out(folder: Path) -> None:
 
 
 def check_code(spec: StageSpec, allowed: bool) -> None:
-    """Functions of the user score replies only where the run allows it; nothing of them is imported before."""
+    """Functions of the user run only where the run allows it; nothing of them is imported before."""
     for signal in spec.stage.judged_by(spec.data):
         signal.source.require_allowed(signal.where, allowed)
+    spec.stage.require_allowed(f"stages.{spec.name}", allowed)
 
 
 def caught(check: Callable[[], object]) -> list[UserError]:

@@ -85,6 +85,7 @@ def verdict(
         headline = _lost(measured, gain) or headline
         sentences.append("Nothing judged the replies: no reward model and no gold rule was given.")
     sentences += _judged(measured, gain) if gain else _uncompared(stages)
+    sentences += _tasks(measured)
     sentences += [text for stage in stages if (text := _distance(stage))]
     return {"tone": tone, "headline": headline or "The run is done.", "sentences": sentences}
 
@@ -153,6 +154,24 @@ def _judged(measured: StageFiles, gain: Gain) -> list[str]:
     unmatched = after > before and gain.after is not None and gain.low <= 0
     end = ", with no clear gain in gold to match." if unmatched else "."
     return [f"The mean reward, by the reward model, went from {fixed(before)} to {fixed(after)}{end}"]
+
+
+def _tasks(measured: StageFiles) -> list[str]:
+    """What the benchmarks say of the last stage against the one before it, and of their documents in the data."""
+    words = {"better": "is better", "worse": "is worse", "unclear": "shows no clear change"}
+    found = []
+    for name, task in mapping(measured.result.get("tasks")).items():
+        for metric, row in mapping(mapping(task).get("metrics")).items():
+            changes = [(stage, mapping(one)) for stage, one in mapping(mapping(row).get("changes")).items()]
+            if changes and all(given(changes[-1][1].get(key)) for key in ("value", "low", "high")):
+                before, change = changes[-1]
+                said = f"{name}, {metric}: {words.get(str(change.get('verdict')), 'moved')} over {before} by"
+                between = f"{signed(change['low'])} to {signed(change['high'])}, {number(change.get('n'))} documents"
+                found.append(f"{said} {signed(change['value'])} (95\u202f% interval {between}).")
+        held = mapping(mapping(task).get("contamination"))
+        if count := int(finite(held.get("found")) or 0):
+            found.append(f"{name}: {count} of its {number(held.get('documents'))} documents stand in the data.")
+    return found
 
 
 def _lost(measured: StageFiles, gain: Gain) -> str:

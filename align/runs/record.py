@@ -205,6 +205,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
     gold = spec.data.gold if "prompts" in spec.stage.needs_data and (spec.data.gold.has_judge or signals) else None
     judged = [hash for each in spec.stage.judged_by(spec.data) for hash in each.source.contents(spec.data)]
+    beside = spec.stage.reads_beside()
     rows_of_gold = source_digest(Given(spec.data, gold.source), None) if gold else None
     return sha256_json(
         {
@@ -221,6 +222,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
             "seed": run.config.seed,
             **({"gold_signal": plain(gold.signal)} if gold and gold.signal else {}),
             **({"judged_by": judged} if judged else {}),
+            **({"beside": beside} if beside else {}),
             **({"plain": True} if run.config.model.plain else {}),
             **({"deterministic": True} if run.config.deterministic else {}),
             **({"revision": spec.stage.revision} if spec.stage.revision else {}),

@@ -130,6 +130,13 @@ class Stage:
         """What is wrong with what the stage reads besides rows."""
         yield from ()
 
+    def require_allowed(self, where: str, allow_code: bool) -> None:
+        """Refuse code of the user that the run has not allowed; `where` is `stages.NAME`."""
+
+    def reads_beside(self) -> list[str]:
+        """Hashes of files beside its rows that decide its result."""
+        return []
+
     def check_rows(self, where: str, count: int) -> None:
         """Raise UserError where so many training rows are too few."""
 

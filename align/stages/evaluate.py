@@ -3,7 +3,8 @@
 Held-out loss on conversations, reward of greedy replies by the reward model, gold score where the data knows the
 truth, and the win rate of the last stage against its parent with a 95 % Wilson interval (ties count half). The judge
 of the win rate is the gold score where there is one, else the reward model; the result says which.
-No paper; costs one rollout and two scoring passes per stage.
+Benchmarks of lm-evaluation-harness are asked of every stage where `tasks` names some (`align/evaluation/`).
+No paper; costs one rollout and two scoring passes per stage, and what the tasks take.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.checkpoints.lineage import chain_of
+from align.evaluation.options import TaskOptions
+from align.evaluation.own_tasks import contents, require_no_code, task_refusals
 from align.rl.gold import gold_judge, gold_refusals, gold_signal
 from align.stages.base import Stage, stage
 from data_prep.core.errors import UserError
@@ -22,7 +26,10 @@ from data_prep.core.options import option
 from data_prep.options import LengthOptions
 
 if TYPE_CHECKING:
+    from align.adapters.base import Adapter
     from align.checkpoints.checkpoint import Checkpoint
+    from align.checkpoints.compatibility import ParentInfo
+    from align.evaluation.tasks import Tasks, TaskScores
     from align.inference.generation import Reply
     from align.rl.gold import Gold
     from align.rl.signals.base import Signal
@@ -32,6 +39,10 @@ if TYPE_CHECKING:
     from data_prep.options import DataOptions
     from data_prep.prepare.prepare import Prepared
     from data_prep.types import PromptTokens
+
+
+_NO_LIMIT = 2048
+"""Longest row of a task in tokens, for a model that has no limit."""
 
 
 @dataclass
@@ -60,7 +71,7 @@ class AnswerOptions:
 
 @stage("evaluate")
 @dataclass
-class Evaluate(LengthOptions, AnswerOptions, Stage):
+class Evaluate(LengthOptions, TaskOptions, AnswerOptions, Stage):
     """Answer the same held-out prompts with every stage of the chain, and judge the answers."""
 
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
@@ -68,6 +79,18 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
     needs_reward: ClassVar[bool] = True
     revision: ClassVar[int] = 1
     reward_optional: ClassVar[bool] = True
+
+    def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:
+        """Tasks that cannot be measured."""
+        yield from task_refusals(self, where)
+
+    def require_allowed(self, where: str, allow_code: bool) -> None:
+        """Task files may name functions."""
+        require_no_code(self, allow_code)
+
+    def reads_beside(self) -> list[str]:
+        """Task files of one's own, and their rows."""
+        return contents(self)
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
         """A gold judge that cannot judge."""
@@ -97,12 +120,19 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         chain = chain_of(context.init)
         judge = context.bases.realise(context.reward, "reward", _load(context.reward)) if context.reward else None
         gold = gold_judge(context)
+        tasks, room = self._open_tasks(context), _room(context, chain)
         answers: dict[str, Answers] = {}
+        measured: dict[str, dict[str, TaskScores]] = {}
         with Progress("evaluate", len(chain), enabled=context.is_main) as progress:
             for name, checkpoint in chain:
-                answers[name] = self._answers(context, checkpoint, rows, judge, gold)
+                role = self._role(context, checkpoint)
+                answers[name] = self._answers(context, role, rows, judge, gold)
+                if tasks is not None:
+                    measured[name] = self._measure(context, role, room, tasks)
                 progress.advance(1)
         result = self._result(context, answers)
+        if tasks is not None and context.is_main:
+            result["tasks"] = self._compared(context, tasks, measured)
         context.numbers["metrics"] = result["stages"][chain[-1][0]]
         if context.is_main:
             (context.staging / "result.json").write_text(
@@ -126,23 +156,57 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         """Tokens of prompts and replies of one policy."""
         return min(rows, self.prompts) * (tokens + self.max_new_tokens)
 
+    def _open_tasks(self, context: StageContext) -> Tasks | None:
+        if not self.tasks:
+            return None
+        for problem in self.refusals(f"stages.{context.spec.name}", context.spec.adapter, None):
+            raise problem
+        from align.evaluation.tasks import Tasks
+
+        with context.phase("data"):
+            return Tasks(self, context.config.allow_code)
+
+    def _measure(self, context: StageContext, role: Role, room: int, tasks: Tasks) -> dict[str, TaskScores]:
+        """A stage's numbers on the tasks; the processes divide their passes."""
+        from align.evaluation.harness_model import RoleModel
+        from align.training.processes import divided
+
+        divide = partial(divided, context.accelerator)
+        with context.phase("tasks"), context.answering(role):
+            return tasks.measure(RoleModel(role, context.renderer, room, self.batch_size, divide))
+
+    def _compared(
+        self, context: StageContext, tasks: Tasks, measured: dict[str, dict[str, TaskScores]]
+    ) -> dict[str, Any]:
+        """The numbers of all stages on the tasks, and how many of their documents the data has."""
+        from align.evaluation.tasks import compared, contaminated
+
+        result = compared(tasks, measured)
+        with context.phase("data"):
+            for name, found in contaminated(tasks.documents(), context.spec.data, context.seed).items():
+                result[name]["contamination"] = found
+        return result
+
+    def _role(self, context: StageContext, checkpoint: Checkpoint | None) -> Role:
+        """A policy of the chain, or the base, frozen."""
+        from align.roles import Role
+
+        load = context.parent_mode.load if checkpoint is None or checkpoint.foreign else _load(checkpoint)
+        if checkpoint is not None:
+            return context.bases.realise(checkpoint, "policy", load)
+        return Role("policy", context.bases.root(load).tree(), None).freeze()
+
     def _answers(
         self,
         context: StageContext,
-        checkpoint: Checkpoint | None,
+        role: Role,
         rows: Sequence[PromptTokens],
         judge: Role | None,
         gold: Gold | None,
     ) -> Answers:
         from align.inference.scoring import normalised, score_replies
-        from align.roles import Role
         from align.training.processes import from_main
 
-        load = context.parent_mode.load if checkpoint is None or checkpoint.foreign else _load(checkpoint)
-        if checkpoint is not None:
-            role = context.bases.realise(checkpoint, "policy", load)
-        else:
-            role = Role("policy", context.bases.root(load).tree(), None).freeze()
         with context.phase("answer"):
             replies = self._replies(context, role, rows)
         texts = [context.renderer.decode(reply.ids) for reply in replies]
@@ -249,6 +313,15 @@ class Evaluate(LengthOptions, AnswerOptions, Stage):
         if len(names) > 1 and answers[names[-1]].gold is not None and len(answers[names[-1]].texts) > 1:
             result["gain"] = _gain(answers[names[-1]], answers[names[-2]])
         return result
+
+
+def _room(context: StageContext, chain: Sequence[tuple[str, Checkpoint | None]]) -> int:
+    """Longest row in tokens that every policy of the chain takes, so that texts are cut alike for all."""
+    from align.models.fingerprint import read_model_config
+    from align.training.data import context_of
+
+    found = context_of(read_model_config(context.bases.folder), context.spec.adapter, [one for _, one in chain])
+    return found or _NO_LIMIT
 
 
 def _load(checkpoint: Checkpoint) -> Any:

@@ -103,13 +103,33 @@ TRUTHS = ("ground_truth", "reference_answer")
 """Columns that hold the right answer to a prompt, for rules that compare replies with it."""
 
 
+INSTRUCTIONS = ("instructions", "instruction_id_list", "kwargs")
+"""Columns that hold instructions which a rule can verify; the last two as in IFEval."""
+
+
 def truth_of(row: Row) -> dict[str, Any]:
-    """{"ground_truth": what the row's column of that name holds}, where there is one."""
+    """What rules judge replies to the row by, where it is given: `ground_truth`, and `instructions` of {id, kwargs}."""
     value = next((row.data[name] for name in TRUTHS if row.data.get(name) is not None), None)
     judge = row.data.get("reward_model")
     if value is None and isinstance(judge, dict):  # verl
         value = judge.get("ground_truth")
-    return {} if value is None else {"ground_truth": value if isinstance(value, str | int | float) else str(value)}
+    truth = {} if value is None else {"ground_truth": value if isinstance(value, str | int | float) else str(value)}
+    return {**truth, **_instructions_of(row)}
+
+
+def _instructions_of(row: Row) -> dict[str, Any]:
+    """{"instructions": [{"id", "kwargs"}]}, from a column of such or from IFEval's two."""
+    found, names = row.data.get("instructions"), row.data.get("instruction_id_list")
+    if names is not None:
+        fields = row.data.get("kwargs") or [{}] * len(names)
+        if not isinstance(names, list) or not isinstance(fields, list) or len(names) != len(fields):
+            raise row.problem("kwargs", "expected as many kwargs as instruction_id_list has ids")
+        found = [{"id": name, "kwargs": kwargs} for name, kwargs in zip(names, fields, strict=True)]
+    if not isinstance(found, list):  # a text of that name is another thing
+        return {}
+    if not all(isinstance(each, dict) and "id" in each for each in found):
+        raise row.problem("instructions", "expected a list of {id, kwargs}")
+    return {"instructions": found}
 
 
 def number_of(row: Row, field: str, value: Any) -> float:

@@ -1,7 +1,7 @@
 """prompts: {"prompt"} alone, as text or as a message list: something to reply to, for PPO and evaluation.
 
-It may also be called question, query or instruction (with `input`). `topic` and `ground_truth` are kept
-for rule rewards.
+It may also be called question, query or instruction (with `input`). `topic`, `ground_truth` and `instructions`
+(or IFEval's `instruction_id_list` and `kwargs`) are kept for rules.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from data_prep.formats.alpaca import SYSTEM
 from data_prep.formats.base import FORMATS
 from data_prep.formats.chat_format import ChatFormat
-from data_prep.formats.column_checks import TRUTHS, find_key, meta_of, truth_of
+from data_prep.formats.column_checks import INSTRUCTIONS, TRUTHS, find_key, meta_of, truth_of
 from data_prep.formats.message_lists import TOOLS, asked_columns, more_columns
 from data_prep.sources.rows import Row
 from data_prep.types import PROMPT, Prompt
@@ -25,7 +25,7 @@ class Prompts(ChatFormat):
 
     kinds = (PROMPT,)
     spellings = tuple((name,) for name in _NAMES)
-    extras = ("topic", "input", "history", *TRUTHS, *TOOLS, *SYSTEM)
+    extras = ("topic", "input", "history", *TRUTHS, *INSTRUCTIONS, *TOOLS, *SYSTEM)
     takes_context = True
 
     writes = PROMPT

@@ -21,7 +21,8 @@ from data_prep.types import PromptTokens
 class Rule(Protocol):
     """What every rule offers once it is built.
 
-    A class with `reads_truth = True` is given the row's right answer too, as the keyword `truth`.
+    A class with `reads_truth = True` is given the row's right answer too, as the keyword `truth`; one with
+    `reads_instructions = True` the row's `instructions`, and its `require` says beforehand whether it can verify them.
     """
 
     def score(self, prompt_text: str, topic: str, reply_text: str, finished: bool) -> dict[str, float]:
@@ -65,26 +66,43 @@ def build_rule(
 
 
 def require_truth(names: Iterable[str | None], rows: Iterable[PromptTokens]) -> None:
-    """Every row has its right answer, where one of these rules compares replies with it.
+    """Every row has what these rules judge replies by: its right answer, or instructions that can be verified.
 
     Raises:
-        UserError: the first row that has none.
+        UserError: the first row that has not.
     """
-    readers = [name for name in names if name is not None and getattr(rules.get(name), "reads_truth", False)]
+    kinds = [(name, rules.get(name)) for name in names if name is not None]
+    readers = [(name, kind) for name, kind in kinds if any(getattr(kind, reads, False) for reads in _READS)]
     for row in rows if readers else ():
-        _truth(readers[0], row)
+        for name, kind in readers:
+            given = _read(name, kind, row)
+            if "instructions" in given:
+                try:
+                    kind.require(given["instructions"])
+                except UserError as problem:
+                    raise at_row(row.id, problem) from problem
 
 
-def _truth(name: str, row: PromptTokens) -> str:
-    if row.meta.get("ground_truth") is None:
-        problem = UserError(
-            f"the rule {name} needs the right answer of every prompt",
-            field="ground_truth",
-            code="no_truth",
-            hint="name its column: data.prompts.columns={ground_truth: COLUMN}",
-        )
-        raise at_row(row.id, problem)
-    return str(row.meta["ground_truth"])
+_READS = ("reads_truth", "reads_instructions")
+"""Attributes of rules that read more of a row than its prompt."""
+
+
+def _read(name: str, rule: Any, row: PromptTokens) -> dict[str, Any]:
+    """What a rule is given of a row beside its prompt."""
+    found: dict[str, Any] = {}
+    if getattr(rule, "reads_truth", False):
+        found["truth"] = str(_field(row, "ground_truth", f"the rule {name} needs the right answer of every prompt"))
+    if getattr(rule, "reads_instructions", False):
+        found["instructions"] = _field(row, "instructions", f"the rule {name} needs the instructions of every prompt")
+    return found
+
+
+def _field(row: PromptTokens, column: str, said: str) -> Any:
+    value = row.meta.get(column)
+    if not value and value != 0:
+        hint = f"name its column: data.prompts.columns={{{column}: COLUMN}}"
+        raise at_row(row.id, UserError(said, field=column, code="no_truth", hint=hint))
+    return value
 
 
 def verdict(name: str, rule: Any, row: PromptTokens, reply_text: str, finished: bool) -> dict[str, float]:
@@ -94,7 +112,7 @@ def verdict(name: str, rule: Any, row: PromptTokens, reply_text: str, finished: 
         UserError: something in the row does not fit the rule.
         TrainingStopped: the rule fails, or gives no finite numbers.
     """
-    more = {"truth": _truth(name, row)} if getattr(rule, "reads_truth", False) else {}
+    more = _read(name, rule, row)
     try:
         found = rule.score(row.text, str(row.meta.get("topic", "")), reply_text, finished, **more)
         numbers = {str(key): float(value) for key, value in found.items()}

@@ -21,7 +21,7 @@ ORDER: tuple[tuple[str, ...], ...] = (
     ("align.pipeline",),
     ("align.runs", "align.planning", "align.weights"),
     ("align.stages",),
-    ("align.rl", "align.serving"),
+    ("align.rl", "align.serving", "align.evaluation"),
     ("align.training", "align.inference"),
     ("align.roles",),
     ("align.checkpoints",),

@@ -1,0 +1,1 @@
+"""Measuring checkpoints beside their replies: benchmarks, judges, and pairs for reward models."""
