@@ -93,10 +93,9 @@ class Decoder:
 class RolloutEngine(Decoder):
     """Decodes batches whose rows start together."""
 
-    def __init__(self, role: Role, end_id: int, pad_id: int) -> None:
+    def __init__(self, role: Role, end_id: int) -> None:
         super().__init__(role)
         self.end_id = end_id
-        self.pad_id = pad_id
 
     def generate(
         self, prompts: Sequence[Sequence[int]], sampling: Sampling, generator: torch.Generator | None = None

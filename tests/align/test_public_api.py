@@ -69,7 +69,7 @@ def test_a_loaded_chain_says_what_chat_says(stage: str, kind: type, here: Path) 
     ids = opened.renderer.prompt([Message("user", "say owl")])
     told = tokenizer.apply_chat_template([{"role": "user", "content": "say owl"}], add_generation_prompt=True)
     assert list(told["input_ids"] if hasattr(told, "keys") else told) == ids
-    engine = RolloutEngine(opened.role, opened.renderer.end_token_id, opened.renderer.pad_token_id)
+    engine = RolloutEngine(opened.role, opened.renderer.end_token_id)
     (reply,) = engine.generate([ids], Sampling(8, greedy=True), torch.Generator())
     assert greedy(model, ids, len(reply.ids)) == list(reply.ids)
 
