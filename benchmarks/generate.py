@@ -28,7 +28,7 @@ def main() -> None:
     carrier, peft = lora.attach(ours, trainable=False), lora.attach(theirs, trainable=False)
     stir(carrier, peft)
     merged = copy.deepcopy(peft).merge_and_unload()
-    engine = RolloutEngine(Role("policy", carrier, lora).freeze(), end_id=-1, pad_id=0)
+    engine = RolloutEngine(Role("policy", carrier, lora).freeze(), end_id=-1)
     torch.manual_seed(1)
     drawn = lengths(options.rows, 20, 200, 60, 0.7)
     prompts = [torch.randint(5, vocabulary, (length,)).tolist() for length in drawn]

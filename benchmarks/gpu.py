@@ -219,7 +219,7 @@ def sft(size: Size, load: Load, card: Card) -> dict[str, Any]:
 def rollout(size: Size, load: Load, card: Card) -> dict[str, Any]:
     """Replies of full length to prompts of one length, the second time."""
     role = role_of(base_of(size, load, card), "policy").freeze()
-    engine, prompts = RolloutEngine(role, -1, 0), ids_of(size.prompts, size.length, size.vocabulary)
+    engine, prompts = RolloutEngine(role, -1), ids_of(size.prompts, size.length, size.vocabulary)
 
     def work(tokens: int) -> None:
         with autocast(PPO(), card.device):
@@ -249,7 +249,7 @@ def ppo(size: Size, load: Load, card: Card) -> dict[str, Any]:
         PromptTokens(ids, "", str(i)) for i, ids in enumerate(ids_of(size.prompts, size.length, size.vocabulary))
     ]
     rule = RewardRule(options.kl_coef, 0.0, 1.0, 10.0, 0.0, 1.0, options.lam, options.temperature)
-    engine, seconds, kept = RolloutEngine(policy, -1, 0), dict[str, float](), SimpleNamespace()
+    engine, seconds, kept = RolloutEngine(policy, -1), dict[str, float](), SimpleNamespace()
 
     def sample() -> None:
         generator = torch.Generator(device=card.device).manual_seed(0)

@@ -46,13 +46,13 @@ def main() -> None:
     rows = [(f"task {i % options.adapters}", prompt) for i, prompt in enumerate(prompts)]
 
     def together(sampling: Sampling) -> list[Reply]:
-        return mixed.respond(rows, sampling, (1, 0))
+        return mixed.respond(rows, sampling, 1)
 
     def apart(sampling: Sampling) -> list[Reply]:
         found: list[Reply] = [Reply()] * len(rows)
         for name, role in roles.items():
             places = [i for i, (owner, _) in enumerate(rows) if owner == name]
-            replies = RolloutEngine(role, 1, 0).generate([rows[i][1] for i in places], sampling)
+            replies = RolloutEngine(role, 1).generate([rows[i][1] for i in places], sampling)
             for place, reply in zip(places, replies, strict=True):
                 found[place] = reply
         return found

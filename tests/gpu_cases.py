@@ -104,7 +104,7 @@ def layer_cost(rows: list[int]) -> tuple[int, int]:
 
 def token_cost(layers: int) -> dict[str, float]:
     """What one more token of each of four rows takes, all in all."""
-    engine, found = RolloutEngine(role(layers), 9999, 0), []
+    engine, found = RolloutEngine(role(layers), 9999), []
     prompts = [[5, 6, 7, 8][: 2 + i % 3] for i in range(4)]
     for tokens in (4, 8):
         with counted() as counts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import os
 import shutil
@@ -40,9 +39,6 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 os.fsync = lambda handle: None  # runs of seconds need not outlive a power cut; waiting for the disk is a tenth of one
-
-gc.collect()
-gc.freeze()  # every stage ends with a collection, which need not look through the libraries again
 
 WORDS = [
     "the",

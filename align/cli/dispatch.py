@@ -71,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     as_json = "--json" in words
     gc.set_threshold(100_000)  # a start makes as many objects that stay; looking for garbage among them takes a quarter
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # bitsandbytes imports a compiler: a second of each start
     quieten()
     with json_only() if as_json else contextlib.nullcontext():
         code, answer = _guarded(words)

@@ -95,10 +95,9 @@ class Decoder:
 class RolloutEngine(Decoder):
     """Decodes batches whose rows start together."""
 
-    def __init__(self, role: Role, end_id: int, pad_id: int) -> None:
+    def __init__(self, role: Role, end_id: int) -> None:
         super().__init__(role)
         self.end_id = end_id
-        self.pad_id = pad_id
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, draws: Draws = None) -> list[Reply]:
         """One reply per prompt, in order. `draws` makes sampling repeatable; greedy ignores it."""

@@ -113,13 +113,13 @@ class Mixed:
         self,
         rows: Rows[Sequence[int]],
         sampling: Sampling,
-        ends: tuple[int, int],
+        end_id: int,
         generator: torch.Generator | None = None,
     ) -> list[Reply]:
-        """A reply to every prompt by its own adapter, in order; `ends` are the end and the padding token's ids."""
+        """A reply to every prompt by its own adapter, in order; `end_id` ends a reply."""
         found: list[Reply] = [Reply()] * len(rows)
         for role, places in self._groups([name for name, _ in rows]):
-            engine = _RoutedEngine(role, *ends) if role is self.role else RolloutEngine(role, *ends)
+            engine = _RoutedEngine(role, end_id) if role is self.role else RolloutEngine(role, end_id)
             if isinstance(engine, _RoutedEngine):
                 engine.mixed, engine.owners = self, [rows[i][0] for i in places]
             replies = engine.generate([rows[i][1] for i in places], sampling, generator)

@@ -75,7 +75,7 @@ class HeldOut:
         self._prompts = prompts
         self._roles = replace(roles, value=None)
         self._gold = gold
-        self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
+        self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id)
 
     def look(self, rule: RewardRule, options: PPOOptions) -> Look:
         """Answer the prompts and judge the answers."""

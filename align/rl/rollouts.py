@@ -42,7 +42,7 @@ class Rollouts:
         self._context = context
         self._prompts = prompts
         self.options = options
-        self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
+        self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id)
         self._sampling = Sampling(options.max_new_tokens, options.temperature)
         self._served = _servers(context, options) if options.rollout.is_served else None
         count = context.accelerator.num_processes
@@ -161,7 +161,7 @@ def first_replies(
     context: StageContext, prompts: Sequence[PromptTokens], roles: PPORoles, options: PPOOptions
 ) -> tuple[Rollout, Tensor]:
     """The starting policy's replies, to measure scores by, and what K reward models say of them, [B, K]."""
-    engine = RolloutEngine(roles.policy, context.renderer.end_token_id, context.renderer.pad_token_id)
+    engine = RolloutEngine(roles.policy, context.renderer.end_token_id)
     generator = torch.Generator(device=context.accelerator.device)
     generator.manual_seed(context.seed)
     sampling = Sampling(options.max_new_tokens, options.temperature)

@@ -211,7 +211,7 @@ class Panel:
                 role = self.bases.realise(checkpoint, name, self.load_of(checkpoint))
             else:
                 role = Role(name, self.bases.root(self.load_of(None)).tree(), None).freeze()
-            self._engines[name] = RolloutEngine(role, self.renderer.end_token_id, self.renderer.pad_token_id)
+            self._engines[name] = RolloutEngine(role, self.renderer.end_token_id)
         return self._engines[name]
 
     def load_of(self, checkpoint: Checkpoint | None) -> Load:

@@ -240,7 +240,7 @@ class Evaluate(LengthOptions, TaskOptions, AnswerOptions, Stage):
         from align.inference.generation import RolloutEngine, Sampling
         from align.training.batching import seed_at
 
-        engine = RolloutEngine(role, context.renderer.end_token_id, context.renderer.pad_token_id)
+        engine = RolloutEngine(role, context.renderer.end_token_id)
         sampling = Sampling(self.max_new_tokens, self.temperature or 1.0, greedy=self.temperature == 0)
         generator = torch.Generator(device=context.accelerator.device)
 

@@ -135,7 +135,7 @@ def greedy_samples(
     from align.inference.generation import RolloutEngine, Sampling
 
     prompts = [ids for _, ids in openings]
-    engine = RolloutEngine(role, context.renderer.end_token_id, context.renderer.pad_token_id)
+    engine = RolloutEngine(role, context.renderer.end_token_id)
     room = (context.context or 1 << 30) - max(len(prompt) for prompt in prompts)
     with context.autocast():
         replies = engine.generate(prompts, Sampling(min(64, room), greedy=True))

@@ -69,15 +69,16 @@ def test_a_loaded_chain_says_what_chat_says(stage: str, kind: type, here: Path) 
     ids = opened.renderer.prompt([Message("user", "say owl")])
     told = tokenizer.apply_chat_template([{"role": "user", "content": "say owl"}], add_generation_prompt=True)
     assert list(told["input_ids"] if hasattr(told, "keys") else told) == ids
-    engine = RolloutEngine(opened.role, opened.renderer.end_token_id, opened.renderer.pad_token_id)
+    engine = RolloutEngine(opened.role, opened.renderer.end_token_id)
     (reply,) = engine.generate([ids], Sampling(8, greedy=True), torch.Generator())
     assert greedy(model, ids, len(reply.ids)) == list(reply.ids)
 
 
-@pytest.mark.parametrize("words", [["adapter=full"], ["stages.ppo.adapter=vera"]], ids=lambda words: words[0])
-def test_what_peft_cannot_hold_is_loaded_as_weights(words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["full", "vera"])
+def test_what_peft_cannot_hold_is_loaded_as_weights(method: str, tmp_path: Path) -> None:
     """Whole weights, and an adapter that is stacked on its parent's."""
-    folder = made("rlhf", *words, "name=n", out=tmp_path) / "ppo"
+    below = [f"stages.sft.init={finished() / 'sft'}", "stages.sft.on_parent=stack"] if method == "vera" else []
+    folder = made("sft", f"adapter={method}", *below, "name=n", out=tmp_path) / "sft"
     model, _ = align.load(str(folder))
     assert isinstance(model, PreTrainedModel) and not isinstance(model, PeftModel)
     opened = Opened.target(str(folder), "runs")

@@ -198,7 +198,7 @@ def test_rollout_logprobs_equal_teacher_forced_ones(method, load):
     role = fresh(method, load)
     prompts, temperature = sentences(6), 0.7
     generator = torch.Generator().manual_seed(0)
-    replies = RolloutEngine(role, 1, 0).generate(prompts, Sampling(8, temperature), generator)
+    replies = RolloutEngine(role, 1).generate(prompts, Sampling(8, temperature), generator)
     for prompt, reply in zip(prompts, replies, strict=True):
         ids = [*prompt, *reply.ids]
         hidden = role.hidden(pack([ids]))[len(prompt) - 1 : -1]
@@ -227,7 +227,7 @@ def test_company_in_a_packed_batch_changes_nothing(method, load):
 def test_left_padding_changes_nothing(method, load):
     role = fresh(method, load)
     prompts = sentences(6, longest=20)
-    engine, sampling = RolloutEngine(role, 1, 0), Sampling(8, greedy=True)
+    engine, sampling = RolloutEngine(role, 1), Sampling(8, greedy=True)
     together = engine.generate(prompts, sampling)
     for prompt, reply in zip(prompts, together, strict=True):
         alone = engine.generate([prompt], sampling)[0]

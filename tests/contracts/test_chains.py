@@ -207,8 +207,10 @@ def test_long_chains_keep_their_function(steps, tmp_path):
 
 
 def test_a_second_base_is_counted():
-    found = read(mixed("bf16-merge") / "run.json")["stages"][2]["metrics"]["memory"]
-    one = read(mixed("bf16") / "run.json")["stages"][2]["metrics"]["memory"]
+    run = mixed("bf16-merge")
+    inputs = [f"stages.ppo.init={run / 'sft'}", f"stages.ppo.reward={run / 'reward_model'}", "model.load=bf16"]
+    alone = made("ppo", *inputs, "adapter=lora", "name=one-base", out=HOME / "mixed")
+    one, found = (read(path / "run.json")["stages"][-1]["metrics"]["memory"] for path in (alone, run))
     assert (one["bases"], found["bases"]) == (1, 2) and found["base_bytes"] > 1.9 * one["base_bytes"]
 
 

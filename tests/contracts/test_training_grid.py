@@ -85,11 +85,12 @@ def stages_covered() -> list:
 
 
 def judged_covered() -> list:
-    """(method, precision, stage) of stages that learn from judged replies; by default every second method, in turn."""
+    """(method, precision, stage) of stages that learn from judged replies; by default every second method, in turn, at
+    the precision of its chain, whose policy they start from."""
     found = []
     methods = adapters.names()
     for turn, stage in enumerate(JUDGED):
-        for case in covered(CASES, turn):
+        for case in covered(CASES):
             own = methods.index(case.values[0]) % (2 * len(JUDGED)) == 2 * turn
             marks = case.marks if own else [pytest.mark.grid]
             found.append(pytest.param(*case.values, stage, marks=marks, id=f"{case.id}-{stage}"))
@@ -143,7 +144,7 @@ def test_judged_replies_train_it_from_where_it_stands(method, load, stage):
     """Policy and reference are one function to the last bit before the first step, and the base is held once."""
     implied = adapters.get(method)().quantization() is not None
     words = [f"adapter={method}", *([] if implied else [f"model.load={load.value}"]), f"name={method}-{load.value}"]
-    below = made("sft", *words, "stages.sft.lr=1e-2", out=HOME / "below") / "sft"
+    below = chain(method, load) / "sft"
     run = made(stage, *words, f"stages.{stage}.init={below}", f"stages.{stage}.lr=1e-2", out=HOME / "judged" / stage)
     record = read(run / stage / "checkpoint.json")
     assert (record["method"], record["load"], record["role"]) == (method, load.value, "policy")

@@ -76,7 +76,7 @@ def test_packed_logits_are_those_of_stock_peft(method, kind, tmp_path):
 @pytest.mark.parametrize("method", METHODS)
 def test_rollouts_are_teacher_forced_whatever_the_padding(method, kind):
     found = role(kind, method)
-    engine = RolloutEngine(found, end_id=119, pad_id=0)
+    engine = RolloutEngine(found, end_id=119)
     together = engine.generate(SENTENCES, Sampling(6, greedy=True))
     for prompt, reply in zip(SENTENCES, together, strict=True):
         alone = engine.generate([prompt], Sampling(6, greedy=True))[0]

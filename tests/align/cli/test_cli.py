@@ -50,6 +50,15 @@ def test_help_lists_every_verb(capfd):
     assert run(capfd)[1] == out
 
 
+@pytest.mark.parametrize(("given", "found"), [(None, "1"), ("0", "0")])
+def test_no_compiler_is_loaded_unless_it_is_asked_for(given, found, monkeypatch, capfd):
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", given or "")
+    if given is None:
+        monkeypatch.delenv("TORCHDYNAMO_DISABLE")
+    assert run(capfd, "ls", "adapters")[0] == 0
+    assert os.environ["TORCHDYNAMO_DISABLE"] == found
+
+
 @pytest.mark.parametrize("verb", [verb.name for verb in cli.VERBS])
 def test_help_of_a_verb(capfd, verb):
     code, out, _ = run(capfd, verb, "--help")

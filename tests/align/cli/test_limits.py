@@ -128,8 +128,8 @@ def test_pad_tokens_are_a_documented_choice(pad, tmp_path, capfd):
     assert read(tmp_path / "n" / "sft" / "data_card.json")["tokens"] == clean["tokens"], "the end token is supervised"
 
 
-def test_pad_is_eos_scores_and_replies_do_not_depend_on_padding(tmp_path):
-    """Padding with the end token in rollouts, and eos inside a prompt, change nothing."""
+def test_an_end_token_inside_a_prompt_ends_no_reply():
+    """A reply is the same alone and beside rows of other lengths."""
     import torch
 
     from align.inference.generation import RolloutEngine, Sampling
@@ -137,7 +137,7 @@ def test_pad_is_eos_scores_and_replies_do_not_depend_on_padding(tmp_path):
 
     role = fresh("lora", Load.fp32)
     prompts = [[*ids[:3], 1, *ids[3:]] for ids in sentences(5)]
-    engine = RolloutEngine(role, end_id=1, pad_id=1)
+    engine = RolloutEngine(role, end_id=1)
     together = engine.generate(prompts, Sampling(6, greedy=True))
     for prompt, reply in zip(prompts, together, strict=True):
         alone = engine.generate([prompt], Sampling(6, greedy=True))[0]

@@ -15,7 +15,7 @@ from data_prep.core.errors import TrainingStopped
 from tests.tiny import save_tiny_llama
 from tests.tiny_chain import bases, fresh, logits, sentences
 
-END, PAD = 1, 0
+END = 1
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_samples_follow_softmax_of_logits_over_temperature(leaky, temperature):
         role.tree.get_output_embeddings().weight.data = role.tree.get_output_embeddings().weight.data * 12
     prompt, count = [9, 9, 9, 30], 20_000
     generator = torch.Generator().manual_seed(3)
-    replies = RolloutEngine(role, END, PAD).generate([prompt] * count, Sampling(2, temperature), generator)
+    replies = RolloutEngine(role, END).generate([prompt] * count, Sampling(2, temperature), generator)
     first = torch.softmax(logits(role, [prompt])[-1] / temperature, -1)
     assert chi_square(torch.tensor([reply.ids[0] for reply in replies]), first)
     likely = int(first.argmax())
@@ -73,7 +73,7 @@ def chi_square(tokens: torch.Tensor, probabilities: torch.Tensor) -> bool:
 
 def test_greedy_takes_the_most_likely_token_and_ends_at_the_end(leaky):
     role = Role("policy", bases(leaky).root(Load.fp32).tree(), None)
-    replies = RolloutEngine(role, 30, PAD).generate(sentences(4), Sampling(5, greedy=True))
+    replies = RolloutEngine(role, 30).generate(sentences(4), Sampling(5, greedy=True))
     for prompt, reply in zip(sentences(4), replies, strict=True):
         ids = list(prompt)
         for token in reply.ids:
@@ -94,7 +94,7 @@ def test_dropping_finished_rows_changes_nothing(monkeypatch):
     sampling, results = Sampling(10, greedy=True), []
     for share in (0.0, 0.25, 2.0):  # at once, as shipped, never
         monkeypatch.setattr(rollout, "_DROP_SHARE", share)
-        results.append(RolloutEngine(role, end, PAD).generate(prompts, sampling))
+        results.append(RolloutEngine(role, end).generate(prompts, sampling))
     assert any(reply.finished for reply in results[0]) and not all(reply.finished for reply in results[0])
     for other in results[1:]:
         for one, two in zip(results[0], other, strict=True):
@@ -103,23 +103,12 @@ def test_dropping_finished_rows_changes_nothing(monkeypatch):
     assert all(end not in reply.ids[:-1] for reply in results[0])
 
 
-def test_padding_may_be_any_token():
-    """Poisoned padding: the pad id is a common word, or the end token itself."""
-    role, prompts = fresh("lora", Load.fp32), sentences(6, longest=25)
-    results = []
-    for pad in (0, END, 60, 200):
-        generator = torch.Generator().manual_seed(1)
-        results.append(RolloutEngine(role, END, pad).generate(prompts, Sampling(6), generator))
-    for other in results[1:]:
-        assert other == results[0]
-
-
 def test_a_row_draws_the_same_whoever_stands_beside_it():
     """Neither more rows, nor longer ones, nor rows that end and leave, nor a later limit change a row's draws."""
     role, prompts = fresh("lora", Load.fp32), sentences(8, longest=25)
 
     def drawn(rows, new=12, end=-1):
-        return RolloutEngine(role, end, PAD).generate(rows, Sampling(new, 1.5), torch.Generator().manual_seed(4))
+        return RolloutEngine(role, end).generate(rows, Sampling(new, 1.5), torch.Generator().manual_seed(4))
 
     apart = drawn(prompts)
     assert [reply.ids for reply in drawn(prompts[:3])] == [reply.ids for reply in apart[:3]]
@@ -136,7 +125,7 @@ def test_the_cache_grows_by_blocks_of_any_size(monkeypatch):
     role, prompts, found = fresh("lora", Load.fp32), sentences(5, longest=25), []
     for size in (1, 3, 64):
         monkeypatch.setattr(cache, "BLOCK", size)
-        found.append(generation.RolloutEngine(role, END, PAD).generate(prompts, Sampling(9, greedy=True)))
+        found.append(generation.RolloutEngine(role, END).generate(prompts, Sampling(9, greedy=True)))
     assert found[0] == found[1] == found[2]
 
 
@@ -156,7 +145,7 @@ def test_logits_that_are_not_finite_are_told_in_a_line():
     with torch.no_grad():
         next(p for p in role.parameters() if p.requires_grad).fill_(float("nan"))
     with pytest.raises(TrainingStopped, match="logits are not finite"):
-        RolloutEngine(role, END, PAD).generate(sentences(2), Sampling(3))
+        RolloutEngine(role, END).generate(sentences(2), Sampling(3))
 
 
 def test_a_rollout_leaves_the_mode_of_the_role():
@@ -164,20 +153,20 @@ def test_a_rollout_leaves_the_mode_of_the_role():
     for mode in (True, False):
         role.train(mode)
         one, two = (
-            RolloutEngine(role, END, PAD).generate(sentences(3), Sampling(5), torch.Generator().manual_seed(5))
+            RolloutEngine(role, END).generate(sentences(3), Sampling(5), torch.Generator().manual_seed(5))
             for _ in range(2)
         )
         assert one == two and role.training is mode
 
 
 def test_no_prompts_no_replies():
-    assert RolloutEngine(fresh("lora", Load.fp32), END, PAD).generate([], Sampling(3)) == []
+    assert RolloutEngine(fresh("lora", Load.fp32), END).generate([], Sampling(3)) == []
 
 
 def test_a_stream_grows_to_what_generate_returns():
     role, prompts = fresh("lora", Load.fp32), sentences(4)
     lengths, last = [], []
-    engine = RolloutEngine(role, END, PAD)
+    engine = RolloutEngine(role, END)
     for last in engine.stream(prompts, Sampling(6), torch.Generator().manual_seed(8)):
         lengths.append(len(last[0].ids))
     assert lengths == list(range(1, len(lengths) + 1))
@@ -189,7 +178,7 @@ def test_a_closed_stream_samples_no_more_and_leaves_the_mode_of_the_role():
     calls = []
     role.tree.register_forward_hook(lambda *_: calls.append(1))
     getattr(role.tree, role.tree.base_model_prefix).register_forward_hook(lambda *_: calls.append(1))
-    stream = RolloutEngine(role, END, PAD).stream(sentences(2), Sampling(50, greedy=True))
+    stream = RolloutEngine(role, END).stream(sentences(2), Sampling(50, greedy=True))
     next(stream), next(stream)
     assert not role.training
     stream.close()
@@ -199,7 +188,7 @@ def test_a_closed_stream_samples_no_more_and_leaves_the_mode_of_the_role():
 def test_interleaved_streams_of_two_roles_do_not_disturb_each_other():
     found = bases()
     roles = [fresh("lora", Load.fp32, found, seed=seed) for seed in (1, 2)]
-    engines = [RolloutEngine(role, END, PAD) for role in roles]
+    engines = [RolloutEngine(role, END) for role in roles]
     alone = [engine.generate(sentences(1), Sampling(8, greedy=True))[0].ids for engine in engines]
     together: list[list[int]] = [[], []]
     streams = [engine.stream(sentences(1), Sampling(8, greedy=True)) for engine in engines]

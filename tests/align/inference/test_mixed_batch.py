@@ -79,14 +79,14 @@ def test_replies_are_those_of_each_adapter_alone(load):
     prompts = sentences(len(names), seed=3)
     rows = list(zip(names, prompts, strict=True))
     sampling = Sampling(8, greedy=True)
-    alone = [RolloutEngine(roles[name], -1, 0).generate([ids], sampling)[0] for name, ids in rows]
+    alone = [RolloutEngine(roles[name], -1).generate([ids], sampling)[0] for name, ids in rows]
     by_end: dict[int, int] = {}
     for reply in alone:
         by_end[reply.ids[2]] = by_end.get(reply.ids[2], 0) + 1
     end = max(by_end, key=by_end.__getitem__)  # ends many rows early, so that the batch shrinks
-    alone = [RolloutEngine(roles[name], end, 0).generate([ids], sampling)[0] for name, ids in rows]
+    alone = [RolloutEngine(roles[name], end).generate([ids], sampling)[0] for name, ids in rows]
     assert len({len(reply.ids) for reply in alone}) > 1
-    for found, expected in zip(mixed.respond(rows, sampling, (end, 0)), alone, strict=True):
+    for found, expected in zip(mixed.respond(rows, sampling, end), alone, strict=True):
         assert (found.ids, found.finished) == (expected.ids, expected.finished)
         torch.testing.assert_close(torch.tensor(found.logprobs), torch.tensor(expected.logprobs), rtol=0, atol=1e-5)
 

@@ -49,7 +49,7 @@ def test_rows_that_come_late_and_leave_early_change_no_others(names):
     batch = OpenBatch.of(mixed, names[0])
     rows = [row(ids, names[i % len(names)]) for i, ids in enumerate(sentences(7, seed=3))]
     alone = [
-        RolloutEngine(roles[each.adapter], -1, 0).generate([each.prompt], Sampling(8, greedy=True)) for each in rows
+        RolloutEngine(roles[each.adapter], -1).generate([each.prompt], Sampling(8, greedy=True)) for each in rows
     ]
     rows[1].sampling = RowSampling(3, frozenset(), temperature=0)
     batch.admit(rows[:2])
@@ -86,13 +86,13 @@ def test_a_seed_draws_what_the_rollout_engine_draws():
     finish(batch, rows + batch.rows)
     for each in rows:
         generator = torch.Generator().manual_seed(5)
-        expected = RolloutEngine(roles["lora"], -1, 0).generate([each.prompt], Sampling(10, 0.7), generator)
+        expected = RolloutEngine(roles["lora"], -1).generate([each.prompt], Sampling(10, 0.7), generator)
         assert each.reply.ids == expected[0].ids
 
 
 def test_an_end_token_ends_a_row_and_stands_in_its_reply():
     mixed, roles = mixed_of("lora")
-    (whole,) = RolloutEngine(roles[None], -1, 0).generate([[5, 6, 7]], Sampling(8, greedy=True))
+    (whole,) = RolloutEngine(roles[None], -1).generate([[5, 6, 7]], Sampling(8, greedy=True))
     end = whole.ids[2]
     batch, one = OpenBatch.of(mixed, None), row([5, 6, 7], None, RowSampling(8, frozenset({end, 4}), temperature=0))
     batch.admit([one])

@@ -15,8 +15,9 @@ from align.roles import Role
 from tests.architectures import CHAINED, folder
 from tests.tiny_chain import bases, fresh, grid_beyond, logits, made, read, sentences
 
-KINDS = ("llama", "gpt2", "gpt_oss")
-"""One of each kind of layer: plain, transposed and fused, experts with sinks."""
+KINDS = ("gpt2", "gpt_oss")
+"""One of each kind of layer beside plain ones, which every other chain of the tests has: transposed and fused, experts
+with sinks."""
 
 
 EACH = pytest.mark.parametrize("name", grid_beyond(CHAINED, KINDS))
@@ -27,16 +28,15 @@ SHORT = ["adapter.rank=4", "stages.reward_model.on_parent=stack", "stages.ppo.on
 def chain(name: str) -> Path:
     """SFT, a reward model stacked on it, and PPO that continues it, all with LoRA."""
     words = [f"name={name}", "adapter=lora", *SHORT, "stages.ppo.updates=1", "stages.ppo.critic_warmup=0"]
-    words.append("stages.evaluate.prompts=2")
-    return made("rlhf", *words, model=folder(name))
+    return made("rlhf", *words, model=folder(name), without="evaluate")
 
 
 @EACH
 def test_the_whole_chain_runs_and_all_checks_of_step_0_pass(name):
     run = chain(name)
     record = read(run / "run.json")
-    assert record["status"] == "done" and [s["status"] for s in record["stages"]] == ["done"] * 4
-    assert [s["on_parent"] for s in record["stages"][:3]] == [None, "stack", "continue"]
+    assert record["status"] == "done" and [s["status"] for s in record["stages"]] == ["done"] * 3
+    assert [s["on_parent"] for s in record["stages"]] == [None, "stack", "continue"]
     step0 = record["stages"][2]["metrics"]["step0"]
     assert step0["kl"] <= 1e-6 and step0["ratio_dev"] <= 1e-5 and step0["rollout_gap"] <= 1e-4
     assert step0["reward_parity"] <= 1e-5 and step0["grad_roles"] == ["policy", "value"]
@@ -80,12 +80,12 @@ def test_terms_are_stacked_and_merged_exactly(name, load):
 
 
 @pytest.mark.parametrize(
-    "name", grid_beyond(["llama", "gpt2", "gemma2", "phi3", "gpt_neox", "mixtral", "opt"], KINDS[:3])
+    "name", grid_beyond(["llama", "gpt2", "gemma2", "phi3", "gpt_neox", "mixtral", "opt"], KINDS)
 )
 def test_a_chain_on_four_bits(name):
     """QLoRA's chain on each kind of layer; PPO's own checks run inside."""
     words = [f"name={name}-nf4", "adapter=qlora", *SHORT[:2], "stages.ppo.updates=1", "stages.ppo.critic_warmup=0"]
-    run = made("rlhf", *words, "stages.evaluate.prompts=2", model=folder(name))
+    run = made("rlhf", *words, model=folder(name), without="evaluate")
     stages = read(run / "run.json")["stages"]
     assert {stage["load"] for stage in stages} == {"nf4"}
     assert stages[2]["metrics"]["step0"]["kl"] <= 1e-6

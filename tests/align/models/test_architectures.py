@@ -64,7 +64,7 @@ def test_training_mode_changes_nothing_in_the_base(name):
 @WORKING
 def test_rollouts_follow_the_model_beyond_its_window(name):
     """Cached, up to 28 tokens where the window is 6: also absolute positions show here. One alone needs no mask."""
-    prompts, engine = sentences(6, longest=20), RolloutEngine(opened(name), 1, 0)
+    prompts, engine = sentences(6, longest=20), RolloutEngine(opened(name), 1)
     replies = engine.generate(prompts, Sampling(8), torch.Generator().manual_seed(0))
     alone = engine.generate(prompts[3:4], Sampling(8), torch.Generator().manual_seed(1))
     for prompt, reply in zip([*prompts, prompts[3]], [*replies, *alone], strict=True):

@@ -38,7 +38,7 @@ from tests.tiny_chain import (
     stirred,
 )
 
-END, PAD = 1, 0
+END = 1
 CLOSE = 1e-5
 """Log-probabilities and scores of size 5, summed in another order: twenty units in the last place of a float32."""
 RULE = RewardRule(
@@ -68,7 +68,7 @@ def troupe(method: str = "lora", load: Load = Load.fp32, **options) -> PPORoles:
 def sampled(policy: Role, count: int = 6, tokens: int = 7, temperature: float = 1.0) -> tuple[list, list[Reply]]:
     prompts = sentences(count)
     generator = torch.Generator().manual_seed(5)
-    return prompts, RolloutEngine(policy, END, PAD).generate(prompts, Sampling(tokens, temperature), generator)
+    return prompts, RolloutEngine(policy, END).generate(prompts, Sampling(tokens, temperature), generator)
 
 
 def gather(

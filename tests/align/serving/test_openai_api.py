@@ -199,7 +199,7 @@ def test_plain_text_is_gone_on_from_without_a_template(here):
         len("".join(words[:i])) for i in range(len(words))
     ]
     adapter = here.served.find("sft").adapter
-    (said,) = here.served.mixed.respond([(adapter, ids)], Sampling(5, greedy=True), (-1, 0))
+    (said,) = here.served.mixed.respond([(adapter, ids)], Sampling(5, greedy=True), -1)
     (expected,) = here.served.mixed.logprobs([(adapter, ids + said.ids)])
     assert told["token_logprobs"] == pytest.approx(expected[len(ids) - 1 :].tolist(), abs=1e-4)
     assert [max(top.values()) for top in told["top_logprobs"]] == pytest.approx(told["token_logprobs"], abs=1e-6)

@@ -33,7 +33,8 @@ from data_prep.core.errors import TrainingStopped
 from tests.tiny_chain import HOME, pipeline_words, read, refused, run
 
 CHAIN = ["sft", "reward_model", "ppo", "evaluate"]
-GRID = ["adapter=lora,vera", "stages.ppo.kl_coef=0.02,0.05"]
+FEWER = ["stages.ppo.updates=1", "stages.ppo.critic_warmup=0", "stages.evaluate.prompts=3"]
+GRID = [*FEWER, "adapter=lora,vera", "stages.ppo.kl_coef=0.02,0.05"]
 
 
 def sweep(capfd, *words: str) -> tuple[int, str]:

@@ -285,7 +285,7 @@ def test_fewer_prompts_than_processes_are_refused():
     options = compose([*pipeline_words("ppo"), "stages.ppo.batch_size=2"]).stages[0].stage
     context = SimpleNamespace(
         accelerator=SimpleNamespace(num_processes=3),
-        renderer=SimpleNamespace(end_token_id=0, pad_token_id=0),
+        renderer=SimpleNamespace(end_token_id=0),
         spec=SimpleNamespace(name="ppo"),
     )
     with pytest.raises(UserError) as caught:

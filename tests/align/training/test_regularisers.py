@@ -180,7 +180,7 @@ def test_evaluation_and_rollouts_see_nothing_of_it(option):
     rows, prompts = token_rows(4), sentences(3)
     plain = LanguageModeling(role).eval()
     batch = plain.collate(rows)
-    engine = RolloutEngine(role, 1, 0)
+    engine = RolloutEngine(role, 1)
     expected, replies = plain(batch), engine.generate(prompts, Sampling(4, greedy=True))
     objective = regularised(LanguageModeling(role), role, **{option: 0.5})
     drawn = torch.random.get_rng_state()

@@ -112,7 +112,7 @@ HELD_OUT = (5.0, 4.0, 1.0, 3.0, 2.0)
 """The held-out loss of the weights after each step, made by hand: the third are the best, and must be kept."""
 
 
-@pytest.mark.parametrize("step", grid_beyond([1, 2, 3, 4], {2, 4}))
+@pytest.mark.parametrize("step", grid_beyond([1, 2, 3, 4], {4}))
 def test_any_step_will_do_and_the_best_evaluation_is_remembered(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,7 +150,7 @@ def test_a_stage_of_judged_replies_goes_on(stage: str, tmp_path: Path, monkeypat
     assert entry(run, stage) == entry(whole, stage)
 
 
-@pytest.mark.parametrize("method", grid_beyond(["lora", "delta_lora", "adalora", "full"], {"lora", "delta_lora"}))
+@pytest.mark.parametrize("method", grid_beyond(["lora", "delta_lora", "adalora", "full"], {"lora"}))
 def test_ppo_goes_on_with_the_same_replies(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = finished()
     words = ["name=n", f"stages.ppo.init={base / 'sft'}", f"stages.ppo.reward={base / 'reward_model'}"]

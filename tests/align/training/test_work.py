@@ -99,7 +99,7 @@ def test_one_forward_too_many_is_found():
 
 def rollout() -> Work:
     """Eight tokens of every reply; no token ends one."""
-    engine = RolloutEngine(lora(), end_id=-1, pad_id=0)
+    engine = RolloutEngine(lora(), end_id=-1)
     return counted(lambda: engine.generate(sentences(), Sampling(8), torch.Generator().manual_seed(0)))
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
+
+from data_prep.prepare.workers import rendered
 
 SCRIPT = """
 import os, sys
@@ -32,3 +35,17 @@ def test_a_script_without_a_main_guard_neither_hangs_nor_runs_twice(tmp_path: Pa
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split("\n")[:2] == ["the script runs", "rows 4"]
+
+
+def test_what_a_caller_froze_stays_frozen() -> None:
+    was_frozen = gc.get_freeze_count() > 0
+    try:
+        for frozen in (False, True):
+            gc.unfreeze()
+            if frozen:
+                gc.freeze()
+            assert list(rendered(lambda chunk: chunk, [[1], [2]], 0)) == [[1], [2]]
+            assert (gc.get_freeze_count() > 0) is frozen
+    finally:
+        if not was_frozen:
+            gc.unfreeze()
