@@ -17,7 +17,7 @@ from align.inference.generation import RolloutEngine, Sampling
 from align.inference.scoring import score_replies
 from align.rl.experience import PPORoles, Rollout
 from align.training.batching import batches, seed_at
-from align.training.context import write_samples
+from align.training.context import said_features, write_samples
 from align.training.processes import gathered
 from data_prep.core.errors import UserError
 
@@ -93,9 +93,8 @@ class Rollouts:
         rows = []
         for row, reply in list(zip(rollout.prompts, rollout.replies, strict=True))[:_SAMPLES]:
             text = self._context.renderer.decode(reply.ids)
-            rows.append(
-                {"prompt": row.text, "id": row.id, "update": update + 1, "reply": text, "ended": reply.finished}
-            )
+            about = {"prompt": row.text, **said_features(row.ids), "id": row.id, "update": update + 1}
+            rows.append({**about, "reply": text, "ended": reply.finished})
         write_samples(self._context, rows)
 
 

@@ -295,6 +295,8 @@ def _gain(last: Answers, before: Answers) -> dict[str, float]:
 
 
 def _write_samples(context: StageContext, rows: Sequence[PromptTokens], answers: dict[str, Answers]) -> None:
+    from align.training.context import said_features
+
     with (context.staging / "samples.jsonl").open("w", encoding="utf-8") as stream:
         for i, row in enumerate(rows):
             replies = {
@@ -307,4 +309,5 @@ def _write_samples(context: StageContext, rows: Sequence[PromptTokens], answers:
                 }
                 for name, found in answers.items()
             }
-            stream.write(json.dumps({"prompt": row.text, "id": row.id, "replies": replies}, ensure_ascii=False) + "\n")
+            sample = {"prompt": row.text, **said_features(row.ids), "id": row.id, "replies": replies}
+            stream.write(json.dumps(sample, ensure_ascii=False) + "\n")
