@@ -207,7 +207,8 @@ def asked(request: Request, served: Served, options: ServeOptions) -> Asked:
         field = "best_of" if request.best_of else "align.reward"
         raise UserError(f"{model.name} has no reward model here", field=field, code="no_reward_model")
     features = None if request.features is None else given_features(request.features)
-    require_features(model.roles, features)
+    judged = bool(request.best_of or request.align.reward or features is not None)
+    require_features([one for one in model.roles if judged or one.role == "policy"], features)
     prompts = [with_features(ids, features) for ids in request.prompts(served)]
     if len(prompts) * each > options.max_rows:
         raise UserError(
