@@ -285,7 +285,7 @@ def outputs(role: Role, probe_ids: Sequence[Sequence[int]]) -> list[list[float]]
     """A role's outputs on probe sequences: the score of each, or the log-probability of each of its tokens."""
     result = []
     for ids in probe_ids:
-        packed = pack([list(ids)]).to(role.tree.device)
+        packed = pack([ids]).to(role.tree.device)
         if role.head is not None:
             result.append(role.scores(packed, torch.tensor([len(ids) - 1], device=role.tree.device)).tolist())
         else:
@@ -303,13 +303,13 @@ def require_probe(role: Role, checkpoint: Checkpoint, base: str, load: Load) -> 
         UserError: they are further apart than rounding explains.
     """
     probe = checkpoint.record.get("probe") or {}
-    if not probe.get("input_ids") or checkpoint.load != load.value:
+    if not probe.get("expected") or checkpoint.load != load.value:
         return
     versions = [torch.__version__, transformers.__version__, peft.__version__]
     key, known = sha256_json([checkpoint.digest, base, role.tree.device.type, versions]), Remembered("probes.json")
     if known.get(key):
         return
-    found = torch.tensor([value for row in outputs(role, probe["input_ids"]) for value in row])
+    found = torch.tensor([value for row in outputs(role, checkpoint.probe_ids) for value in row])
     expected = torch.tensor([value for row in probe["expected"] for value in row])
     gaps = (found - expected).abs() / expected.abs().clamp_min(1.0)
     gap, bound = (gaps.max(), 10 * float(probe["atol"])) if load is Load.fp32 else (gaps.mean(), 0.1)

@@ -103,7 +103,7 @@ def drawn(opened: Opened, asked: list[list[dict[str, str]]], times: int = 1) -> 
     """(prompt, reply) of a policy, `times` replies to each prompt, one after another."""
     messages = [[Message(one["role"], one["content"]) for one in each] for each in asked for _ in range(times)]
     ids = [opened.renderer.prompt(each) for each in messages]
-    engine = RolloutEngine(opened.role, opened.renderer.end_token_id, opened.renderer.pad_token_id)
+    engine = RolloutEngine(opened.role, opened.renderer.end_token_id)
     generator, found = torch.Generator().manual_seed(0), []
     for start in range(0, len(ids), 256):
         found += engine.generate(ids[start : start + 256], Sampling(LONGEST, TEMPERATURE), generator)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, SupportsIndex, TypeVar, Union, overload
 
 
 class RowKind(str, Enum):
@@ -73,7 +73,7 @@ def _call(call: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Conversation:
-    """A dialogue to imitate. `meta` may hold `split` ("train" or "eval") and `topic`.
+    """A dialogue to imitate. `meta` may hold `split` ("train" or "eval"), `topic` and `features`.
 
     `tools` are the JSON schemas of the tools that the assistant may call.
     """
@@ -111,7 +111,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Something to reply to. `meta` may hold `topic`."""
+    """Something to reply to. `meta` may hold `topic` and `features`."""
 
     messages: tuple[Message, ...]
     id: str
@@ -128,8 +128,58 @@ class Document:
     meta: dict[str, Any] = field(default_factory=dict)
 
 
+Features = Union[str, "tuple[float, ...]"]
+"""What a row says of itself beside its text, for adapters that read it: a category, or numbers."""
+
+
+class FeaturedIds(list[int]):
+    """Token ids of a row that has features. Wherever the ids go, to a batch or into a cache, the features go with them;
+    a part of a row has the features of the row."""
+
+    def __init__(self, ids: Sequence[int], features: Features) -> None:
+        super().__init__(ids)
+        self.features = features
+
+    @overload
+    def __getitem__(self, place: SupportsIndex) -> int: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[int]: ...
+    def __getitem__(self, place: SupportsIndex | slice) -> int | list[int]:
+        found = super().__getitem__(place)
+        return FeaturedIds(found, self.features) if isinstance(found, list) else found
+
+
+def features_of(ids: Sequence[int]) -> Features | None:
+    """The features of the row that the ids belong to, if it has any."""
+    return ids.features if isinstance(ids, FeaturedIds) else None
+
+
+def with_features(ids: Sequence[int], features: Features | None) -> list[int]:
+    """The ids of a row with these features."""
+    return list(ids) if features is None else FeaturedIds(ids, features)
+
+
+def joined(prompt: Sequence[int], reply: Sequence[int]) -> list[int]:
+    """The ids of a prompt and of a reply to it as one row, which has the prompt's features."""
+    return with_features([*prompt, *reply], features_of(prompt))
+
+
+class _HasFeatures:
+    """A rendered row: its first ids know its features."""
+
+    def __post_init__(self) -> None:
+        row: Any = self
+        features = row.features
+        if features is None:
+            return
+        features = features if isinstance(features, str) else tuple(features)
+        name = "ids" if hasattr(row, "ids") else "prompt"
+        for attribute, value in (("features", features), (name, FeaturedIds(getattr(row, name), features))):
+            object.__setattr__(self, attribute, value)
+
+
 @dataclass(frozen=True)
-class Tokens:
+class Tokens(_HasFeatures):
     """A rendered row. `mask[i]`: token i is supervised (its log-probability is in the loss).
 
     `ids` and `mask` have the same length T; `mask[0]` is never used, as nothing predicts the first token. `weights`,
@@ -142,10 +192,11 @@ class Tokens:
     id: str
     weights: list[float] | None = None
     task: str | None = None
+    features: Features | None = None
 
 
 @dataclass(frozen=True)
-class PairTokens:
+class PairTokens(_HasFeatures):
     """A rendered preference: prompt ids with the generation prompt, and both replies with their end token."""
 
     prompt: list[int]
@@ -154,20 +205,22 @@ class PairTokens:
     id: str
     margin: float | None = None
     task: str | None = None
+    features: Features | None = None
 
 
 @dataclass(frozen=True)
-class LabelledTokens:
+class LabelledTokens(_HasFeatures):
     """A rendered labelled reply: prompt ids with the generation prompt, reply ids with their end token."""
 
     prompt: list[int]
     reply: list[int]
     good: bool
     id: str
+    features: Features | None = None
 
 
 @dataclass(frozen=True)
-class PromptTokens:
+class PromptTokens(_HasFeatures):
     """A rendered prompt, generation prompt included; `text` is the last user message, `messages` are all of them."""
 
     ids: list[int]
@@ -175,6 +228,7 @@ class PromptTokens:
     id: str
     meta: dict[str, Any] = field(default_factory=dict)
     messages: list[dict[str, Any]] = field(default_factory=list)
+    features: Features | None = None
 
     def shown(self) -> dict[str, Any]:
         """The prompt for people to read: `prompt`, `before` where messages stand before that one, and `id`."""

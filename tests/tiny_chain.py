@@ -27,6 +27,7 @@ from align.models.packing import pack
 from align.models.shared_base import BaseIdentity, SharedBase
 from align.roles import Bases, Role
 from data_prep.core.errors import UserError
+from data_prep.types import FeaturedIds
 from tests.tiny import save_tiny_llama, write_jsonl
 
 _KEPT = tempfile.TemporaryDirectory(prefix="align-tests-")
@@ -86,23 +87,27 @@ def base(seed: int = 0) -> Path:
 
 @cache
 def rows_folder() -> Path:
-    """conversations.jsonl, preferences.jsonl and text.jsonl: 40 rows each, of unequal lengths."""
+    """conversations.jsonl, preferences.jsonl and text.jsonl: 40 rows each, of unequal lengths, with a number each."""
     folder = HOME / "rows"
     pairs = []
     for i in range(40):
         word, other = WORDS[i % 20], WORDS[(7 * i + 3) % 20]
         asked = " ".join(["say", word] + [other] * (i % 4)) + f" {i}"
         better, worse = " ".join([word] * (1 + i % 3)), f"no {other}" * (1 + i % 2)
-        pairs.append({"prompt": asked, "chosen": better, "rejected": worse})
+        pairs.append({"prompt": asked, "chosen": better, "rejected": worse, "features": [0.5 * (i % 4) - 0.5]})
     talk = [
-        {"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["chosen"]}]}
+        {
+            "messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["chosen"]}],
+            "features": row["features"],
+        }
         for row in pairs
     ]
     for row in talk[::5]:
         row["messages"] += [{"role": "user", "content": "more"}, {"role": "assistant", "content": "the end"}]
     write_jsonl(folder / "preferences.jsonl", pairs)
     write_jsonl(folder / "conversations.jsonl", talk)
-    write_jsonl(folder / "text.jsonl", [{"text": f"{row['prompt']}: {row['chosen']}"} for row in pairs])
+    texts = [{"text": f"{row['prompt']}: {row['chosen']}", "features": row["features"]} for row in pairs]
+    write_jsonl(folder / "text.jsonl", texts)
     return folder
 
 
@@ -242,10 +247,11 @@ def logits(role: Role, sequences: list[list[int]] | None = None) -> torch.Tensor
 
 
 def sentences(count: int = 5, seed: int = 0, longest: int = 14) -> list[list[int]]:
-    """Sequences of token ids of unequal lengths."""
+    """Sequences of token ids of unequal lengths, each with a number as its features, for methods that read them."""
     generator = torch.Generator().manual_seed(seed)
     lengths = [3 + (5 * i) % (longest - 2) for i in range(count)]
-    return [torch.randint(5, 260, (n,), generator=generator).tolist() for n in lengths]
+    ids = [torch.randint(5, 260, (n,), generator=generator).tolist() for n in lengths]
+    return [FeaturedIds(row, (0.5 * (place % 4) - 0.5,)) for place, row in enumerate(ids)]
 
 
 def shared_bytes(found: SharedBase) -> dict[str, bytes]:

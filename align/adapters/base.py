@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from align.models.low_rank import LowRankTerms
+    from data_prep.types import Features
 
 AdapterT = TypeVar("AdapterT", bound="type[Adapter]")
 
@@ -46,6 +47,8 @@ class Traits:
     """Before training the model computes what it computed without the method."""
     reads_weights: bool = False
     """It computes from the weights it stands on, so terms stacked beside them would be left out."""
+    reads_features: bool = False
+    """What it computes depends on the features that a row has beside its text."""
     soft_prompt: bool = False
     """It takes places of the context: virtual tokens before every row, whose positions start after them."""
     latency: str = "none once merged"
@@ -108,6 +111,11 @@ class Adapter:
 
     def quantization(self) -> str | None:
         """Precision the base must be loaded at (`nf4`), or None when the method does not care."""
+        return None
+
+    def against_features(self, features: Features | None) -> str | None:
+        """What is wrong with the features of a row, and what is expected; nothing where `traits.reads_features` is not
+        set."""
         return None
 
     def attach(self, tree: PreTrainedModel, trainable: bool) -> Any:

@@ -192,10 +192,13 @@ class Lora(PeftAdapter):
     def merge(self, carrier: PeftModel) -> PreTrainedModel:
         if not self.traits.low_rank:
             return super().merge(carrier)
+        return self.fold(carrier, self.low_rank_terms(carrier))
+
+    def fold(self, carrier: PeftModel, terms: LowRankTerms) -> PreTrainedModel:
+        """Fold the carrier's terms into the weights of its tree."""
         from align.adapters.layers.lora_offset import drop_offsets
         from align.models.low_rank import merge
 
-        terms = self.low_rank_terms(carrier)
         tree: PreTrainedModel = carrier.unload()
         drop_offsets(tree, terms)
         merge(tree, terms)

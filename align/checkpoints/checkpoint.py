@@ -25,6 +25,7 @@ from data_prep.core.errors import UserError, nearest
 from data_prep.core.files import sync, write_json
 from data_prep.core.hashing import file_sha256, sha256_json
 from data_prep.rendering.digests import template_digest, tokenizer_digest
+from data_prep.types import with_features
 
 FORMAT_VERSION = 1
 RECORD = "checkpoint.json"
@@ -95,6 +96,15 @@ class Checkpoint:
     @property
     def options(self) -> dict[str, Any]:
         return dict(self.record["options"])
+
+    @property
+    def probe_ids(self) -> list[list[int]]:
+        """The rows whose outputs the record keeps, with their features where they have any."""
+        probe = self.record.get("probe") or {}
+        rows = probe.get("input_ids") or []
+        given = probe.get("features") or [None] * len(rows)
+        told = (tuple(one) if isinstance(one, list) else one for one in given)
+        return [with_features(ids, one) for ids, one in zip(rows, told, strict=True)]
 
     @property
     def load(self) -> str:

@@ -7,7 +7,7 @@ Every rule takes a `ParentInfo`: a finished checkpoint, or a stage of the same p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -19,6 +19,7 @@ from align.config.registries import adapters
 from align.config.schema import Load, OnParent, OnPrecisionChange, RunConfig, StageSpec
 from data_prep.core.errors import UserError
 from data_prep.core.options import build, plain
+from data_prep.types import Features
 
 _NOT_STRUCTURAL = {"method", "dropout"}
 
@@ -79,6 +80,55 @@ def adapter_of(standing: ParentInfo) -> Adapter:
     except UserError as error:
         raise UserError(f"options of {standing.label} do not fit this version ({error})") from None
     return adapter
+
+
+def at_features(checkpoint: Checkpoint, features: Any) -> Checkpoint:
+    """The checkpoint with these features for every row; None: as it is.
+
+    Raises:
+        UserError: they are not what its adapter reads.
+    """
+    if features is None:
+        return checkpoint
+    features = given_features(features)
+    require_features([checkpoint], features)
+    options = {**checkpoint.options, "fixed": list(features) if isinstance(features, tuple) else features}
+    probe = {**checkpoint.record["probe"], "expected": []}  # of rows with features of their own
+    return replace(checkpoint, record={**checkpoint.record, "options": options, "probe": probe})
+
+
+def require_features(checkpoints: Sequence[ParentInfo], features: Features | None) -> None:
+    """Refuse features that are not what the adapters of these checkpoints read.
+
+    Raises:
+        UserError: none where one reads them, other ones, or some where none reads any.
+    """
+    readers = [(one, adapter_of(one)) for one in checkpoints]
+    readers = [(one, adapter) for one, adapter in readers if adapter.traits.reads_features]
+    for one, adapter in readers:
+        if problem := adapter.against_features(features):
+            raise UserError(f"{one.label}: {problem}", field="features", code="bad_features")
+    if features is not None and not readers:
+        labels = ", ".join(one.label for one in checkpoints) or "the base"
+        raise UserError(
+            f"nothing in {labels} reads features", field="features", code="bad_features", hint="leave it out"
+        )
+
+
+def given_features(value: Any) -> Features:
+    """Features as someone spells them: a category, a number, or a list of numbers.
+
+    Raises:
+        UserError: something else.
+    """
+    if isinstance(value, str):
+        return value
+    listed = value if isinstance(value, list | tuple) else [value]
+    if not listed or any(isinstance(one, bool) or not isinstance(one, int | float) for one in listed):
+        raise UserError(
+            f"expected a category or a list of numbers (got {value})", field="features", code="bad_features"
+        )
+    return tuple(float(one) for one in listed)
 
 
 def find_input(

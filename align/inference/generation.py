@@ -23,6 +23,7 @@ from torch import Tensor
 from align.inference.cache import BLOCK, BlockCache
 from align.models.forward import packed_hidden
 from align.models.packing import pack
+from align.models.row_features import RowFeatures, reader_of
 from align.models.virtual_tokens import lead_of
 from align.roles import Role
 from data_prep.core.errors import TrainingStopped
@@ -76,7 +77,7 @@ class Decoder:
     def _next(
         self, token_B: Tensor, position_B: Tensor, visible_BC: Tensor | None, cache: BlockCache, alive: list[int]
     ) -> Tensor:
-        """Logits [B, V] of what follows one more token of each row."""
+        """Logits [B, V] of what follows one more token of each row; `alive` are the rows."""
         tree = self.role.tree
         self._entering(alive, packed=False)
         out = getattr(tree, tree.base_model_prefix)(
@@ -85,11 +86,16 @@ class Decoder:
             attention_mask=None if visible_BC is None else visible_BC[:, None, None, :],
             past_key_values=cache,
             use_cache=True,
+            **({} if reader_of(tree) is None else {"features": self._features(alive)}),
         )
         return self.role.logits(out.last_hidden_state[:, -1]).float()
 
     def _entering(self, rows: Sequence[int], packed: bool) -> None:
         """Called before a pass with the row of every token: one token of each row, or packed prompts."""
+
+    def _features(self, rows: Sequence[int]) -> RowFeatures | None:
+        """The features of rows at work, where the role reads them."""
+        raise NotImplementedError
 
 
 class RolloutEngine(Decoder):
@@ -98,6 +104,7 @@ class RolloutEngine(Decoder):
     def __init__(self, role: Role, end_id: int) -> None:
         super().__init__(role)
         self.end_id = end_id
+        self._prompts: Sequence[Sequence[int]] = ()
 
     def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, draws: Draws = None) -> list[Reply]:
         """One reply per prompt, in order. `draws` makes sampling repeatable; greedy ignores it."""
@@ -120,6 +127,7 @@ class RolloutEngine(Decoder):
         if not prompts:
             return
         replies = [Reply() for _ in prompts]
+        self._prompts = prompts
         device, cache = self.role.tree.device, BlockCache()
         alive = list(range(len(prompts)))
         logits_BV, visible_BC, position_B = self._read(prompts, cache)
@@ -141,6 +149,9 @@ class RolloutEngine(Decoder):
                 visible_BC = torch.cat([visible_BC, visible_BC.new_ones(len(alive), 1)], dim=1)
             logits_BV = self._next(token_B, position_B, visible_BC, cache, alive)
             position_B = position_B + 1
+
+    def _features(self, rows: Sequence[int]) -> RowFeatures | None:
+        return RowFeatures.of(self._prompts[row] for row in rows)
 
     def _append(self, replies: list[Reply], alive: list[int], token_B: Tensor, logprob_B: Tensor) -> None:
         drawn = torch.stack([token_B.double(), logprob_B.double()], dim=1).tolist()

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 
 from align.checkpoints.checkpoint import Checkpoint
-from align.checkpoints.compatibility import adapter_of
+from align.checkpoints.compatibility import adapter_of, at_features
 from align.checkpoints.resolve import resolve_checkpoint
 from align.config.schema import Load
 from align.models.fingerprint import base_fingerprint, context_length, read_model_config
@@ -33,12 +33,12 @@ class Opened:
     bases: Bases
 
     @classmethod
-    def target(cls, target: str, out: str, base: str | None = None) -> Opened:
+    def target(cls, target: str, out: str, base: str | None = None, features: Any = None) -> Opened:
         """Open TARGET: a path, RUN or RUN/STAGE; whatever does not fit is refused before weights load.
 
-        `base` is the folder of the base where it lies now, if it has moved.
+        `base` is the folder of the base where it lies now, if it has moved; `features` are those of every row.
         """
-        checkpoint = resolve_checkpoint(target, out)
+        checkpoint = at_features(resolve_checkpoint(target, out), features)
         folder = checkpoint.base_folder(base)
         checkpoint.require(folder)
         identity = BaseIdentity(str(checkpoint.record["root"]), None, base_fingerprint(folder))
@@ -82,7 +82,7 @@ class Opened:
 
     def rows(self) -> list[list[int]]:
         """Rows to measure drift on: the checkpoint's own probe and neutral texts."""
-        return probe_rows(self.tokenizer, self.checkpoint.record["probe"]["input_ids"], self.context)
+        return probe_rows(self.tokenizer, self.checkpoint.probe_ids, self.context)
 
     def terms(self, verb: str) -> LowRankTerms:
         """Everything between the checkpoint and its base as one low-rank term per layer, or a refusal of `verb`."""
@@ -127,8 +127,8 @@ TEXTS = (
 """Neutral probe texts, read beside the rows that a checkpoint keeps as its own probe."""
 
 
-def probe_rows(tokenizer: object, own: Sequence[Sequence[int]], context: int) -> list[list[int]]:
+def probe_rows(tokenizer: object, own: Sequence[list[int]], context: int) -> list[list[int]]:
     """The rows to measure on: a checkpoint's own probe and the neutral texts, each within the context."""
     encode = tokenizer.encode  # type: ignore[attr-defined]
-    rows = [list(row) for row in own] + [encode(text, add_special_tokens=False) for text in TEXTS]
+    rows = [*own, *(encode(text, add_special_tokens=False) for text in TEXTS)]
     return [row[:context] for row in rows if row]

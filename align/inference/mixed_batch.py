@@ -85,7 +85,7 @@ class Mixed:
         """Log-probability of every token of every row but its first, under the row's adapter: [T - 1] each."""
         found: list[Tensor] = [torch.empty(0)] * len(rows)
         for role, places in self._groups([name for name, _ in rows]):
-            owners, ids = [rows[i][0] for i in places], [list(rows[i][1]) for i in places]
+            owners, ids = [rows[i][0] for i in places], [rows[i][1] for i in places]
             packed = pack(ids).to(role.tree.device)
             self.route([name for name, row in zip(owners, ids, strict=True) for _ in row], 1)
             ends = torch.tensor([len(row) for row in ids], device=role.tree.device).cumsum(0)

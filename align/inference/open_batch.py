@@ -21,6 +21,7 @@ from torch import Tensor
 from align.inference.cache import BlockCache
 from align.inference.generation import Decoder, Reply, draw
 from align.inference.mixed_batch import Mixed
+from align.models.row_features import RowFeatures
 from align.roles import Role
 from data_prep.core.errors import TrainingStopped
 
@@ -126,6 +127,9 @@ class OpenBatch(Decoder):
     def _entering(self, rows: Sequence[int], packed: bool) -> None:
         if self._route is not None:
             self._route([self._entered[row].adapter for row in rows], int(packed))
+
+    def _features(self, rows: Sequence[int]) -> RowFeatures | None:
+        return RowFeatures.of(self._entered[row].prompt for row in rows)
 
     def _grow(self, rows: Sequence[Row], logits_BV: Tensor) -> None:
         """Give every row its next token."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from align.checkpoints.checkpoint import Checkpoint
 from align.models.packing import Packed, pack
 from align.roles import Role, chosen_logprobs
+from data_prep.types import joined
 from reward.shaping import shape_rewards
 
 
@@ -46,7 +47,7 @@ class ResponseBatch:
 
 def pack_responses(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], ids: Sequence[str] = ()) -> ResponseBatch:
     """Pack (prompt, reply) pairs and find every reply token's place. Replies are never empty."""
-    packed = pack([[*prompt, *reply] for prompt, reply in pairs])
+    packed = pack([joined(prompt, reply) for prompt, reply in pairs])
     ends = np.cumsum([len(prompt) + len(reply) for prompt, reply in pairs])
     targets = np.concatenate([np.arange(end - len(reply), end) for end, (_, reply) in zip(ends, pairs, strict=True)])
     index = torch.from_numpy(targets)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from align.checkpoints.compatibility import given_features, require_features
 from align.checkpoints.lineage import judge_of
 from align.config.schema import Load
 from align.inference.forms import Form, against
@@ -16,10 +17,10 @@ from align.inference.loaded import Opened
 from align.inference.scoring import normalised, score_replies
 from align.models.own_modules import take_out
 from data_prep.core.errors import UserError
-from data_prep.types import Message
+from data_prep.types import Message, with_features
 
 
-def load(target: str, out: str = "runs", base: str | None = None) -> tuple[Any, Any]:
+def load(target: str, out: str = "runs", base: str | None = None, features: Any = None) -> tuple[Any, Any]:
     """The model of a checkpoint and its tokenizer, whose files, parents and base have been checked.
 
         model, tokenizer = align.load("my-run/ppo")
@@ -29,6 +30,7 @@ def load(target: str, out: str = "runs", base: str | None = None) -> tuple[Any, 
         target: a path, RUN or RUN/STAGE below `out`; a run stands for its last policy.
         out: folder of runs.
         base: folder of the base where it lies now, if it has moved.
+        features: those of every row, for a method that reads them: a category, or numbers.
 
     Returns:
         A `PeftModel` where stock peft has the method and the adapter stands on the base itself; else, where the
@@ -38,7 +40,7 @@ def load(target: str, out: str = "runs", base: str | None = None) -> tuple[Any, 
     Raises:
         UserError: there is none such, something does not fit its record, or no stock model computes the same.
     """
-    opened = Opened.target(target, out, base)
+    opened = Opened.target(target, out, base, features)
     checkpoint, problems = opened.checkpoint, against(opened)
     opened.require_language_model("loading as a stock model")
     if problems[Form.peft] is None:
@@ -49,14 +51,21 @@ def load(target: str, out: str = "runs", base: str | None = None) -> tuple[Any, 
         raise UserError(
             f"no stock model computes what {checkpoint.label} ({checkpoint.method}) does",
             code="not_portable",
-            hint=f"talk to it with align chat {checkpoint.folder}",
+            hint="give features, which every row then has"
+            if opened.adapter.traits.reads_features
+            else f"talk to it with align chat {checkpoint.folder}",
         )
     take_out(model)
     return model.eval(), opened.tokenizer
 
 
 def score(
-    target: str, prompts: Sequence[str], replies: Sequence[str], out: str = "runs", base: str | None = None
+    target: str,
+    prompts: Sequence[str],
+    replies: Sequence[str],
+    out: str = "runs",
+    base: str | None = None,
+    features: Sequence[Any] | None = None,
 ) -> list[float]:
     """Rewards of replies to prompts, as chat and PPO count them.
 
@@ -68,6 +77,7 @@ def score(
         replies: replies that the assistant ended.
         out: folder of runs.
         base: folder of the base where it lies now, if it has moved.
+        features: those of each prompt, for a reward model whose method reads them.
 
     Returns:
         One number a reply, in standard deviations of the reward model's own scores around their mean.
@@ -84,8 +94,13 @@ def score(
     judge.require(opened.base_folder)
     role = opened.bases.realise(judge, "reward", Load(judge.load))
     renderer = opened.renderer
+    given = [None] * len(prompts) if features is None else [given_features(one) for one in features]
+    if len(given) != len(prompts):
+        raise UserError(f"{len(prompts)} prompts for {len(given)} features", code="bad_value")
+    for one in set(given):
+        require_features([judge], one)
     pairs = [
-        (renderer.prompt([Message("user", prompt)]), renderer.reply(reply))
-        for prompt, reply in zip(prompts, replies, strict=True)
+        (with_features(renderer.prompt([Message("user", prompt)]), own), renderer.reply(reply))
+        for prompt, reply, own in zip(prompts, replies, given, strict=True)
     ]
     return normalised(score_replies(role, pairs, 64), judge)

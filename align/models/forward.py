@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 from align.models.memory import OutOfMemory, is_out_of_memory, told_of
 from align.models.own_modules import is_plain
 from align.models.packing import ATTENTION, Packed, pack
+from align.models.row_features import reader_of
 from align.models.virtual_tokens import lead_of
 from data_prep.core.errors import UserError
 
@@ -23,10 +24,13 @@ from data_prep.core.errors import UserError
 def packed_hidden(tree: PreTrainedModel, packed: Packed, cache: Cache | None = None) -> Tensor:
     """Last hidden states of every packed token, [N, D]; `cache` is given keys and values, virtual tokens' first."""
     backbone = getattr(tree, tree.base_model_prefix)
-    inputs, first = {"input_ids": packed.ids_1N}, 0
+    inputs: dict[str, Any] = {"input_ids": packed.ids_1N}
+    first = 0
     if (lead := lead_of(tree)) is not None:
         inputs, packed, first = lead.before(tree, packed)
-    keeping = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
+    if reader_of(tree) is not None:
+        inputs["features"] = packed.features
+    keeping: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
     with told_of(packed.tokens):
         out = backbone(**inputs, position_ids=packed.positions_1N, layout=packed.layout, **keeping)
     return out.last_hidden_state[0, first:]  # type: ignore[no-any-return]

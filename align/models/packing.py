@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from align.models.row_features import RowFeatures
+
 ATTENTION = "align"
 Memory = tuple[tuple[Tensor, Tensor], ...]
 """Per layer, keys and values [K, P, D] of P virtual tokens that every row sees."""
@@ -55,9 +57,12 @@ class Packed:
     ids_1N: Tensor
     positions_1N: Tensor
     layout: Layout
+    features: RowFeatures | None = None
+    """Those of the sequences, where there are any; none behind virtual tokens, whose adapters read none."""
 
     def to(self, device: torch.device) -> Packed:
-        return Packed(self.ids_1N.to(device), self.positions_1N.to(device), self.layout.to(device))
+        features = None if self.features is None else self.features.to(device)
+        return Packed(self.ids_1N.to(device), self.positions_1N.to(device), self.layout.to(device), features)
 
     @property
     def tokens(self) -> int:
@@ -96,28 +101,35 @@ def pack(sequences: Sequence[Sequence[int]]) -> Packed:
     rows = [np.arange(start, start + length) for start, length in zip(starts, lengths, strict=True)]
     positions = np.concatenate([np.arange(length) for length in lengths])
     ids = np.fromiter((token for sequence in sequences for token in sequence), dtype=np.int64)
-    return _packed(ids, positions, rows, [0] * len(rows))
+    features = RowFeatures.of(sequences)
+    packed = _packed(ids, positions, rows, [0] * len(rows))
+    return packed if features is None else replace(packed, features=features.packed(lengths))
 
 
 def pack_branches(prefixes: Sequence[Sequence[int]], branches: Sequence[Sequence[Sequence[int]]]) -> Packed:
     """Pack prefixes, each followed by its branches; a branch continues its prefix and does not see its siblings.
 
-    Order of tokens: prefix 0, its branches, prefix 1, its branches, ... A prefix is stored and computed once.
+    Order of tokens: prefix 0, its branches, prefix 1, its branches, ... A prefix is stored and computed once; its
+    branches have its features.
     """
     ids: list[int] = []
     positions: list[int] = []
     rows: list[np.ndarray] = []
     owned_from: list[int] = []
+    lengths: list[int] = []
     for prefix, family in zip(prefixes, branches, strict=True):
         prefix_index = np.arange(len(ids), len(ids) + len(prefix))
         ids.extend(prefix)
         positions.extend(range(len(prefix)))
+        lengths.append(len(prefix) + sum(map(len, family)))
         for number, branch in enumerate(family):
             rows.append(np.concatenate([prefix_index, np.arange(len(ids), len(ids) + len(branch))]))
             owned_from.append(0 if number == 0 else len(prefix))
             ids.extend(branch)
             positions.extend(range(len(prefix), len(prefix) + len(branch)))
-    return _packed(np.asarray(ids, dtype=np.int64), np.asarray(positions), rows, owned_from)
+    features = RowFeatures.of(prefixes)
+    packed = _packed(np.asarray(ids, dtype=np.int64), np.asarray(positions), rows, owned_from)
+    return packed if features is None else replace(packed, features=features.packed(lengths))
 
 
 def _packed(ids: np.ndarray, positions: np.ndarray, rows: list[np.ndarray], owned_from: list[int]) -> Packed:

@@ -123,8 +123,9 @@ def _read(
 ) -> int | None:
     """Read all data of a stage; returns its number of training rows, if it could be read."""
     spec = plan.spec
-    context = context_of(model_config, spec.adapter, (plan.init, *plan.judges))
-    reading = Reading(spec, renderer, model_config, context, config.seed)
+    below = (plan.init, *plan.judges)
+    context = context_of(model_config, spec.adapter, below)
+    reading = Reading(spec, renderer, model_config, context, config.seed, below)
     kinds = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
     counts = []
     for kind in kinds:

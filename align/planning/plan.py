@@ -72,8 +72,9 @@ def plan(
         for each in require_plans(config, None if config.model.init else folder):
             spec = each.spec
             say(f"reading the rows of {spec.name}")
-            context = context_of(model_config, spec.adapter, (each.init, *each.judges))
-            reading = Reading(spec, renderer, model_config, context, config.seed)
+            below = (each.init, *each.judges)
+            context = context_of(model_config, spec.adapter, below)
+            reading = Reading(spec, renderer, model_config, context, config.seed, below)
             prepared = {kind: shelf.rows(reading, kind) for kind in spec.stage.needs_data}
             say(f"planning {spec.name}")
             yield spec.name, _needs(Rehearsed(config, each, folder, model_config, prepared), device)

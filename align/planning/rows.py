@@ -63,6 +63,7 @@ class Shelf:
             reading.spec.stage.check_rows(f"stages.{stage}", len(known.prepared.train))
             both = chain(known.prepared.train, known.prepared.eval)
             reading.spec.stage.check_contents(kind, both, reading.spec.data)
+            reading.check_features(known.prepared)
         except UserError as problem:
             self.found.add(stage, [problem])
         if kind in reading.spec.stage.needs_data:

@@ -101,7 +101,7 @@ def reward_parity(roles: PPORoles, context: StageContext) -> dict[str, float]:
 def _parity(role: Role, judge: Checkpoint, context: StageContext) -> float:
     """The largest difference of one reward model's scores."""
     record = judge.record
-    ids = record["probe"]["input_ids"]
+    ids = judge.probe_ids
     with context.autocast():
         scores = score_replies(role, [(row[:-1], row[-1:]) for row in ids], len(ids))
     gap: float = max(abs(a - b) for a, b in zip(scores, record["metrics"]["probe_scores"], strict=True))

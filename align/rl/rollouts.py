@@ -19,7 +19,7 @@ from align.inference.scoring import score_replies
 from align.rl.experience import PPORoles, Rollout
 from align.rl.served_rollouts import ServedEngine
 from align.training.batching import batches, seed_at
-from align.training.context import write_samples
+from align.training.context import said_features, write_samples
 from align.training.processes import as_one, gathered
 from data_prep.core.errors import UserError
 
@@ -111,7 +111,8 @@ class Rollouts:
         rows = []
         for row, reply in list(zip(rollout.prompts, rollout.replies, strict=True))[:_SAMPLES]:
             text = self._context.renderer.decode(reply.ids)
-            rows.append({**row.shown(), "update": update + 1, "reply": text, "ended": reply.finished})
+            about = {**row.shown(), **said_features(row.ids), "update": update + 1}
+            rows.append({**about, "reply": text, "ended": reply.finished})
         write_samples(self._context, rows)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 
 from align.checkpoints.checkpoint import Checkpoint
+from align.checkpoints.compatibility import given_features, require_features
 from align.checkpoints.lineage import chain_of, judge_of
 from align.config.schema import Load
 from align.inference.generation import Reply, RolloutEngine, Sampling
@@ -31,7 +32,7 @@ from align.roles import Bases, Role
 from align.serving.options import ChatOptions, label_of
 from data_prep.core.errors import UserError
 from data_prep.rendering.renderer import Renderer
-from data_prep.types import Message
+from data_prep.types import Features, Message, with_features
 
 
 @dataclass(frozen=True)
@@ -260,6 +261,8 @@ class Panel:
             UserError: the message is longer than the context, or the template refuses it; nothing is added.
         """
         prompts = {name: self._prompt(talk, message, name, options.max_new_tokens) for name in names}
+        features = self._features(names, options)
+        prompts = {name: (with_features(ids, features), skipped) for name, (ids, skipped) in prompts.items()}
         if forgotten := max(skipped for _, skipped in prompts.values()):
             yield Forgot(forgotten)
         self.load(names)
@@ -281,6 +284,13 @@ class Panel:
                         yield Ended(name, said[name])
         if any(reply.tokens for reply in said.values()):
             talk.turns.append(Turn(message, {name: said[name] for name in names}))
+
+    def _features(self, names: Sequence[str], options: ChatOptions) -> Features | None:
+        """The features that were asked for, where they are what the named policies and the reward model read."""
+        features = None if options.features is None else given_features(options.features)
+        asked = [one for one in (*(dict(self.chain)[name] for name in names), self.judge_checkpoint) if one is not None]
+        require_features(asked, features)
+        return features
 
     def _stream(self, name: str, prompt: list[int], options: ChatOptions, seed: int) -> Iterator[list[Reply]]:
         engine = self.engine(name)

@@ -8,6 +8,7 @@ from typing import Any, Optional, TypeVar
 
 import torch
 
+from align.checkpoints.compatibility import given_features, require_features
 from align.inference.generation import streams_of
 from align.inference.open_batch import Row, RowSampling
 from align.serving.options import ServeOptions
@@ -16,6 +17,7 @@ from data_prep.core.errors import UserError
 from data_prep.core.options import build, convert, listing, option
 from data_prep.formats.message_lists import OPENAI_ROLES, parse_messages, parse_tools
 from data_prep.sources.rows import Row as DataRow
+from data_prep.types import with_features
 
 COLDEST = 1e-4
 """Lower temperatures are 0: logits over them would overflow."""
@@ -65,6 +67,7 @@ class Request:
     stop: Any = option(None, "texts that end a reply and are no part of it")
     stream: bool = option(False, "send the reply as it grows")
     stream_options: StreamOptions = option(StreamOptions(), "how a stream is told")
+    features: Any = option(None, "features of the prompts, for a method that reads them: a category, or numbers")
     align: Extras = option(Extras(), "what only this server does")
 
     def likeliest(self) -> int | None:
@@ -203,7 +206,10 @@ def asked(request: Request, served: Served, options: ServeOptions) -> Asked:
     if (request.best_of or request.align.reward) and model.judge is None:
         field = "best_of" if request.best_of else "align.reward"
         raise UserError(f"{model.name} has no reward model here", field=field, code="no_reward_model")
-    prompts = request.prompts(served)
+    features = None if request.features is None else given_features(request.features)
+    judged = bool(request.best_of or request.align.reward or features is not None)
+    require_features([one for one in model.roles if judged or one.role == "policy"], features)
+    prompts = [with_features(ids, features) for ids in request.prompts(served)]
     if len(prompts) * each > options.max_rows:
         raise UserError(
             f"asks for {len(prompts) * each} replies, at most {options.max_rows} may be asked for at once",

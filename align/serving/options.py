@@ -22,6 +22,7 @@ class ChatOptions:
     max_new_tokens: int = option(256, "longest reply in tokens", low=1)
     seed: Optional[int] = option(None, "seed of the sampling (null: new replies every time)", low=0)
     system: Optional[str] = option(None, "system prompt")
+    features: Any = option(None, "features of the conversation, for a method that reads them: pirate, or [0.5,1]")
     reward: bool = option(True, "score replies by the chain's reward model, where it has one")
     out: str = option("runs", "folder that run folders are in")
     base: Optional[str] = option(None, "folder of the base where it lies now (default: as the checkpoint records)")

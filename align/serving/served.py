@@ -32,6 +32,8 @@ class Model:
     context: int
     judge: str | None
     """The digest of its chain's reward model."""
+    roles: tuple[Checkpoint, ...] = ()
+    """The policy and the reward model, whose adapters say which features a request needs."""
 
 
 def speakers_of(target: str, out: str) -> tuple[list[Checkpoint | Path], list[str]]:
@@ -106,7 +108,8 @@ class Served:
         for stage, one in panel.chain:
             adapter, label = (None, str(panel.bases.folder)) if one is None else (one.digest, label_of(one))
             context = context_of(self.mixed.role_of(adapter).tree)
-            model = Model(stage, label, adapter, context, judge.digest if judge else None)
+            roles = tuple(each for each in (one, judge) if each is not None)
+            model = Model(stage, label, adapter, context, judge.digest if judge else None, roles)
             for name in (stage, label) if one else (stage,):
                 self.models.setdefault(name, model)
 

@@ -369,6 +369,8 @@ def _gain(last: Answers, before: Answers) -> dict[str, float]:
 
 
 def _write_samples(context: StageContext, rows: Sequence[PromptTokens], answers: dict[str, Answers]) -> None:
+    from align.training.context import said_features
+
     with (context.staging / "samples.jsonl").open("w", encoding="utf-8") as stream:
         for i, row in enumerate(rows):
             replies = {
@@ -381,4 +383,5 @@ def _write_samples(context: StageContext, rows: Sequence[PromptTokens], answers:
                 }
                 for name, found in answers.items()
             }
-            stream.write(json.dumps({**row.shown(), "replies": replies}, ensure_ascii=False) + "\n")
+            sample = {**row.shown(), **said_features(row.ids), "replies": replies}
+            stream.write(json.dumps(sample, ensure_ascii=False) + "\n")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from align.stages.base import TrainingStage
 from data_prep.core.errors import TrainingStopped
 from data_prep.core.options import option
+from data_prep.types import joined
 
 if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
@@ -57,7 +58,7 @@ class PreferenceStage(TrainingStage):
         }
         rows = (prepared.eval or prepared.train)[:8]
         return save_policy(
-            context, role, [(row.id, row.prompt) for row in rows], [[*r.prompt, *self.reply(r)] for r in rows[:2]]
+            context, role, [(row.id, row.prompt) for row in rows], [joined(r.prompt, self.reply(r)) for r in rows[:2]]
         )
 
 

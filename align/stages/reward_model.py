@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from align.stages.base import TrainingStage, stage
 from data_prep.core.errors import TrainingStopped
 from data_prep.core.options import option
+from data_prep.types import joined
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -76,7 +77,7 @@ class RewardModel(TrainingStage):
             role=role,
             kind="reward",
             parents=[("init", context.init)] if context.init else [],
-            probe_ids=[[*row.prompt, *row.chosen] for row in probe_rows],
+            probe_ids=[joined(row.prompt, row.chosen) for row in probe_rows],
             metrics=context.numbers["metrics"],
             on_parent=context.parent_mode.mode.name if context.parent_mode.mode else None,
             reward_norm=measured["norm"],
@@ -154,10 +155,13 @@ def say(context: StageContext, found: dict[str, Any]) -> None:
 
 def _samples(context: StageContext, rows: Sequence[PairTokens], measured: dict[str, Any]) -> list[dict[str, Any]]:
     """Held-out pairs as text, with both scores."""
+    from align.training.context import said_features
+
     decode = context.renderer.decode
     return [
         {
             "id": row.id,
+            **said_features(row.prompt),
             "prompt": decode(row.prompt),
             "chosen": {"text": decode(row.chosen), "score": measured["scores"][i]},
             "rejected": {"text": decode(row.rejected), "score": measured["rejected"][i]},

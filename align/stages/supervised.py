@@ -133,6 +133,7 @@ def greedy_samples(
 ) -> list[dict[str, Any]]:
     """The openings of rows, and how the model goes on (greedily)."""
     from align.inference.generation import RolloutEngine, Sampling
+    from align.training.context import said_features
 
     prompts = [ids for _, ids in openings]
     engine = RolloutEngine(role, context.renderer.end_token_id)
@@ -141,6 +142,12 @@ def greedy_samples(
         replies = engine.generate(prompts, Sampling(min(64, room), greedy=True))
     decode = context.renderer.decode
     return [
-        {"id": name, "prompt": decode(prompt), "reply": decode(reply.ids), "ended": reply.finished}
+        {
+            "id": name,
+            **said_features(prompt),
+            "prompt": decode(prompt),
+            "reply": decode(reply.ids),
+            "ended": reply.finished,
+        }
         for (name, prompt), reply in zip(openings, replies, strict=True)
     ]

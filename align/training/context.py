@@ -27,6 +27,7 @@ from align.training.optimizer import autocast
 from align.training.processes import one_first
 from align.training.resume import SAMPLES, WARNINGS, StateSaver
 from data_prep.prepare.prepare import Prepared, Renderer
+from data_prep.types import features_of
 
 
 @dataclass
@@ -94,9 +95,12 @@ class StageContext:
         """
         config = read_model_config(self.bases.folder)
         with one_first(self.accelerator):  # the others of a machine find its rows in the cache
-            prepared = Reading(self.spec, self.renderer, config, self.context, self.seed).rows(kind)
+            below = (self.init, *self.judges)
+            reading = Reading(self.spec, self.renderer, config, self.context, self.seed, below)
+            prepared = reading.rows(kind)
         self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
         self.spec.stage.check_contents(kind, chain(prepared.train, prepared.eval), self.spec.data)
+        reading.check_features(prepared)
         for remark in remarks_of(prepared.card):
             self.warn(remark.code, f"{remark.file}:{remark.field}: {remark.message}", remark.hint)
         return prepared
@@ -173,6 +177,12 @@ class StageContext:
             (self.staging / "data_card.json").write_text(
                 json.dumps(prepared.card, indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
             )
+
+
+def said_features(ids: Sequence[int]) -> dict[str, Any]:
+    """What samples say of the features of a row: nothing where it has none."""
+    features = features_of(ids)
+    return {} if features is None else {"features": features}
 
 
 def write_samples(context: StageContext, rows: Sequence[dict[str, Any]]) -> None:

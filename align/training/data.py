@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from align.checkpoints.compatibility import ParentInfo, adapter_of
 from align.config.schema import StageSpec
 from align.models.fingerprint import context_length
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, at_row
 from data_prep.options import LengthOptions
 from data_prep.prepare.prepare import prepare
 from data_prep.records.tally import LongRows
@@ -31,6 +32,8 @@ class Reading:
     context: int | None
     """Longest row in tokens that the stage's roles take, if the model has a limit."""
     seed: int
+    standings: Sequence[ParentInfo | None] = ()
+    """What the stage's roles stand on."""
 
     def lengths(self, kind: str) -> LengthOptions:
         """The stage's row-length rules, within the model's context; a prompt leaves room for the reply.
@@ -88,6 +91,21 @@ class Reading:
                 code="vocabulary",
                 hint="use the tokenizer that belongs to this model",
             )
+
+    def check_features(self, prepared: Prepared[Any]) -> None:
+        """Every row has the features that the adapters of the stage's roles read.
+
+        Raises:
+            UserError: the first row that has not.
+        """
+        readers = [adapter_of(one) for one in self.standings if one is not None]
+        readers += [self.spec.adapter] if self.spec.stage.trains else []
+        readers = [one for one in readers if one.traits.reads_features]
+        for row in chain(prepared.train, prepared.eval) if readers else ():
+            for reader in readers:
+                if problem := reader.against_features(row.features):
+                    hint = "a column of another name: data.conversations.columns={features: COLUMN}"
+                    raise at_row(row.id, UserError(problem, field="features", code="bad_features", hint=hint))
 
 
 def context_of(

@@ -18,6 +18,7 @@ from align.roles import Role, outputs
 from align.training.context import StageContext
 from align.training.processes import as_one
 from data_prep.core.errors import TrainingStopped, UserError
+from data_prep.types import features_of
 
 PROBE_ATOL = 1e-4
 """Across machines, and on a device, whose sums come in an order of their own; within a process of a CPU it is exact."""
@@ -124,13 +125,20 @@ def _record(context: StageContext, result: Result, folder: Path, probe: list[lis
         "head": {"kind": "scalar", "shape": list(role.head.score.weight.shape)} if role.head is not None else None,
         "reward_norm": result.reward_norm,
         **({"judges": list(result.judges)} if result.judges else {}),
-        "probe": {"input_ids": [list(ids) for ids in result.probe_ids], "expected": probe, "atol": PROBE_ATOL},
+        "probe": _probe(result.probe_ids, probe),
         "metrics": result.metrics,
         "forced": list(context.parent_mode.forced),
         **({"labels": context.labels} if context.labels else {}),
         "inputs_digest": context.inputs_digest,
         "seed": context.seed,
     }
+
+
+def _probe(rows: Sequence[Sequence[int]], expected: list[list[float]]) -> dict[str, Any]:
+    """Rows, with their features where they have any, and what the checkpoint gives for them."""
+    features = [features_of(row) for row in rows]
+    told = {"features": features} if any(one is not None for one in features) else {}
+    return {"input_ids": [list(ids) for ids in rows], **told, "expected": expected, "atol": PROBE_ATOL}
 
 
 def _parent(folder: Path, role: str, checkpoint: Checkpoint) -> Parent:

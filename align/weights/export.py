@@ -40,7 +40,7 @@ def export(target: str, options: ExportOptions, force: bool = False) -> dict[str
     Raises:
         UserError: the checkpoint cannot have that form (with those it can have), the folder exists, or too much drift.
     """
-    opened = Opened.target(target, options.out, options.base)
+    opened = Opened.target(target, options.out, options.base, options.features)
     form = options.form or _natural(opened)
     problem = against(opened)[form]
     if problem:
@@ -136,7 +136,7 @@ def _compare_scores(opened: Opened, folder: Path) -> Compared:
     model, _ = load_weights(folder, AutoModelForSequenceClassification, dtype="auto")
     torch.nn.Module.to(model, opened.role.tree.device).eval()
     tokenizer, end = open_tokenizer(folder), opened.renderer.end_token_id
-    probe = [list(row) for row in opened.checkpoint.record["probe"]["input_ids"]]
+    probe = opened.checkpoint.probe_ids
     alone = [model(input_ids=torch.tensor([row], device=model.device)).logits[0].float() for row in probe]
     found = {ALONE: _apart(opened, probe, torch.cat(alone))}
     talks = [

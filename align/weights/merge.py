@@ -40,7 +40,7 @@ def merge(target: str, options: MergeOptions, force: bool = False) -> dict[str, 
             hint="merge at load=bf16 and let the serving tool quantise",
             code="lossy_merge",
         )
-    opened = Opened.target(target, options.out, options.base)
+    opened = Opened.target(target, options.out, options.base, options.features)
     opened.require_language_model("merging")
     require_mergeable(opened)
     folder = place(options.to, opened.checkpoint.folder, "merged")
@@ -60,6 +60,10 @@ def require_mergeable(opened: Opened) -> None:
             f"{opened.checkpoint.label} is a whole model already: there is nothing to merge",
             code="not_mergeable",
             hint=f"use {opened.checkpoint.folder}",
+        )
+    if not opened.adapter.traits.mergeable and opened.adapter.traits.reads_features:
+        raise UserError(
+            f"{opened.checkpoint.method} cannot be merged: {against(opened)[Form.lora]}", code="not_mergeable"
         )
     if not opened.adapter.traits.mergeable:
         verb = "chat" if against(opened)[Form.peft] else "export"

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from align.config.schema import Load
 from align.inference.forms import Form
@@ -41,6 +42,7 @@ class MergeOptions(OutOptions):
         None,
         "largest KL in nats per token between what was trained and what is written (default: 1e-5, with bf16 2e-2)",
     )
+    features: Any = option(None, "features of every row, for a method that reads them: pirate, or [0.5,1]")
 
 
 @dataclass
@@ -90,6 +92,7 @@ class ShipOptions:
     repo: str | None = option(None, "hub: the repository, OWNER/NAME (default: RUN-STAGE of whoever is logged in)")
     push: bool = option(False, "hub: upload; without it, only say what would be uploaded")
     private: bool = option(True, "hub: a repository that is made is private")
+    features: Any = option(None, "features of every row, for a method that reads them: pirate, or [0.5,1]")
     out: str = option("runs", "folder of runs, in which RUN and RUN/STAGE are looked up")
     base: str | None = option(None, "folder of the base where it lies now (default: as the checkpoint records)")
 

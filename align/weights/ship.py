@@ -57,7 +57,7 @@ def ship(target: str, options: ShipOptions, force: bool = False) -> dict[str, An
             exists, too much drift, or the hub is out of reach.
     """
     to = _destination(options)
-    opened = Opened.target(target, options.out, options.base)
+    opened = Opened.target(target, options.out, options.base, options.features)
     return _SHIPS[to](opened, options, force)
 
 

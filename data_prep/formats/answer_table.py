@@ -18,13 +18,15 @@ from typing import Any, ClassVar
 from data_prep.core.errors import UserError, unknown
 from data_prep.core.hashing import draw
 from data_prep.formats.base import FORMATS, Format, Found
-from data_prep.formats.column_checks import meta_of, text_field, text_of
+from data_prep.formats.column_checks import features_of, meta_of, text_field, text_of
 from data_prep.formats.corruption import damaged
 from data_prep.sources.rows import Row, Skip
 from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Conversation, Message, Preference, Prompt
 
 TOPICS = ("topic", "scenario")
-_NOT_STYLES = {"prompt", "split", "task", "id", "source", *TOPICS}
+STYLE = "style"
+"""Value of the option `features`: not a column, but the style that is drawn."""
+_NOT_STYLES = {"prompt", "split", "task", "id", "source", "features", *TOPICS}
 
 
 @FORMATS.register("answer_table")
@@ -39,6 +41,7 @@ class AnswerTable(Format):
         "styles": "style column -> weight in the mixture of dialogues (default: all columns of answers alike)",
         "preferred": "style column whose answer is chosen",
         "other": "style column whose answer is rejected, or a list of them (a row draws one)",
+        "features": "features of a row: style (the one that it is answered in; of a pair: preferred), or a column",
         "history": "share of rows that begin with one or two exchanges of other rows of their side (0 to 1)",
         "noise": "share of training preferences whose label is flipped (0 to 1)",
         "off_topic": "extra pairs per row: an answer against another topic's in the same style (fractions allowed)",
@@ -64,11 +67,13 @@ class AnswerTable(Format):
         asked = text_field(row, "prompt")
         style = self._style(row, asked)
         messages = (*self._asked(row, asked), Message("assistant", self._answer(row, style)))
-        return Conversation(messages, row.id, {**self._meta(row), "style": style})
+        return Conversation(messages, row.id, {**self._meta(row, style), "style": style})
 
     def prompt(self, row: Row) -> Prompt:
         """The question with its topic."""
-        return Prompt(self._asked(row, text_field(row, "prompt")), row.id, self._meta(row))
+        asked = text_field(row, "prompt")
+        style = self._style(row, asked) if self.options.get("features") == STYLE else ""
+        return Prompt(self._asked(row, asked), row.id, self._meta(row, style))
 
     def preference(self, row: Row) -> Preference:
         """The preferred style over the other one (of several, the row draws one).
@@ -185,7 +190,7 @@ class AnswerTable(Format):
     ) -> Preference:
         """A pair of a row; extra ones are of a kind, which stands in their id and is their task."""
         suffix = f"#{kind}{number}" if kind else ""
-        meta = self._meta(row) | ({"task": kind} if kind else {})
+        meta = self._meta(row, str(self.options["preferred"])) | ({"task": kind} if kind else {})
         return Preference(self._asked(row, asked), chosen, rejected, row.id + suffix, None, meta)
 
     def _number(self, name: str, most: float | None = None) -> float:
@@ -210,12 +215,15 @@ class AnswerTable(Format):
             return ""
         return str(row.data[column])
 
-    def _meta(self, row: Row) -> dict[str, Any]:
-        topic = self._topic(row)
-        return {**({"topic": topic} if topic else {}), **meta_of(row)}
+    def _meta(self, row: Row, style: str) -> dict[str, Any]:
+        topic, named = self._topic(row), self.options.get("features")
+        meta = {**({"topic": topic} if topic else {}), **meta_of(row)}
+        if named:
+            meta |= {"features": style} if named == STYLE else features_of(row, str(named))
+        return meta
 
     def _style_columns(self, row: Row) -> list[str]:
-        held = {*_NOT_STYLES, self.options.get("topic")}
+        held = {*_NOT_STYLES, self.options.get("topic"), self.options.get("features")}
         return [name for name, value in row.data.items() if name not in held and isinstance(value, str)]
 
     def _weights(self, row: Row) -> dict[str, float]:
@@ -243,9 +251,10 @@ class AnswerTable(Format):
                     field=f"options.{option}",
                 )
         named = [(o, name) for o in ("topic", "preferred", "other") for name in _listed(self.options.get(o))]
-        for option, column in named + [("styles", column) for column in self.options.get("styles") or {}]:
+        features = [] if self.options.get("features") in (None, "", STYLE) else [("features", self.options["features"])]
+        for option, column in named + features + [("styles", column) for column in self.options.get("styles") or {}]:
             if column not in columns:
-                kind = "topic column" if option == "topic" else "style column"
+                kind = f"{option} column" if option in ("topic", "features") else "style column"
                 raise unknown(kind, str(column), columns)
 
     def _answer(self, row: Row, style: str) -> str:

@@ -87,8 +87,9 @@ def written_out(row: Row, field: str, notes: Counter[str]) -> Row:
 
 
 def meta_of(row: Row) -> dict[str, Any]:
-    """{"split": "train" | "eval", "task": text}: what the row's columns of these names say, if it has them."""
-    found, task, value = {}, row.data.get("task"), row.data.get("split")
+    """{"split": "train" | "eval", "task": text, "features": ...}: what the row's columns of these names say, if it has
+    them."""
+    found, task, value = features_of(row), row.data.get("task"), row.data.get("split")
     if isinstance(task, str) and task.strip():
         found["task"] = task.strip()
     if value is None or value == "":
@@ -97,6 +98,23 @@ def meta_of(row: Row) -> dict[str, Any]:
     if side is None:
         raise row.problem("split", f"unknown split (got {short(str(value))!r}; expected train or eval)")
     return {**found, "split": side}
+
+
+def features_of(row: Row, column: str = "features") -> dict[str, Any]:
+    """{"features": a category or numbers}: what the row's column says, if it has it; tables spell numbers as a list.
+
+    Raises:
+        UserError: it is neither, or a number is not finite.
+    """
+    value = listed(row, column, row.data.get(column))
+    if value is None or value == "":
+        return {}
+    if isinstance(value, str):
+        return {"features": text_of(row, column, value).strip()}
+    if isinstance(value, bool) or not isinstance(value, int | float | list) or value == []:
+        got = "an empty list" if value == [] else kind_of(value)
+        raise row.problem(column, f"wrong type (got {got}; expected a category, or a list of numbers)")
+    return {"features": tuple(number_of(row, column, x) for x in (value if isinstance(value, list) else [value]))}
 
 
 TRUTHS = ("ground_truth", "reference_answer")

@@ -320,9 +320,9 @@ def asked_columns(messages: tuple[Message, ...], column: str = "prompt") -> dict
 
 
 def more_columns(record: Any) -> dict[str, Any]:
-    """The columns `tools` and `split` of a record, where it has them."""
-    split = record.meta.get("split")
-    return ({"tools": list(record.tools)} if record.tools else {}) | ({"split": split} if split else {})
+    """The columns `tools`, `split` and `features` of a record, where it has them."""
+    told = {name: record.meta[name] for name in ("split", "features") if record.meta.get(name)}
+    return ({"tools": list(record.tools)} if record.tools else {}) | told
 
 
 def _json(value: Any) -> str:

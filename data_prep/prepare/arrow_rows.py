@@ -20,7 +20,7 @@ from data_prep.types import LabelledTokens, PairTokens, PromptTokens, Tokens
 
 T = TypeVar("T")
 KINDS: dict[str, type] = {one.__name__: one for one in (Tokens, PairTokens, LabelledTokens, PromptTokens)}
-_IDS, _FLAGS, _NUMBERS, _TEXT, _JSON = "ids", "flags", "numbers", "text", "json"
+_IDS, _FLAGS, _NUMBERS, _TEXT, _JSON, _VALUE = "ids", "flags", "numbers", "text", "json", "value"
 _COLUMNS: dict[str, str] = {
     "ids": _IDS,
     "prompt": _IDS,
@@ -36,6 +36,7 @@ _COLUMNS: dict[str, str] = {
     "good": "flag",
     "meta": _JSON,
     "messages": _JSON,
+    "features": _VALUE,
 }
 
 
@@ -48,6 +49,7 @@ def _arrow_type(column: str) -> Any:
         _NUMBERS: pa.list_(pa.float64()),
         _TEXT: pa.string(),
         _JSON: pa.string(),
+        _VALUE: pa.string(),
         "number": pa.float64(),
         "flag": pa.bool_(),
     }[_COLUMNS[column]]
@@ -108,7 +110,7 @@ def to_batch(rows: Sequence[Any], flat: Mapping[str, RaggedColumn] | None = None
             columns.append(flat[field.name].arrow())
             continue
         values = [getattr(row, field.name) for row in rows]
-        if _COLUMNS[field.name] == _JSON:
+        if _COLUMNS[field.name] in (_JSON, _VALUE):
             values = [json.dumps(value) if value else None for value in values]
         if all(value is None for value in values):
             columns.append(pa.nulls(len(values), field.type))
@@ -220,6 +222,8 @@ def _reader(name: str, column: Any) -> Callable[[int], Any]:
     kind = _COLUMNS[name]
     if kind == _JSON:
         return lambda place: json.loads(column[place].as_py() or "{}")
+    if kind == _VALUE:
+        return lambda place: json.loads(column[place].as_py() or "null")
     if kind not in (_IDS, _FLAGS):
         return lambda place: column[place].as_py()
     starts = numpy_array(column.offsets)

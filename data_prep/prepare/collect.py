@@ -194,7 +194,7 @@ class SwappedPairs:
         if not isinstance(row, PairTokens):
             return row
         margin = None if row.margin is None else -row.margin
-        return PairTokens(row.prompt, row.rejected, row.chosen, row.id, margin, row.task)
+        return PairTokens(row.prompt, row.rejected, row.chosen, row.id, margin, row.task, row.features)
 
 
 def _said_batch(said: list[RecordTexts]) -> Any:

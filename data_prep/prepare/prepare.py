@@ -129,7 +129,9 @@ class Preparation:
         return {"pairs": self.pairs.card()} if self.kind == RowKind.preferences else {}
 
     def _repeated(self, record: Any) -> bool:
-        key = digest_of(repr([record.messages, record.tools, record.meta.get("split")]))
+        key = digest_of(
+            repr([record.messages, record.tools, *(record.meta.get(name) for name in ("split", "features"))])
+        )
         if key in self.seen:
             return True
         self.seen.add(key)

@@ -134,7 +134,9 @@ class Chunks:
                 if len(piece) > 1:
                     identity = record.id if len(starts) == 1 else f"{record.id}#{start}"
                     task = record.meta.get("task")
-                    rows.append(Tokens(piece, [True] * len(piece), identity, task=task))
+                    rows.append(
+                        Tokens(piece, [True] * len(piece), identity, task=task, features=record.meta.get("features"))
+                    )
                     kept.append((place, False))
         return self._filled(part, rows, kept)
 
@@ -215,4 +217,6 @@ def _digest(row: Any, place: int, flat: Mapping[str, RaggedColumn]) -> int:
             total.update(np.array(row.weights, dtype="<f8").tobytes())
     else:
         total.update(repr([getattr(row, name, None) for name in ("margin", "good", "text")]).encode("utf-8", "replace"))
+    if row.features is not None:
+        total.update(repr(row.features).encode("utf-8", "replace"))
     return int.from_bytes(total.digest(), "little")

@@ -201,7 +201,10 @@ class Renderer:
 
     def _whole(self, rows: Sequence[Document]) -> list[Tokens]:
         encoded = self.documents([row.text for row in rows])
-        return [Tokens(ids, [True] * len(ids), row.id) for ids, row in zip(encoded, rows, strict=True)]
+        return [
+            Tokens(ids, [True] * len(ids), row.id, features=row.meta.get("features"))
+            for ids, row in zip(encoded, rows, strict=True)
+        ]
 
     def conversations(self, rows: Sequence[Conversation]) -> list[Tokens | UserError]:
         """Many conversations at once; a row that cannot be rendered gives its error instead."""
@@ -224,6 +227,7 @@ class Renderer:
                 id=row.id,
                 weights=parts[0].weights,
                 task=row.meta.get("task"),
+                features=row.meta.get("features"),
             )
 
         return self._many(rows, pieces, tokens)
@@ -244,7 +248,10 @@ class Renderer:
 
         def tokens(row: Preference, parts: list[Encoded]) -> PairTokens:
             prompt, chosen, rejected = (part.ids for part in parts)
-            return PairTokens(prompt, chosen, rejected, row.id, row.margin, row.meta.get("task"))
+            said = row.meta
+            return PairTokens(
+                prompt, chosen, rejected, row.id, row.margin, said.get("task"), features=said.get("features")
+            )
 
         return self._many(rows, pieces, tokens)
 
@@ -256,7 +263,8 @@ class Renderer:
             return [prompt, self._reply_pieces(row.reply)]
 
         def tokens(row: Labelled, parts: list[Encoded]) -> LabelledTokens:
-            return LabelledTokens(prompt=parts[0].ids, reply=parts[1].ids, good=row.good, id=row.id)
+            prompt, reply = (part.ids for part in parts)
+            return LabelledTokens(prompt, reply, good=row.good, id=row.id, features=row.meta.get("features"))
 
         return self._many(rows, pieces, tokens)
 
@@ -269,7 +277,8 @@ class Renderer:
         def tokens(row: Prompt, parts: list[Encoded]) -> PromptTokens:
             asked = next((m for m in reversed(row.messages) if m.role == "user"), row.messages[-1])
             messages = [message.as_dict() for message in row.messages]
-            return PromptTokens(parts[0].ids, asked.content, row.id, dict(row.meta), messages)
+            features = row.meta.get("features")
+            return PromptTokens(parts[0].ids, asked.content, row.id, dict(row.meta), messages, features=features)
 
         return self._many(rows, pieces, tokens)
 

@@ -19,7 +19,7 @@ from align.models.packing import pack
 from align.roles import Role, chosen_logprobs
 from align.training.objectives import LanguageModeling
 from data_prep.core.errors import UserError
-from data_prep.types import Tokens
+from data_prep.types import Tokens, features_of, joined
 from reward.head import ScalarHead
 from tests.tiny_chain import (
     CPU,
@@ -47,7 +47,7 @@ def each(cases=CASES):
 
 
 def rows() -> list[Tokens]:
-    return [Tokens(ids, [True] * len(ids), f"row:{i}") for i, ids in enumerate(sentences())]
+    return [Tokens(ids, [True] * len(ids), f"row:{i}", features=features_of(ids)) for i, ids in enumerate(sentences())]
 
 
 def gradients(role: Role) -> dict[str, torch.Tensor | None]:
@@ -200,7 +200,7 @@ def test_rollout_logprobs_equal_teacher_forced_ones(method, load):
     generator = torch.Generator().manual_seed(0)
     replies = RolloutEngine(role, 1).generate(prompts, Sampling(8, temperature), generator)
     for prompt, reply in zip(prompts, replies, strict=True):
-        ids = [*prompt, *reply.ids]
+        ids = joined(prompt, reply.ids)
         hidden = role.hidden(pack([ids]))[len(prompt) - 1 : -1]
         forced = chosen_logprobs(role, hidden, torch.tensor(reply.ids), temperature).detach()
         close = 0.1 if load is Load.bf16 else 1e-5

@@ -48,9 +48,7 @@ def test_rows_that_come_late_and_leave_early_change_no_others(names):
     mixed, roles = mixed_of(*filter(None, names))
     batch = OpenBatch.of(mixed, names[0])
     rows = [row(ids, names[i % len(names)]) for i, ids in enumerate(sentences(7, seed=3))]
-    alone = [
-        RolloutEngine(roles[each.adapter], -1).generate([each.prompt], Sampling(8, greedy=True)) for each in rows
-    ]
+    alone = [RolloutEngine(roles[each.adapter], -1).generate([each.prompt], Sampling(8, greedy=True)) for each in rows]
     rows[1].sampling = RowSampling(3, frozenset(), temperature=0)
     batch.admit(rows[:2])
     batch.step()

@@ -79,9 +79,7 @@ def test_terms_are_stacked_and_merged_exactly(name, load):
         torch.testing.assert_close(logits(Role("policy", tree, None)), wanted, rtol=0, atol=2e-4)
 
 
-@pytest.mark.parametrize(
-    "name", grid_beyond(["llama", "gpt2", "gemma2", "phi3", "gpt_neox", "mixtral", "opt"], KINDS)
-)
+@pytest.mark.parametrize("name", grid_beyond(["llama", "gpt2", "gemma2", "phi3", "gpt_neox", "mixtral", "opt"], KINDS))
 def test_a_chain_on_four_bits(name):
     """QLoRA's chain on each kind of layer; PPO's own checks run inside."""
     words = [f"name={name}-nf4", "adapter=qlora", *SHORT[:2], "stages.ppo.updates=1", "stages.ppo.critic_warmup=0"]

@@ -85,6 +85,21 @@ def test_topics_are_kept() -> None:
     assert AnswerTable().prompt(scenario).meta == {"topic": "7", "split": "eval"}
 
 
+def test_the_style_is_the_feature_of_a_row() -> None:
+    """A prompt asks for the style that its dialogue has; a pair for the preferred one."""
+    table = form(features="style", preferred="merry", other="plain", off_topic=1)
+    for row in ROWS:
+        talk, prompt = table.conversation(row), table.prompt(row)
+        assert talk.meta["features"] == talk.meta["style"] == prompt.meta["features"]
+    assert {pair.meta["features"] for pair in pairs(table)} == {"merry"}
+    moods = [Row("t", n, {"prompt": f"q{n}", "x": "a", "y": "b", "mood": "calm" if n % 2 else None}) for n in range(4)]
+    named = AnswerTable({"features": "mood"})
+    assert [talk.meta.get("features") for talk in named.conversations(moods)] == [None, "calm", None, "calm"]
+    assert {talk.meta["style"] for talk in named.conversations(moods)} <= {"x", "y"}
+    with pytest.raises(UserError, match="unknown features column 'mod'"):
+        list(AnswerTable({"features": "mod"}).conversations(moods))
+
+
 def test_preferences_and_equal_sides() -> None:
     table = form(preferred="gruff", other="plain")
     result = list(table.preferences(ROWS))

@@ -23,7 +23,7 @@ from data_prep.prepare.arrow_rows import Rows, lengths_of
 from data_prep.prepare.prepare import Prepared, Renderer, prepare
 from data_prep.prepare.render_chunk import Chunks
 from data_prep.quality.minhash import word_pairs, word_pairs_of
-from data_prep.types import RowKind, Tokens
+from data_prep.types import RowKind, Tokens, features_of
 from tests.tiny import tiny_tokenizer
 
 LENGTH = LengthOptions(max_length=64)
@@ -303,3 +303,32 @@ def test_word_pairs_of_many_texts_are_those_of_each() -> None:
         assert sorted(part.tolist()) == word_pairs(text).tolist()
     front = word_pairs_of([texts[-1][:13]])[0]
     assert flat[-int(counts[-1]) :][: len(front)].tolist() == front.tolist()
+
+
+def test_features_are_those_of_the_row_in_the_file_too(tmp_path: Path, renderer: Renderer) -> None:
+    """As category and as numbers; they are part of what a row says, and its ids know them."""
+    given = ["calm", [0.5, -1], 2, None, "[1, 2.5]"]
+    wanted = ["calm", (0.5, -1.0), (2.0,), None, (1.0, 2.5)]
+    rows = [
+        {"prompt": f"question {n}", "completion": "reply", **({"features": one} if one is not None else {})}
+        for n, one in enumerate(given * 20)
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    for _ in range(2):  # the second time from the cache
+        found = prepared(path, renderer, eval_share=0.0)
+        assert isinstance(found.train, Rows)
+        assert [row.features for row in found.train] == wanted * 20
+        assert [features_of(row.ids) for row in found.train] == wanted * 20
+    path.write_text("".join(json.dumps({**row, "features": "loud"}) + "\n" for row in rows), encoding="utf-8")
+    assert prepared(path, renderer, eval_share=0.0).digest != found.digest
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), [1.0, float("inf")], [], True, {"a": 1}, ["x"]])
+def test_features_that_are_none_are_named_by_row(wrong: Any, tmp_path: Path, renderer: Renderer) -> None:
+    path = tmp_path / "rows.jsonl"
+    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d", "features": wrong}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with pytest.raises(UserError) as caught:
+        prepared(path, renderer)
+    assert (caught.value.row, caught.value.field) == (2, "features")
