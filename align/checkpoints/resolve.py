@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shlex import quote
 
 from align.checkpoints.checkpoint import RECORD, Checkpoint, nearby_runs
 from align.checkpoints.peft_adapter import is_foreign
@@ -90,26 +91,27 @@ def _without_weights(stage: Path) -> UserError:
 
 def not_a_run(path: Path) -> UserError:
     """What is there instead of a run or checkpoint, and what can be done with it."""
+    word = quote(str(path))
     if is_foreign(path):
         return UserError(
             "a plain peft adapter, without a record of its base and template",
             code="foreign_adapter",
             file=str(path),
-            hint=f"talk to it with align chat {path}; a stage can start from it: stages.STAGE.init={path}",
+            hint=f"talk to it with align chat {word}; a stage can start from it: stages.STAGE.init={word}",
         )
     if is_classifier(path):
         return UserError(
             "a stock reward model or classifier, and no checkpoint: it has a head for scores, and no record",
             code="plain_classifier",
             file=str(path),
-            hint=f"it can score replies: stages.ppo.reward={path}; to train on, take the language model below it",
+            hint=f"it can score replies: stages.ppo.reward={word}; to train on, take the language model below it",
         )
     if is_model(path):
         return UserError(
             "a plain model folder, and no run or checkpoint: there is no record of how it was trained",
             code="plain_model",
             file=str(path),
-            hint=f"talk to it: align chat {path}; train on it: model=hf model.path={path}, stages.STAGE.init=base",
+            hint=f"talk to it: align chat {word}; train on it: model=hf model.path={word}, stages.STAGE.init=base",
         )
     holds = ", ".join(sorted(one.name for one in path.iterdir())[:5]) or "nothing" if path.is_dir() else "a file"
     states = sorted(path.glob("checkpoint-*/")) if path.is_dir() else []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from align.checkpoints.checkpoint import Checkpoint
@@ -31,7 +32,7 @@ def chat(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
         raise UserError("the page gives no JSON", field="--json", hint="leave out --json or --web", code="bad_flag")
     piped = not sys.stdin.isatty()
     if args.json and not piped:
-        hint = f"echo hello | align chat {targets[0]} --json"
+        hint = f"echo hello | align chat {quote(targets[0])} --json"
         raise UserError("reads its messages from a pipe", field="--json", hint=hint, code="bad_flag")
     checkpoint, notes = find_policy(targets[0], options.out)
     for note in notes:

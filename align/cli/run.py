@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from align.cli.own_files import with_files
@@ -74,7 +75,7 @@ def _judged(folder: Path, warnings: Sequence[Json]) -> list[str]:
 
 def _following(config: RunConfig, folder: Path) -> list[tuple[str, str]]:
     """(purpose, command) of what can be done after a run."""
-    align, place = _program(), "" if config.out == "runs" else f" out={config.out}"
+    align, place = _program(), "" if config.out == "runs" else f" out={quote(config.out)}"
     following = [("the whole story", str(folder / "report.html"))]
     run = RunRecord.left_in(folder)
     left = {entry.name: run.at(entry) for entry in run.stages}
@@ -84,16 +85,16 @@ def _following(config: RunConfig, folder: Path) -> list[tuple[str, str]]:
             following.append(("use it", f"{align} run {override}"))
     policies = [name for name in trained if read_json(left[name] / "checkpoint.json", []).get("role") == "policy"]
     if policies:
-        target = f"{config.name}/{policies[-1]}{place}"
+        target = quote(f"{config.name}/{policies[-1]}") + place
         following.append(("talk to it", f"{align} chat {target}"))
         following.append(("one set of weights", f"{align} merge {target}"))
         following.append(("for other tools", f"{align} export {target}"))
     if trained:
-        following.append(("what it stands on", f"{align} lineage {config.name}/{trained[-1]}{place}"))
-        following.append(("is it intact", f"{align} verify {config.name}{place}"))
+        following.append(("what it stands on", f"{align} lineage {quote(f'{config.name}/{trained[-1]}')}{place}"))
+        following.append(("is it intact", f"{align} verify {quote(config.name)}{place}"))
     words = [word for word in config.command[2:] if not word.startswith("name=")]
     if len(words) < 4 and not any(word.startswith("adapter") for word in words):
-        following.append(("another method", " ".join([align, "run", *words, "adapter=vera"])))
+        following.append(("another method", " ".join([align, "run", *map(quote, words), "adapter=vera"])))
     if all(spec.data.name != "files" for spec in config.stages):
         following.append(("your own data", f"{align} run pipeline=sft data=files data.path=my.jsonl"))
     return following

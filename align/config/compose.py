@@ -258,8 +258,13 @@ def checked_name(name: str) -> str:
     """`name` if it can be the name of one folder.
 
     Raises:
-        UserError: it is empty, has a slash in it, is `.` or `..`, or longer than a name of a file may be.
+        UserError: it is empty, begins as a flag does, has a slash in it, is `.` or `..`, or is too long.
     """
-    if not name.strip(". ") or any(mark in name for mark in "/\\\0\n") or len(os.fsencode(name)) > _LONGEST_NAME:
+    if (
+        not name.strip(". ")
+        or name.startswith("-")
+        or any(mark in name for mark in "/\\\0\n")
+        or len(os.fsencode(name)) > _LONGEST_NAME
+    ):
         raise UserError(f"'{name}' is not the name of one folder", field="name", code="bad_value")
     return name

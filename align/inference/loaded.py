@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -93,7 +94,7 @@ class Opened:
                 f"({self.checkpoint.method}) is none",
                 code="not_low_rank",
                 hint="possible for LoRA, VeRA and their relatives; for a full fine-tune: "
-                f"align extract {self.checkpoint.folder} rank=N",
+                f"align extract {quote(str(self.checkpoint.folder))} rank=N",
             )
         return combined(self.bases.terms(self.checkpoint, self.load))
 
@@ -110,7 +111,7 @@ class Opened:
             raise UserError(
                 f"{self.checkpoint.label} is a {self.checkpoint.record['role']} model: {verb} would lose its head",
                 code="has_head",
-                hint=f"align export {self.checkpoint.folder} form=sequence_classification",
+                hint=f"align export {quote(str(self.checkpoint.folder))} form=sequence_classification",
             )
 
 

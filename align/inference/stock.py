@@ -7,6 +7,7 @@ generate with it, to save it or to train it further.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from shlex import quote
 from typing import Any
 
 from align.checkpoints.compatibility import given_features, require_features
@@ -53,7 +54,7 @@ def load(target: str, out: str = "runs", base: str | None = None, features: Any 
             code="not_portable",
             hint="give features, which every row then has"
             if opened.adapter.traits.reads_features
-            else f"talk to it with align chat {checkpoint.folder}",
+            else f"talk to it with align chat {quote(str(checkpoint.folder))}",
         )
     take_out(model)
     return model.eval(), opened.tokenizer

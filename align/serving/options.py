@@ -4,6 +4,7 @@
 from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
+from shlex import quote
 from typing import Any, Optional
 
 from align.checkpoints.checkpoint import RECORD, Checkpoint
@@ -110,7 +111,7 @@ def find_policy(target: str, out: str) -> tuple[Checkpoint | Path, list[str]]:
             state = "is still running or was cut off" if status == "running" else status
             notes.append(f"this run {state}: talking to {found.stage}, its last finished policy")
     else:
-        hint = f"the last finished policy of the run: align chat {folder.parent}"
+        hint = f"the last finished policy of the run: align chat {quote(str(folder.parent))}"
         said = "this stage keeps no weights, or is not finished"
         raise UserError(said, file=str(folder), hint=hint, code="not_finished")
     if found.record["role"] != "policy":
@@ -121,7 +122,11 @@ def find_policy(target: str, out: str) -> tuple[Checkpoint | Path, list[str]]:
 def _silent(found: Checkpoint) -> UserError:
     """The refusal of a checkpoint that scores: it names the policy below it, if there is one."""
     below = next((one for one in found.ancestors() if one.record["role"] == "policy"), None)
-    hint = f"the policy it stands on: align chat {below.folder}" if below else "train a policy: align run pipeline=sft"
+    hint = (
+        f"the policy it stands on: align chat {quote(str(below.folder))}"
+        if below
+        else "train a policy: align run pipeline=sft"
+    )
     what = f"{found.label} is a {found.record['role']} model: it scores replies and does not speak"
     return UserError(what, file=str(found.folder), hint=hint, code="wrong_role")
 

@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def export(target: str, options: ExportOptions, force: bool = False) -> dict[str
         legal = [name.value for name, why in against(opened).items() if not why]
         hint = f"possible: {', '.join(legal)}" if legal else "no other form is possible either"
         if form is Form.lora and against(opened)[Form.merged] is None:
-            hint += f"; its nearest LoRA: align extract {opened.checkpoint.folder} rank=N"
+            hint += f"; its nearest LoRA: align extract {quote(str(opened.checkpoint.folder))} rank=N"
         raise UserError(f"form={form.value} cannot be: {problem}", code="illegal_form", hint=hint)
     return write_as(opened, form, options, place(options.to, opened.checkpoint.folder, form.value), force)
 

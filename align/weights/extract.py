@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ def _places(target: str, options: ExtractOptions) -> tuple[Path, Path, Opened | 
         raise UserError(
             f"{checkpoint.label} was tuned from {parent.label}, which is an adapter",
             code="no_base",
-            hint=f"align merge {parent.folder} to=FOLDER, and give that: base=FOLDER",
+            hint=f"align merge {quote(str(parent.folder))} to=FOLDER, and give that: base=FOLDER",
         )
     return checkpoint.folder, parent.folder, None
 
@@ -161,8 +162,8 @@ def _require_foldable(opened: Opened) -> None:
         raise UserError(
             f"{checkpoint.label} ({checkpoint.method}) is an adapter already",
             code="not_full",
-            hint=f"align compress {checkpoint.folder} rank=N lowers its rank, "
-            f"align export {checkpoint.folder} form=lora gives its plain form",
+            hint=f"align compress {quote(str(checkpoint.folder))} rank=N lowers its rank, "
+            f"align export {quote(str(checkpoint.folder))} form=lora gives its plain form",
         )
     require_mergeable(opened)
 

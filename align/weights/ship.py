@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from align.checkpoints.card import base_name
@@ -105,11 +106,11 @@ def _form(opened: Opened, adapter: bool) -> tuple[Form, str]:
             return form, f"{aside}: {_WHY[form]}" if aside else _WHY[form]
     found = opened.checkpoint
     if problems[Form.merged] is None or opened.adapter.traits.owns_weights:
-        hint = f"leave adapter=true out; its nearest LoRA: align extract {found.folder} rank=N"
+        hint = f"leave adapter=true out; its nearest LoRA: align extract {quote(str(found.folder))} rank=N"
         raise UserError(
             f"{found.label} is no adapter for stock peft: {problems[Form.lora]}", field="adapter", hint=hint
         )
-    reader = "align.score" if found.record.get("head") else f"align serve {found.folder}"
+    reader = "align.score" if found.record.get("head") else f"align serve {quote(str(found.folder))}"
     raise UserError(
         f"no stock model computes what {found.label} does ({found.method}, a {found.role} model)",
         code="illegal_form",

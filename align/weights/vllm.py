@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shlex
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from align.checkpoints.checkpoint import Checkpoint
@@ -121,7 +122,7 @@ def form_for(opened: Opened) -> tuple[Form, str]:
         raise UserError(
             f"{opened.checkpoint.label}: vLLM takes neither the method nor merged weights: {problem}",
             code="not_for_vllm",
-            hint=f"align serve {opened.checkpoint.folder} serves it",
+            hint=f"align serve {quote(str(opened.checkpoint.folder))} serves it",
         )
     return Form.merged, why
 

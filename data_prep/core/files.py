@@ -71,8 +71,16 @@ def readable(folder: Path) -> None:
 
 
 def clear_staging(staging: Path) -> Path:
-    """An empty staging folder; what an interrupted run left there was never published."""
+    """An empty staging folder; what an interrupted run left there was never published.
+
+    Raises:
+        UserError: no folder can be made there.
+    """
     if staging.exists():
         shutil.rmtree(staging)
-    staging.mkdir(parents=True)
+    try:
+        staging.mkdir(parents=True)
+    except (FileNotFoundError, NotADirectoryError) as problem:  # /proc, a file among its parents
+        said = f"no folder can be made here: {problem.strerror}"
+        raise UserError(said, file=str(staging.parent), code="output") from problem
     return staging

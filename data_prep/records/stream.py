@@ -101,7 +101,7 @@ def source_for(data: DataOptions, kind: RowKind) -> Given:
             raise UserError(
                 f"data.{name.option} has both a path ({source.path}) and a generator ({source.generator})",
                 code="two_sources",
-                hint="give one of them",
+                hint="give one of them; data=files has no generator of its own",
             )
         if source.path or source.generator:
             return Given(data, source, option=f"data.{name.option}.")

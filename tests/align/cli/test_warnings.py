@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -91,8 +92,9 @@ def test_eval_ends_with_a_verdict(tmp_path: Path, capfd: pytest.CaptureFixture[s
 
 def test_the_last_lines_lead_on_and_know_whose_data_it_was(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     capfd.readouterr()
-    assert cli.main(["run", *sft(tmp_path)]) == 0
+    assert cli.main(["run", *sft(tmp_path), "name=it's n"]) == 0
     out = capfd.readouterr().out
+    target = shlex.quote("it's n/sft")
     for verb in ("chat", "merge", "export", "lineage"):
-        assert f" {verb} n/sft out={tmp_path}\n" in out
+        assert f" {verb} {target} out={tmp_path}\n" in out, "as a shell takes it"
     assert "your own data" not in out, "it was the user's own already"

@@ -197,6 +197,7 @@ def test_every_recipe_composes(group):
         (["pipeline=sft", "stages.sft.data=files", "data.limit=3"], "data.limit: reaches no stage"),
         (["pipeline=sft", "stages.sft.lr=1e400"], "stages.sft.lr: out of range (got inf; expected a finite number)"),
         (["pipeline=sft", "stages.sft.epochs=inf"], "stages.sft.epochs: out of range (got inf; expected a finite"),
+        (["name=-x"], "is not the name of one folder"),
         ([f"name={'x' * 201}"], "is not the name of one folder"),
         (["pipeline=sft", "stages.sft.lr=nan"], "stages.sft.lr: expected a number"),
         (["~stages.sft", "~stages.reward_model", "~stages.ppo", "~stages.evaluate"], "the pipeline has no stage"),
