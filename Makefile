@@ -10,7 +10,7 @@ WORKERS ?= auto
 PIP := $(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart loop test test-grid test-processors test-mutations lint types
+.PHONY: help quickstart loop picture test test-grid test-processors test-mutations lint types
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -20,6 +20,9 @@ quickstart: $(INSTALLED) ## set up, then tune, reward, PPO and evaluate the embe
 
 loop: $(DEVELOPED) ## the quickstart, labels by a scripted judge, reward model and PPO again
 	HF_HUB_OFFLINE=1 $(BIN)/python benchmarks/loop.py $(ARGS)
+
+picture: $(INSTALLED) ## draw docs/answers.svg from a run: one held-out question, answered by every stage (ARGS=runs/RUN)
+	$(BIN)/python benchmarks/picture.py $(ARGS)
 
 test: $(DEVELOPED) ## set up, then run the tests (TESTS=tests/align for some of them)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS) $(TESTS)

@@ -151,7 +151,7 @@ def _made_before(folder: Path, opened: Opened, form: Form, options: ShipOptions)
 
 # ---------------------------------------------------------------------------------------------------- GGUF and Ollama
 def _to_gguf(opened: Opened, options: ShipOptions, force: bool) -> dict[str, Any]:
-    answer = _in_gguf(opened, options, force, _LLAMA_CPP)
+    answer = _in_gguf(opened, options, force, To.gguf, _LLAMA_CPP)
     return {"to": To.gguf.value, "why": "merged weights, tokenizer and chat template in one file", **answer}
 
 
@@ -165,19 +165,18 @@ def _to_ollama(opened: Opened, options: ShipOptions, force: bool) -> dict[str, A
     content = ollama.modelfile(opened, turns, gguf_file.FILE, options.system)
     name, notes = ollama.name_of(opened.checkpoint.folder), changes(turns, ollama.prompt_of(opened))
     readme = "\n".join([_OLLAMA.format(name=name), *(f"- {note}" for note in notes), ""])
-    answer = _in_gguf(opened, options, force, readme, {ollama.FILE: content})
+    answer = _in_gguf(opened, options, force, To.ollama, readme, {ollama.FILE: content})
     command = shlex.join(["ollama", "create", name, "-f", str(Path(answer["out"]) / ollama.FILE)])
     why = "merged weights and tokenizer in one file, the chat template in Go's language in a Modelfile"
     return {"to": To.ollama.value, "why": why, **answer, "notes": notes, "commands": [command]}
 
 
 def _in_gguf(
-    opened: Opened, options: ShipOptions, force: bool, readme: str, beside: dict[str, str] | None = None
+    opened: Opened, options: ShipOptions, force: bool, to: To, readme: str, beside: dict[str, str] | None = None
 ) -> dict[str, Any]:
     """A folder with a GGUF file, and files beside it that say how a prompt begins in its place."""
     from align.weights.gguf_file import compare_gguf, require_covered, write_gguf
 
-    to = options.to or To.gguf
     opened.require_language_model(f"to={to.value}")
     if not opened.adapter.traits.owns_weights:
         require_mergeable(opened)
