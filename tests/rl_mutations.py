@@ -1,8 +1,8 @@
 """The details of docs/ppo.md, each turned wrong once before its tests: `python -m tests.rl_mutations [DETAIL ...]`.
 
-A mutation replaces a piece of a file in a copy of the tree and runs the tests that guard it there; they must fail, and
-pass before anything is replaced. The list below is also the table of the details: what each is, where it stands, and
-which test holds it. A forked child runs each lot of tests, so that the libraries are imported once.
+A mutation of `tests/rl_details.py` replaces a piece of a file in a copy of the tree and runs the tests that guard it
+there; they must fail, and pass before anything is replaced. A forked child runs each lot of tests, so that the
+libraries are imported once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+
+from tests.rl_details import MUTATIONS, Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("align", "reward", "data_prep", "recipes", "tests")
 GREEN, RED, ELSEWHERE = 0, 1, 99
 """Exit codes: pytest's own two, and of a child whose tests did not see the copy."""
+<<<<<<< HEAD
 WITHOUT = {30: "not built"}
 """Details that there is no code of."""
 
@@ -448,6 +450,8 @@ MUTATIONS = (
         (BY_HAND,),
     ),
 )
+=======
+>>>>>>> 4f5fd49 (Tests sample eight tokens of a trained policy in place of 64; PPO's details and requests to the server have files of their own)
 
 
 def places(mutation: Mutation, root: Path = ROOT) -> int:
