@@ -407,6 +407,14 @@ MUTATIONS = (
         (f"{PPO}a_trusted_rollout_that_is_off_is_computed_again",),
     ),
     Mutation(
+        31,
+        "served tokens are weighed by how much likelier they are to the policy that is trained, up to a bound",
+        "align/rl/advantages.py",
+        "advantages.advantages_BT * ratio_BT.clamp_max(cap)",
+        "advantages.advantages_BT * ratio_BT",
+        ("tests/align/rl/test_served_rollouts.py::test_importance_weights_are_those_of_the_two_policies_and_bounded",),
+    ),
+    Mutation(
         32,
         "the penalty is subtracted after the clip",
         "reward/shaping.py",
