@@ -43,7 +43,7 @@ from align.training.resume import StateSaver
 from reward.head import ScalarHead
 from tests.processors import ROOT
 from tests.simulated_gpu import GPU, counted
-from tests.tiny_chain import made, read
+from tests.tiny_chain import grid_beyond, made, read
 from tests.tiny_training import experience_rows, token_rows
 
 BUDGET = {
@@ -346,7 +346,11 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("method", [name for name in adapters.names() if name != "qlora"])
+KINDS = {"full", "lora", "adalora", "delta_lora", "prefix", "bottleneck"}
+"""Methods that move weights, draw numbers or have layers of their own; the others are for the grid."""
+
+
+@pytest.mark.parametrize("method", grid_beyond([name for name in adapters.names() if name != "qlora"], KINDS))
 def test_every_method(method: str, monkeypatch: pytest.MonkeyPatch):
     few_tokens(monkeypatch)
     words = [f"adapter={method}", *OPTIONS.get(method, []), "stages.sft.max_steps=1", "data.conversations.eval_share=0"]

@@ -4,6 +4,7 @@ a base in parts. Started by torchrun with lists of overrides and of cases, and a
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import sys
@@ -130,6 +131,7 @@ def main() -> None:
     words, cases, out = json.loads(sys.argv[1]), json.loads(sys.argv[2]), Path(sys.argv[3])
     for one in words:
         execute(compose(one))
+        gc.freeze()
     process = Processes(cpu=True)
     found = {
         "shared": [shared(in_parts) for in_parts in (False, True)],

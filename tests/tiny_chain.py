@@ -26,6 +26,7 @@ from align.models.fingerprint import base_fingerprint
 from align.models.packing import pack
 from align.models.shared_base import BaseIdentity, SharedBase
 from align.roles import Bases, Role
+from align.stages import supervised
 from data_prep.core.errors import UserError
 from data_prep.types import FeaturedIds
 from tests.tiny import save_tiny_llama, write_jsonl
@@ -40,6 +41,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = (
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 os.fsync = lambda handle: None  # runs of seconds need not outlive a power cut; waiting for the disk is a tenth of one
+supervised.SAMPLED = 8  # a tiny model says nothing in more of them; decoding 64 takes longer than training
 
 WORDS = [
     "the",

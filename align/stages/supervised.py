@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from align.training.objectives import Objective
     from data_prep.prepare.prepare import Prepared
 
+SAMPLED = 64
+"""Tokens, at most, of a sample of how a trained policy goes on."""
+
 
 def supervised_run(
     context: StageContext, objective: Objective, role: Role, prepared: Prepared[Any]
@@ -139,7 +142,7 @@ def greedy_samples(
     engine = RolloutEngine(role, context.renderer.end_token_id)
     room = (context.context or 1 << 30) - max(len(prompt) for prompt in prompts)
     with context.autocast():
-        replies = engine.generate(prompts, Sampling(min(64, room), greedy=True))
+        replies = engine.generate(prompts, Sampling(min(SAMPLED, room), greedy=True))
     decode = context.renderer.decode
     return [
         {

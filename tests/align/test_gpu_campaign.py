@@ -6,8 +6,9 @@ import json
 
 from benchmarks import gpu
 
-LEFT_OUT = {"chain", "peer-sft-1b", "peer-sft-8b"}
-"""The chain is what tests run everywhere; TRL takes its time to be imported."""
+LEFT_OUT = {"chain", "peer-sft-1b", "peer-sft-8b", "sft-1b", "gaps-1b-bf16"}
+"""The chain is what tests run everywhere; TRL takes its time to be imported; at the tiny size the last two are `sft-8b`
+and nearly `gaps-1b-fp32`."""
 
 
 def test_every_part_works_and_is_kept(tmp_path, capsys):
@@ -15,7 +16,7 @@ def test_every_part_works_and_is_kept(tmp_path, capsys):
     words = ["--dry", "--out", str(tmp_path), "--parts", *parts]
     assert gpu.main(words) == 0, capsys.readouterr().out
     found = json.loads(capsys.readouterr().out)["parts"]
-    assert all(found[name]["tokens_per_second"] > 0 for name in ("sft-1b", "sft-8b", "sft-8b-nf4", "rollout-8b"))
+    assert all(found[name]["tokens_per_second"] > 0 for name in ("sft-8b", "sft-8b-nf4", "rollout-8b"))
     assert found["ppo-8b-bf16"]["pairs_per_second"] > 0
     assert found["saving-1b-bf16"]["reload_gap"] == 0.0
     for cut in ("as the stage cuts them", "one row a pass"):

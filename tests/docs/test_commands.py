@@ -34,6 +34,8 @@ OWN = {
     "pairs.jsonl": {"prompt": "q", "chosen": "a", "rejected": "b"},
 }
 """The reader's own files that are words of commands, with a row of each."""
+EACH = list({tuple(command.words): command for command in reversed(commands())}.values())
+"""Every command once; of one that several pages have, the first."""
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def jobs(words, config_dir):
     return combinations(listed)
 
 
-@pytest.mark.parametrize("command", commands(), ids=lambda command: f"{command.page}: {command.text[:60]}")
+@pytest.mark.parametrize("command", EACH, ids=lambda command: f"{command.page}: {command.text[:60]}")
 def test_command_can_be_given(command, own_recipes, monkeypatch):
     monkeypatch.chdir(own_recipes)
     name, *words = command.words[: command.words.index(">")] if ">" in command.words else command.words

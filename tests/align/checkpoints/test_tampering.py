@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
@@ -305,10 +305,12 @@ def test_a_base_changed_under_a_finished_run_is_not_mixed_into_it(scene):
 
     digest = read(scene.run / "run.json")["stages"][0]["digest"]
     base_with_other_weights(scene)
+    config = compose(scene.words(RERUN)[1:])
+    first = [spec.name for spec in config.stages[:2]]  # the later ones stand on them
     try:
-        record = execute(compose(scene.words(RERUN)[1:]))
+        record = execute(replace(config, stages=config.stages[:2]))
     except UserError:
         assert read(scene.run / "run.json")["stages"][0]["digest"] == digest
         return
-    assert not any(entry["skipped"] for entry in record["stages"])
+    assert [entry["skipped"] for entry in record["stages"] if entry["name"] in first] == [False, False]
     assert list((scene.run / ".archive").rglob("adapter_model.safetensors"))

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from align.cli.dispatch import main
 from align.planning.check import check
 from tests.tiny import save_tiny_llama, write_jsonl
 from tests.tiny_chain import (
+    HOME,
     base,
     checkpoint,
     compose,
@@ -130,28 +133,32 @@ def test_an_unknown_role_names_file_row_and_the_nearest(tmp_path, capfd):
     assert "t.jsonl:5" in line and "asistant" in line and "assistant" in line.replace("asistant", "")
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {"messages": []},
-        {"messages": [{"role": "user", "content": "alone"}]},
-        {"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]},
-        {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}]},
-        {"messages": "text"},
-        {"other": 1},
-    ],
-)
-def test_bad_rows_are_refused_or_counted(row, tmp_path, capfd):
+BAD: list[dict[str, Any]] = [
+    {"messages": []},
+    {"messages": [{"role": "user", "content": "alone"}]},
+    {"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]},
+    {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}]},
+    {"messages": "text"},
+    {"other": 1},
+]
+
+
+@pytest.mark.parametrize("row", BAD)
+def test_bad_rows_are_refused(row, tmp_path, capfd):
     rows = talk()
     rows.insert(6, row)
     line = refused(*run(capfd, *sft(tmp_path, *own_data(tmp_path / "t.jsonl", rows))))
     assert "t.jsonl:7" in line
+
+
+def test_bad_rows_are_left_out_and_counted_where_that_is_asked_for(tmp_path, capfd):
+    rows = talk()
+    for place, row in enumerate(BAD):
+        rows.insert(3 * place + 1, row)
     words = sft(tmp_path, *own_data(tmp_path / "t.jsonl", rows), "data.conversations.on_bad_row=drop")
     assert run(capfd, *words)[0] == 0
     card = read(tmp_path / "n" / "sft" / "data_card.json")["rows"]
-    assert (
-        card["in"] == 25 and card["kept"] + sum(card["dropped"].values()) == 25 and sum(card["dropped"].values()) == 1
-    )
+    assert (card["in"], card["kept"], sum(card["dropped"].values())) == (30, 24, len(BAD))
 
 
 def test_broken_json_names_the_line(tmp_path, capfd):
@@ -237,6 +244,12 @@ def test_a_file_in_place_of_the_output_folder(tmp_path, capfd):
         )
 
 
+@cache
+def tuned() -> Path:
+    """A run of SFT alone; never to be changed in place."""
+    return made("sft", "name=n", out=HOME / "tuned")
+
+
 FULL = "Error while serializing: I/O error: No space left on device (os error 28)"
 
 
@@ -248,7 +261,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(at, tmp_path, capfd, monkeypa
     import safetensors.torch
     from safetensors import SafetensorError
 
-    made("sft", "name=n", out=tmp_path)
+    copied(tuned(), tmp_path)
     before = (tmp_path / "n" / "sft" / "adapter_model.safetensors").read_bytes()
 
     def full(*args, **kwargs):

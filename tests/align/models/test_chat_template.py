@@ -31,8 +31,8 @@ def silent() -> Path:
 
 @cache
 def plain_run() -> Path:
-    """A whole chain on it, with the plain template."""
-    return made("rlhf", "model.template=plain", model=silent())
+    """A chain on it, with the plain template."""
+    return made("rlhf", "model.template=plain", model=silent(), without="evaluate")
 
 
 def test_a_base_without_a_template_is_refused_and_the_line_names_the_option(tmp_path, capfd):

@@ -1,4 +1,4 @@
-"""Details of docs/ppo.md that no other test holds by itself; `tests/rl_mutations.py` turns each wrong and sees it."""
+"""Details of docs/ppo.md that no other test holds by itself; `tests/rl_details.py` has a wrong line for each."""
 
 from __future__ import annotations
 

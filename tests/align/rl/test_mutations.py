@@ -6,7 +6,8 @@ import ast
 
 import pytest
 
-from tests.rl_mutations import MUTATIONS, ROOT, WITHOUT, places
+from tests.rl_details import MUTATIONS, WITHOUT
+from tests.rl_mutations import ROOT, places
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda each: f"{each.detail}: {each.what}")

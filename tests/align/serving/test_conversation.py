@@ -67,7 +67,7 @@ def heard(events):
 
 
 # ---------------------------------------- what is said
-@pytest.mark.parametrize("chain", grid_beyond(CHAINS, {"stacked", "qlora"}))
+@pytest.mark.parametrize("chain", grid_beyond(CHAINS, {"stacked"}))
 def test_replies_and_rewards_are_those_of_the_evaluation(chain):
     """Every policy of a chain, however it stands on its parent, says in a chat what it said when it was measured."""
     run = finished(*CHAINS[chain])

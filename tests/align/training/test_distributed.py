@@ -31,12 +31,14 @@ from tests.tiny_chain import base, data_words, execute, finished, pipeline_words
 from tests.tiny_training import lora, process
 
 SCRIPT = """
-import json, os, sys
+import gc, json, os, sys
 import torch
 torch.set_num_threads(1)
 from align.config.compose import compose
 from align.pipeline import run
+from align.stages import supervised
 from data_prep.core.errors import TrainingStopped
+supervised.SAMPLED = 8
 asked, fails_at = 0, 0
 def score(prompts, replies, fields):
     global asked
@@ -46,6 +48,7 @@ def score(prompts, replies, fields):
     return [len(reply) % 5 for reply in replies]
 for words in json.loads(sys.argv[1]):
     run(compose(words))
+    gc.freeze()
     print(f"rank {os.environ['RANK']} done", flush=True)
 for fails_at, words in json.loads(sys.argv[3] if len(sys.argv) > 3 else "[]"):
     asked = 0
