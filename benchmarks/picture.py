@@ -13,6 +13,7 @@ import json
 import sys
 import textwrap
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from markupsafe import escape
@@ -52,28 +53,29 @@ def answers(run: Path) -> list[Json]:
     raise SystemExit(f"{run}: no evaluation with replies; align eval {run} makes one")
 
 
-def score(reply: Json) -> float | None:
-    """What a reply counts for: its gold score, else its reward."""
-    gold = gold_of(reply.get("gold"))
-    return reply.get("reward") if gold is None else gold
+def scores(reply: Json) -> tuple[float, float]:
+    """Gold score and reward of a reply, 0 where there is none."""
+    return gold_of(reply.get("gold")) or 0.0, float(reply.get("reward") or 0.0)
 
 
 def usual(rows: list[Json]) -> Json:
-    """The question whose scores are nearest to the means, among those that can be shown well, or else all."""
+    """The question whose scores are nearest to the means, gold first, among those that can be shown well, or all."""
+    means = {
+        name: [fmean(both) for both in zip(*(scores(row["replies"][name]) for row in rows), strict=True)]
+        for name in rows[0]["replies"]
+    }
 
     def shows(row: Json) -> bool:
         texts = [reply["text"].strip() for reply in row["replies"].values()]
         return all(0 < len(text) <= LONGEST for text in texts) and len(set(texts)) == len(texts)
 
-    means = {name: _mean([row["replies"][name] for row in rows]) for name in rows[0]["replies"]}
-    return min(
-        [row for row in rows if shows(row)] or rows,
-        key=lambda row: sum(abs((score(reply) or 0.0) - means[name]) for name, reply in row["replies"].items()),
-    )
+    def distance(row: Json) -> list[float]:
+        return [
+            sum(abs(scores(reply)[which] - means[name][which]) for name, reply in row["replies"].items())
+            for which in (0, 1)
+        ]
 
-
-def _mean(replies: list[Json]) -> float:
-    return sum(score(reply) or 0.0 for reply in replies) / len(replies)
+    return min([row for row in rows if shows(row)] or rows, key=distance)
 
 
 def picture(row: Json, run: str) -> str:
@@ -102,6 +104,7 @@ def picture(row: Json, run: str) -> str:
         f'<rect class="window" x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="10"/>',
         *(f'<circle class="dot" cx="{SIDE + 16 * place:g}" cy="20" r="5"/>' for place in range(3)),
         f'<text class="soft" x="{SIDE + 58}" y="25">align chat {escape(visible(run))} --compare</text>',
+        f'<text class="soft" text-anchor="end" x="{width - SIDE}" y="25">a held-out question</text>',
         f'<path class="rule" d="M0 38H{width}"/>',
     ]
     return "\n".join([*frame, *parts, "</svg>\n"])
@@ -116,7 +119,7 @@ def _scores(reply: Json, top: float) -> str:
     text = f'<text class="soft" text-anchor="end" x="{right:g}" y="{top:g}">{" · ".join(said)}</text>'
     if gold is None:
         return text
-    start = right - 24 * ADVANCE - 120
+    start = right - 26 * ADVANCE - 120
     place = f'x="{start:g}" y="{top - 9:g}" height="8" rx="4"'
     return text + f'<rect class="track" {place} width="120"/><rect class="bar" {place} width="{120 * gold:g}"/>'
 

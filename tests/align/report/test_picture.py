@@ -46,8 +46,8 @@ def words(svg):
 def test_the_question_whose_scores_are_nearest_to_the_means_is_drawn(run, tmp_path, capsys):
     picture.main([str(run), str(tmp_path / "x.svg")])
     found = words((tmp_path / "x.svg").read_text("utf-8"))
-    assert found[:2] == ["align chat a-run --compare", "> the usual"]
-    assert found[2:5] == ["gold 0.10 \u00b7 reward +0.10", "base", "well"] and "very good" in found
+    assert found[:3] == ["align chat a-run --compare", "a held-out question", "> the usual"]
+    assert found[3:6] == ["gold 0.10 \u00b7 reward +0.10", "base", "well"] and "very good" in found
     assert capsys.readouterr().out.strip() == str(tmp_path / "x.svg")
 
 
