@@ -70,9 +70,7 @@ class StandIn:
         (end,) = asked["stop_token_ids"]
         greedy = asked["temperature"] == 0
         sampling = Sampling(asked["max_tokens"], asked["temperature"] or 1.0, greedy)
-        (reply,) = RolloutEngine(self.roles[asked["model"]], end, end).generate(
-            [asked["prompt"]], sampling, [asked["seed"]]
-        )
+        (reply,) = RolloutEngine(self.roles[asked["model"]], end).generate([asked["prompt"]], sampling, [asked["seed"]])
         return {"token_ids": reply.ids, "logprobs": {"token_logprobs": reply.logprobs}, "finish_reason": "stop"}
 
 
@@ -131,7 +129,7 @@ def test_replies_through_the_wire_are_those_of_the_own_engine(greedy: bool, serv
             for parameter in (p for p in role.parameters() if p.requires_grad):
                 parameter.add_(0.05 * seed)
         for prompt, one in zip(PROMPTS, SEEDS, strict=True):
-            own += RolloutEngine(role, END, END).generate([prompt], sampling, [one])
+            own += RolloutEngine(role, END).generate([prompt], sampling, [one])
         served.renew(role)
         assert served.generate(PROMPTS, sampling, SEEDS, seed) == own
     assert [asked["load_inplace"] for path, asked in server.asked if "load" in path] == [True, True]
