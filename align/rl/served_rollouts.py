@@ -110,7 +110,8 @@ class ServedEngine:
 
         def reply(place: int) -> Reply:
             url = self._own[place % len(self._own)]
-            asked = self._request(prompts[place], sampling) | {"seed": seeds[place], "cache_salt": f"update {update}"}
+            asked = self._request(prompts[place], sampling) | {"seed": seeds[place]}
+            asked["cache_salt"] = f"update {update}"  # vLLM keeps prompts as the adapter before has read them
             return _asked(url, lambda: self._reply(url, asked))
 
         with ThreadPoolExecutor(AT_ONCE * len(self._own)) as pool:

@@ -22,15 +22,16 @@ from safetensors.torch import load_file
 from align.config.registries import adapters
 from align.config.schema import Load
 from align.inference.generation import Reply, RolloutEngine, Sampling
+from align.inference.scoring import pack_responses
 from align.rl import served_rollouts
 from align.rl.advantages import weigh
 from align.rl.experience import Advantages, Judged
 from align.rl.options import PPOOptions, Sampler
 from align.rl.served_rollouts import ServedEngine, method_refusal
-from align.roles import Role
+from align.roles import Role, chosen_logprobs
 from align.tracking.metrics import read_metrics
 from data_prep.core.errors import TrainingStopped
-from tests.tiny_chain import bases, finished, fresh, made, pipeline_words, read, refused, run
+from tests.tiny_chain import bases, finished, fresh, made, pipeline_words, read, refused, run, stirred
 
 END = 2
 
@@ -69,9 +70,7 @@ class StandIn:
         (end,) = asked["stop_token_ids"]
         greedy = asked["temperature"] == 0
         sampling = Sampling(asked["max_tokens"], asked["temperature"] or 1.0, greedy)
-        (reply,) = RolloutEngine(self.roles[asked["model"]], end, end).generate(
-            [asked["prompt"]], sampling, [asked["seed"]]
-        )
+        (reply,) = RolloutEngine(self.roles[asked["model"]], end).generate([asked["prompt"]], sampling, [asked["seed"]])
         return {"token_ids": reply.ids, "logprobs": {"token_logprobs": reply.logprobs}, "finish_reason": "stop"}
 
 
@@ -130,7 +129,7 @@ def test_replies_through_the_wire_are_those_of_the_own_engine(greedy: bool, serv
             for parameter in (p for p in role.parameters() if p.requires_grad):
                 parameter.add_(0.05 * seed)
         for prompt, one in zip(PROMPTS, SEEDS, strict=True):
-            own += RolloutEngine(role, END, END).generate([prompt], sampling, [one])
+            own += RolloutEngine(role, END).generate([prompt], sampling, [one])
         served.renew(role)
         assert served.generate(PROMPTS, sampling, SEEDS, seed) == own
     assert [asked["load_inplace"] for path, asked in server.asked if "load" in path] == [True, True]
@@ -274,8 +273,22 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
 
 @pytest.mark.skipif("ALIGN_VLLM" not in os.environ, reason="needs a vLLM: ALIGN_VLLM='URL FOLDER'")
 def test_a_real_vllm_samples_from_the_policy(tmp_path: Path) -> None:
+    """In two updates of a run; and after a swap, of prompts long enough for it to keep what it has read."""
     url, folder = os.environ["ALIGN_VLLM"].split(maxsplit=1)
     words = [*words_of(url, "rollout_gap=1e-4", init="base"), "adapter=lora", "name=real"]
     found = made("ppo", *words, out=tmp_path, model=Path(folder))
     rows = [row for row in read_metrics(found / "ppo" / "metrics.jsonl") if row["split"] == "train"]
     assert len(rows) == 2 and all(row["rollout/logprob_gap_mean"] < 1e-4 for row in rows)
+
+    role, served = fresh("lora", Load.fp32, bases(Path(folder))), engine(tmp_path, url)
+    prompts = [one * 80 for one in PROMPTS]
+    for update in (0, 1):
+        stirred(role, update)
+        served.renew(role)
+        replies = served.generate(prompts, Sampling(8, 0.7), SEEDS, update)
+        batch = pack_responses([(prompt, reply.ids) for prompt, reply in zip(prompts, replies, strict=True)])
+        with torch.no_grad():
+            ours = chosen_logprobs(role, role.hidden(batch.packed)[batch.source_M], batch.targets_M, 0.7)
+        theirs = torch.tensor([value for reply in replies for value in reply.logprobs])
+        assert float((ours - theirs).abs().max()) < 1e-4
+    served.close()
