@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from align.cli.arguments import read_options, run_folder, split_words, target_of
 from align.cli.copy import found_recipe
 from align.cli.dispatch import _action, _parser
+from align.cli.evaluate import in_full
 from align.cli.own_files import with_files
 from align.cli.verbs import VERBS
 from align.config.compose import compose, survey
@@ -105,7 +106,7 @@ def test_command_can_be_given(command, own_recipes, monkeypatch):
         target, *overrides = args.words
         assert "=" not in target
         if name == "eval":
-            compose(["pipeline=evaluate", f"stages.evaluate.init={target}", *overrides])
+            compose(["pipeline=evaluate", f"stages.evaluate.init={target}", *in_full(overrides)])
         else:
             target_of(args, name)
     else:
