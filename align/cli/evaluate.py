@@ -51,8 +51,9 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def in_full(words: Sequence[str]) -> list[str]:
-    """Options of the evaluation by their short names (`tasks=[arc_easy]`) as overrides of its stage."""
+    """Options of the evaluation by their short names (`tasks=[arc_easy]`, `judge.model=NAME`) as overrides of it."""
     own = {item.name for item in fields(Evaluate)} - {item.name for item in fields(RunOptions)} - {"init", "reward"}
+    words = [f"judge_{word.removeprefix('judge.')}" if word.startswith("judge.") else word for word in words]
     return [f"stages.evaluate.{word}" if word.split("=")[0].split(".")[0] in own else word for word in words]
 
 
