@@ -68,12 +68,14 @@ def _plain(model: str, init: str) -> list[str]:
 
 def _of_checkpoint(checkpoint: Checkpoint, base: str | None, overrides: list[str]) -> RunConfig:
     """The evaluation of a checkpoint by its chain's reward model, on its base where that lies now."""
-    words = ["pipeline=evaluate", f"stages.evaluate.init={checkpoint.folder.resolve()}"]
+    scores = checkpoint.role == "reward"  # it is measured itself, with the policy that it stands on
+    speaker = checkpoint.parent("init") if scores else checkpoint
+    words = ["pipeline=evaluate", f"stages.evaluate.init={speaker.folder.resolve() if speaker else 'base'}"]
     if not any(word.startswith("model") for word in overrides):
         checkpoint.base_folder(base)  # one line, if it is not there
     if base:
         words += ["model=hf", f"model.path={base}"]
-    judge = checkpoint.parent("reward")
+    judge = checkpoint if scores else checkpoint.parent("reward")
     if judge is not None:
         words.append(f"stages.evaluate.reward={judge.folder.resolve()}")
     return _as_recorded(compose([*words, *overrides]), checkpoint, base, overrides)

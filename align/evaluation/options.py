@@ -30,3 +30,12 @@ class JudgeOptions:
     judge_retries: int = option(3, "times that a request without an answer is sent to the judge again")
     judge_wait: float = option(1.0, "seconds before it is sent again; doubled each time")
     judge_parallel: int = option(4, "requests at a time", low=1, high=256)
+
+
+@dataclass
+class PairsOptions:
+    """Pairs that the reward model orders."""
+
+    pairs: Optional[str] = option(
+        None, "file of pairs (prompt, chosen, rejected, section or subset) for the reward model, as RewardBench's"
+    )

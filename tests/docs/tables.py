@@ -32,7 +32,7 @@ from align.config.schema import (
     RunOptions,
     TrackingOptions,
 )
-from align.evaluation.options import JudgeOptions, TaskOptions
+from align.evaluation.options import JudgeOptions, PairsOptions, TaskOptions
 from align.rl.signals.base import SignalOptions
 from align.serving.options import ServeOptions
 from align.stages.base import Stage, TrainingStage
@@ -305,6 +305,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "signal": lambda: options(SignalOptions),
     "serving": lambda: options(ServeOptions),
     "judge": lambda: options(JudgeOptions),
+    "pairs": lambda: options(PairsOptions),
     "tasks": lambda: options(TaskOptions),
     "shipping": lambda: options(ShipOptions),
     "every_stage": lambda: options(Stage),
