@@ -8,12 +8,13 @@ scored a pair.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from align.evaluation.options import PairsOptions
-from data_prep.core.errors import UserError
+from data_prep.core.errors import TrainingStopped, UserError
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.records.stream import Given, checked, open_stream, source_rows
 from data_prep.sources.files import digest_path, find_files, resolve
@@ -100,8 +101,14 @@ def ordered_pairs(
     subsets: Sequence[str],
     score: Callable[[Sequence[tuple[Sequence[int], Sequence[int]]]], list[float]],
 ) -> dict[str, Any]:
-    """The `pairs` of result.json: accuracy, low, high, n over all pairs, by section, and by subset."""
+    """The `pairs` of result.json: accuracy, low, high, n over all pairs, by section, and by subset.
+
+    Raises:
+        TrainingStopped: a score is not finite.
+    """
     scores = score([(row.prompt, reply) for row in rows for reply in (row.chosen, row.rejected)])
+    if not all(map(math.isfinite, scores)):
+        raise TrainingStopped("the reward model gives scores that are not finite", code="not_finite")
     margins = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
 
     def grouped(names: Sequence[str]) -> dict[str, Any]:

@@ -135,10 +135,10 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
                     measured[name] = self._measure(context, role, room, tasks)
                 progress.advance(1)
         result = self._result(context, answers)
-        if self.judge is not None and context.is_main and len(chain) > 1:
-            result["judged"] = self._judged(context, rows, answers)
         if self.pairs is not None and judge is not None:
             result["pairs"] = self._ordered(context, judge)
+        if self.judge is not None and context.is_main and len(chain) > 1:
+            result["judged"] = self._judged(context, rows, answers)
         if tasks is not None and context.is_main:
             result["tasks"] = self._compared(context, tasks, measured)
         context.numbers["metrics"] = result["stages"][chain[-1][0]]
