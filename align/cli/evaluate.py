@@ -51,8 +51,9 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
 
 
 def in_full(words: Sequence[str]) -> list[str]:
-    """Options of the evaluation by their short names (`tasks=[arc_easy]`) as overrides of its stage."""
+    """Options of the evaluation by their short names (`tasks=[arc_easy]`, `judge.model=NAME`) as overrides of it."""
     own = {item.name for item in fields(Evaluate)} - {item.name for item in fields(RunOptions)} - {"init", "reward"}
+    words = [f"judge_{word.removeprefix('judge.')}" if word.startswith("judge.") else word for word in words]
     return [f"stages.evaluate.{word}" if word.split("=")[0].split(".")[0] in own else word for word in words]
 
 
@@ -67,12 +68,14 @@ def _plain(model: str, init: str) -> list[str]:
 
 def _of_checkpoint(checkpoint: Checkpoint, base: str | None, overrides: list[str]) -> RunConfig:
     """The evaluation of a checkpoint by its chain's reward model, on its base where that lies now."""
-    words = ["pipeline=evaluate", f"stages.evaluate.init={checkpoint.folder.resolve()}"]
+    scores = checkpoint.role == "reward"  # it is measured itself, with the policy that it stands on
+    speaker = checkpoint.parent("init") if scores else checkpoint
+    words = ["pipeline=evaluate", f"stages.evaluate.init={speaker.folder.resolve() if speaker else 'base'}"]
     if not any(word.startswith("model") for word in overrides):
         checkpoint.base_folder(base)  # one line, if it is not there
     if base:
         words += ["model=hf", f"model.path={base}"]
-    judge = checkpoint.parent("reward")
+    judge = checkpoint if scores else checkpoint.parent("reward")
     if judge is not None:
         words.append(f"stages.evaluate.reward={judge.folder.resolve()}")
     return _as_recorded(compose([*words, *overrides]), checkpoint, base, overrides)

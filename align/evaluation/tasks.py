@@ -7,6 +7,7 @@ document: the mean of paired differences with its 95 % interval, which says more
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,10 +47,10 @@ _NAMED = 10
 class TaskScores:
     """One stage's numbers on one task."""
 
-    values: dict[str, float]
-    """Metric -> value over all documents."""
+    values: dict[str, float | None]
+    """Metric -> value over all documents; None where it is not finite."""
     each: dict[str, dict[int, float]]
-    """Metric -> document -> value; only metrics that are a mean over documents."""
+    """Metric -> document -> value; only metrics that are a mean over documents, and only finite values."""
 
 
 class Tasks:
@@ -192,10 +193,14 @@ def _change(own: Mapping[int, float], before: Mapping[int, float], rises: bool) 
     return {"value": mean, "low": low, "high": high, "n": len(both), "verdict": verdict}
 
 
-def _values(row: Mapping[str, Any]) -> dict[str, float]:
+def _values(row: Mapping[str, Any]) -> dict[str, float | None]:
     """The numbers of a task by metric; the library's own errors are left out, `none` is no filter."""
     numbers = {key: value for key, value in row.items() if "," in key and "_stderr," not in key}
-    return {key.removesuffix(",none"): float(value) for key, value in numbers.items() if isinstance(value, int | float)}
+    return {
+        key.removesuffix(",none"): float(value) if math.isfinite(value) else None
+        for key, value in numbers.items()
+        if isinstance(value, int | float)
+    }
 
 
 def _each(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
@@ -204,7 +209,7 @@ def _each(samples: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     for sample in samples:
         for metric in sample["metrics"]:
             value, kind = sample[metric], sample["filter"]
-            if isinstance(value, int | float):
+            if isinstance(value, int | float) and math.isfinite(value):
                 named = metric if kind == "none" else f"{metric},{kind}"
                 found.setdefault(named, {})[int(sample["doc_id"])] = float(value)
     return found

@@ -85,7 +85,7 @@ def verdict(
         headline = _lost(measured, gain) or headline
         sentences.append("Nothing judged the replies: no reward model and no gold rule was given.")
     sentences += _judged(measured, gain) if gain else _uncompared(stages)
-    sentences += _tasks(measured)
+    sentences += [*_ordered(measured), *_preferred(measured), *_tasks(measured)]
     sentences += [text for stage in stages if (text := _distance(stage))]
     return {"tone": tone, "headline": headline or "The run is done.", "sentences": sentences}
 
@@ -154,6 +154,30 @@ def _judged(measured: StageFiles, gain: Gain) -> list[str]:
     unmatched = after > before and gain.after is not None and gain.low <= 0
     end = ", with no clear gain in gold to match." if unmatched else "."
     return [f"The mean reward, by the reward model, went from {fixed(before)} to {fixed(after)}{end}"]
+
+
+def _ordered(measured: StageFiles) -> list[str]:
+    """How many pairs of a benchmark the reward model orders rightly, whole and by section."""
+    held = mapping(measured.result.get("pairs"))
+    if not all(given(held.get(key)) for key in ("accuracy", "low", "high")):
+        return []
+    between = f"{percent(held['low'])} to {percent(held['high'])}"
+    sections = [(name, mapping(row).get("accuracy")) for name, row in mapping(held.get("sections")).items()]
+    listed = ", ".join(f"{name} {percent(share)}" for name, share in sections if given(share))
+    whole = f"{percent(held['accuracy'])} of {number(held.get('n'))} benchmark pairs rightly"
+    return [f"The reward model orders {whole} (95\u202f% interval {between}): {listed}."]
+
+
+def _preferred(measured: StageFiles) -> list[str]:
+    """What the judge behind an endpoint says of the last stage against the one before it."""
+    held, named = mapping(measured.result.get("judged")), list(stages_of(measured))
+    if not named or not all(given(held.get(key)) for key in ("value", "low", "high")):
+        return []
+    between = f"{percent(held['low'])} to {percent(held['high'])}"
+    said = (
+        f"{held.get('judge')} prefers {named[-1]} in {percent(held['value'])} of comparisons with {held.get('against')}"
+    )
+    return [f"{said}, asked in both orders (95\u202f% interval {between}, {number(held.get('n'))} prompts)."]
 
 
 def _tasks(measured: StageFiles) -> list[str]:

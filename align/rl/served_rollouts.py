@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.rl.asking import FoundT, NoAnswerError, ask, ask_json, is_server, patiently
 from data_prep.core.errors import TrainingStopped, UserError
+from data_prep.core.http import FoundT, NoAnswerError, ask, ask_json, is_server, patiently
 
 if TYPE_CHECKING:
     from align.adapters.base import Adapter

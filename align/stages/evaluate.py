@@ -17,8 +17,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.checkpoints.lineage import chain_of
-from align.evaluation.options import TaskOptions
+from align.evaluation.judge import judge_refusals, judged
+from align.evaluation.options import JudgeOptions, PairsOptions, TaskOptions
 from align.evaluation.own_tasks import contents, require_no_code, task_refusals
+from align.evaluation.pairs import pairs_contents, pairs_refusals
 from align.rl.gold import gold_judge, gold_refusals, gold_signal
 from align.stages.base import Stage, stage
 from data_prep.core.errors import UserError
@@ -71,7 +73,7 @@ class AnswerOptions:
 
 @stage("evaluate")
 @dataclass
-class Evaluate(LengthOptions, TaskOptions, AnswerOptions, Stage):
+class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOptions, Stage):
     """Answer the same held-out prompts with every stage of the chain, and judge the answers."""
 
     needs_data: ClassVar[tuple[str, ...]] = ("prompts",)
@@ -81,16 +83,18 @@ class Evaluate(LengthOptions, TaskOptions, AnswerOptions, Stage):
     reward_optional: ClassVar[bool] = True
 
     def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:
-        """Tasks that cannot be measured."""
+        """Tasks that cannot be measured, a judge that cannot be asked, pairs that nobody orders."""
         yield from task_refusals(self, where)
+        yield from judge_refusals(self, where)
+        yield from pairs_refusals(self, where, reward is not None)
 
     def require_allowed(self, where: str, allow_code: bool) -> None:
         """Task files may name functions."""
         require_no_code(self, allow_code)
 
     def reads_beside(self) -> list[str]:
-        """Task files of one's own, and their rows."""
-        return contents(self)
+        """Task files of one's own with their rows, and pairs."""
+        return [*contents(self), *pairs_contents(self)]
 
     def data_refusals(self, data: DataOptions) -> Iterator[UserError]:
         """A gold judge that cannot judge."""
@@ -131,6 +135,10 @@ class Evaluate(LengthOptions, TaskOptions, AnswerOptions, Stage):
                     measured[name] = self._measure(context, role, room, tasks)
                 progress.advance(1)
         result = self._result(context, answers)
+        if self.pairs is not None and judge is not None:
+            result["pairs"] = self._ordered(context, judge)
+        if self.judge is not None and context.is_main and len(chain) > 1:
+            result["judged"] = self._judged(context, rows, answers)
         if tasks is not None and context.is_main:
             result["tasks"] = self._compared(context, tasks, measured)
         context.numbers["metrics"] = result["stages"][chain[-1][0]]
@@ -159,8 +167,6 @@ class Evaluate(LengthOptions, TaskOptions, AnswerOptions, Stage):
     def _open_tasks(self, context: StageContext) -> Tasks | None:
         if not self.tasks:
             return None
-        for problem in self.refusals(f"stages.{context.spec.name}", context.spec.adapter, None):
-            raise problem
         from align.evaluation.tasks import Tasks
 
         with context.phase("data"):
@@ -174,6 +180,30 @@ class Evaluate(LengthOptions, TaskOptions, AnswerOptions, Stage):
         divide = partial(divided, context.accelerator)
         with context.phase("tasks"), context.answering(role):
             return tasks.measure(RoleModel(role, context.renderer, room, self.batch_size, divide))
+
+    def _ordered(self, context: StageContext, judge: Role) -> dict[str, Any]:
+        """How often the reward model orders the pairs of the options rightly."""
+        from align.evaluation.pairs import ordered_pairs, read_pairs
+        from align.inference.scoring import score_replies
+
+        with context.phase("data"):
+            rows, subsets, long = read_pairs(str(self.pairs), context.renderer, context.context)
+
+        def score(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
+            size = self.batch_size
+            return self._each(context, pairs, lambda at: score_replies(judge, pairs[at : at + size], size))
+
+        with context.phase("judge"):
+            return {**ordered_pairs(rows, subsets, score), "too_long": long}
+
+    def _judged(
+        self, context: StageContext, rows: Sequence[PromptTokens], answers: dict[str, Answers]
+    ) -> dict[str, Any]:
+        """How often the last policy's replies win over its parent's, by the judge of the options."""
+        *_, before, last = answers
+        with context.phase("judge"):
+            found = judged(self, [row.messages for row in rows], answers[last].texts, answers[before].texts)
+        return {**found, "against": before}
 
     def _compared(
         self, context: StageContext, tasks: Tasks, measured: dict[str, dict[str, TaskScores]]

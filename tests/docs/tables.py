@@ -32,7 +32,7 @@ from align.config.schema import (
     RunOptions,
     TrackingOptions,
 )
-from align.evaluation.options import TaskOptions
+from align.evaluation.options import JudgeOptions, PairsOptions, TaskOptions
 from align.rl.signals.base import SignalOptions
 from align.serving.options import ServeOptions
 from align.stages.base import Stage, TrainingStage
@@ -304,6 +304,8 @@ PARTS: dict[str, Callable[..., str]] = {
     "gold": lambda: options(GoldOptions),
     "signal": lambda: options(SignalOptions),
     "serving": lambda: options(ServeOptions),
+    "judge": lambda: options(JudgeOptions),
+    "pairs": lambda: options(PairsOptions),
     "tasks": lambda: options(TaskOptions),
     "shipping": lambda: options(ShipOptions),
     "every_stage": lambda: options(Stage),

@@ -88,6 +88,7 @@ def test_strict_and_loose_for_prompts_and_instructions() -> None:
     quoted = {"id": "startend:quotation", "kwargs": None}
     found = judged('Sure, here it is:\n"no comma"', no_comma, quoted)
     assert found == {"score": 0.0, "strict": 0.0, "loose": 1.0, "strict_share": 0.0, "loose_share": 1.0}
+    assert judged('Sure:\n"so"\nAnything else?', quoted)["loose"] == 1.0  # without its first line and its last
     assert judged("plain", no_comma, title, share=True)["score"] == 0.5
     assert judged("Sure, this:\nplain", no_comma, loose=True)["score"] == 1.0
 

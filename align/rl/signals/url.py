@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from align.rl.asking import NoAnswerError, ask_json, is_server, patiently
 from align.rl.signals.base import Said, Scorer, Site, Source, Verdict, batches_of, checked, failed, kinds
 from data_prep.core.errors import UserError
+from data_prep.core.http import NoAnswerError, ask_json, is_server, patiently
 from data_prep.core.options import option
 
 if TYPE_CHECKING:

@@ -6,13 +6,15 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("lm_eval", reason="lm_eval comes with the extra [eval]")
 
 from align.config.schema import Load
-from align.evaluation.harness_model import RoleModel
+from align.evaluation.harness_model import RoleModel, _watch
+from align.inference.open_batch import Row, RowSampling
 from align.roles import Role
 from data_prep.core.errors import UserError
 from data_prep.rendering.renderer import Renderer
@@ -87,6 +89,16 @@ def test_stop_words_end_a_reply_and_are_no_part_of_it(lora: Role) -> None:
     assert model.generate_until([asked("say the owl", {"until": [stop], "max_gen_toks": 12})]) == [
         whole[: whole.index(stop)]
     ]
+
+
+def test_a_reply_leaves_the_batch_with_its_stop_word() -> None:
+    row = Row([5], RowSampling(100, frozenset({1})), np.random.default_rng(0))
+    grew = _watch(row, ["tall", ""], lambda ids: tiny_tokenizer().decode(ids))
+    for number, token in enumerate(tiny_tokenizer().encode("x" * 200 + " tall")):
+        assert not row.left, number
+        row.reply.ids.append(token)
+        grew()
+    assert row.left
 
 
 @pytest.mark.parametrize(("method", "load"), [("prefix", Load.fp32), ("bottleneck", Load.fp32), ("qlora", Load.nf4)])

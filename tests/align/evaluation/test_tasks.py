@@ -147,3 +147,12 @@ def test_changes_are_paired_and_the_verdict_knows_what_is_better() -> None:
     same = _change(before, before, rises=True)
     assert same is not None and same["verdict"] == "unclear"
     assert _change({0: 1.0}, {0: 0.0}, rises=True) is None
+
+
+def test_numbers_that_are_not_finite_have_no_place_in_a_result() -> None:
+    from align.evaluation.tasks import _each, _values
+
+    row = {"alias": "t", "ppl,none": float("inf"), "acc,none": 0.5, "acc_stderr,none": 0.1, "em,strict": 1}
+    assert _values(row) == {"ppl": None, "acc": 0.5, "em,strict": 1.0}
+    sample = {"doc_id": 3, "filter": "none", "metrics": ["acc", "ppl", "bits"], "acc": True, "ppl": (1.0, 2)}
+    assert _each([{**sample, "bits": float("nan")}]) == {"acc": {3: 1.0}}

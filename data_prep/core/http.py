@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from http.client import HTTPException
 from itertools import count
 from typing import Any, TypeVar
@@ -40,15 +40,16 @@ def is_server(url: str) -> bool:
         return False
 
 
-def ask(url: str, asked: dict[str, Any] | None, timeout: float) -> str:
-    """The text that a server answers to JSON (a POST), or to nothing (a GET).
+def ask(url: str, asked: dict[str, Any] | None, timeout: float, headers: Mapping[str, str] | None = None) -> str:
+    """The text that a server answers to JSON (a POST), or to nothing (a GET); `headers` go along.
 
     Raises:
         NoAnswerError: there is none.
     """
     body = json.dumps(asked).encode() if asked is not None else None
     try:
-        with urlopen(Request(url, body, {"Content-Type": "application/json"}), timeout=timeout) as answer:
+        request = Request(url, body, {"Content-Type": "application/json", **(headers or {})})
+        with urlopen(request, timeout=timeout) as answer:
             return str(answer.read().decode())
     except HTTPError as problem:
         again = problem.code in _PASSING or problem.code >= 500
@@ -62,9 +63,9 @@ def ask(url: str, asked: dict[str, Any] | None, timeout: float) -> str:
         raise NoAnswerError(f"answered no text ({problem})") from problem
 
 
-def ask_json(url: str, asked: dict[str, Any] | None, timeout: float) -> Any:
+def ask_json(url: str, asked: dict[str, Any] | None, timeout: float, headers: Mapping[str, str] | None = None) -> Any:
     """The same, read as JSON."""
-    text = ask(url, asked, timeout)
+    text = ask(url, asked, timeout, headers)
     try:
         return json.loads(text)
     except ValueError as problem:
