@@ -121,7 +121,7 @@ def chain(method: str, load: Load) -> Path:
     """All stages on a method and precision, a few steps each, every result compared when it was saved."""
     implied = adapters.get(method)().quantization() is not None
     words = [] if implied else [f"model.load={load.value}"]
-    rates = ["stages.sft.lr=1e-2", "stages.reward_model.lr=1e-2", "stages.ppo.critic_warmup=0"]
+    rates = ["stages.sft.lr=1e-2", "stages.reward_model.lr=1e-2", "stages.ppo.updates=1", "stages.ppo.critic_warmup=0"]
     names = [f"adapter={method}", f"name={method}-{load.value}"]
     return made("rlhf", *names, *rates, *words, out=HOME / "grid", without="evaluate")
 
