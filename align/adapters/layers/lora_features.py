@@ -63,7 +63,7 @@ class _Modulated:
             inner_NR = layer.film(flat_NI @ down_RI.T, read[0], _rows_of(len(flat_NI), *read))
             scale = layer.scaling["default"]
             if is_own(layer):  # the product that adds LoRA's term too
-                flat_NO = torch.addmm(out.reshape(-1, out.shape[-1]), inner_NR, up_OR.T, alpha=scale)
+                flat_NO: Tensor = torch.addmm(out.reshape(-1, out.shape[-1]), inner_NR, up_OR.T, alpha=scale)
                 return flat_NO.view(out.shape)
             return out + ((inner_NR @ up_OR.T) * scale).view(out.shape).to(out.dtype)
 

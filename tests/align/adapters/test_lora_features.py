@@ -90,8 +90,8 @@ def test_replies_are_sampled_by_the_features_of_their_prompts():
     """Also once rows have ended and were dropped from the batch."""
     found = role(categories=STYLES)
     prompts = [FeaturedIds(ids, STYLES[place % 3]) for place, ids in enumerate(sentences(6))]
-    replies = RolloutEngine(found, 200, 0).generate(prompts, Sampling(12, greedy=True))
-    alone = [RolloutEngine(found, 200, 0).generate([one], Sampling(12, greedy=True))[0] for one in prompts]
+    replies = RolloutEngine(found, 200).generate(prompts, Sampling(12, greedy=True))
+    alone = [RolloutEngine(found, 200).generate([one], Sampling(12, greedy=True))[0] for one in prompts]
     assert [one.ids for one in replies] == [one.ids for one in alone]
 
 
