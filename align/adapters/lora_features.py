@@ -109,9 +109,11 @@ class LoraFeatures(Lora):
 
     def attach(self, tree: PreTrainedModel, trainable: bool) -> PeftModel:
         from align.adapters.layers.lora_features import modulate
+        from align.models.row_features import FeatureReader
 
         carrier = super().attach(tree, trainable)
-        modulate(carrier, self, trainable)
+        reader = FeatureReader(self.categories, self.feature_width, self.fixed_features)
+        modulate(carrier, reader, self.shift, trainable)
         return carrier
 
     def save(self, carrier: PeftModel, folder: Path) -> None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from align.checkpoints.compatibility import adapter_of
 from align.checkpoints.lineage import chain_of
 from align.evaluation.judge import judge_refusals, judged
 from align.evaluation.options import JudgeOptions, PairsOptions, TaskOptions
@@ -167,6 +168,13 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
     def _open_tasks(self, context: StageContext) -> Tasks | None:
         if not self.tasks:
             return None
+        if context.init is not None and adapter_of(context.init).against_features(None):
+            raise UserError(
+                f"tasks have no features, which {context.init.label} reads",
+                field=f"stages.{context.spec.name}.tasks",
+                code="bad_features",
+                hint=f"write what it is for some, align merge {context.init.folder} features=..., and evaluate that",
+            )
         from align.evaluation.tasks import Tasks
 
         with context.phase("data"):

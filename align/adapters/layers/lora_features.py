@@ -6,7 +6,7 @@ Shape suffixes: B rows, N tokens, I in, O out, R rank, F numbers that a row's fe
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from peft.tuners.lora import bnb
@@ -20,9 +20,6 @@ from align.adapters.targets import block_of
 from align.models.low_rank import LowRankTerm, LowRankTerms
 from align.models.row_features import FeatureReader, RowFeatures, drop_reader, put_reader, reader_of
 from data_prep.core.errors import UserError
-
-if TYPE_CHECKING:
-    from align.adapters.lora_features import LoraFeatures
 
 
 class Film(nn.Module):
@@ -63,9 +60,10 @@ class _Modulated:
             inner_NR = layer.film(flat_NI @ down_RI.T, read[0], _rows_of(len(flat_NI), *read))
             scale = layer.scaling["default"]
             if is_own(layer):  # the product that adds LoRA's term too
-                flat_NO = torch.addmm(out.reshape(-1, out.shape[-1]), inner_NR, up_OR.T, alpha=scale)
+                flat_NO: Tensor = torch.addmm(out.reshape(-1, out.shape[-1]), inner_NR, up_OR.T, alpha=scale)
                 return flat_NO.view(out.shape)
-            return out + ((inner_NR @ up_OR.T) * scale).view(out.shape).to(out.dtype)
+            more: Tensor = ((inner_NR @ up_OR.T) * scale).view(out.shape)
+            return out + more.to(out.dtype)
 
 
 class ModulatedLinear(_Modulated, OwnLinear):
@@ -93,17 +91,16 @@ def _rows_of(tokens: int, numbers_BF: Tensor, row_N: Tensor | None) -> Tensor | 
     return row_N
 
 
-def modulate(carrier: Any, adapter: LoraFeatures, trainable: bool) -> None:
-    """Let every LoRA layer of the carrier be modulated."""
+def modulate(carrier: Any, reader: FeatureReader, shift: bool, trainable: bool) -> None:
+    """Let every LoRA layer of the carrier be modulated by what `reader` reads."""
     tree: Any = carrier.get_base_model()
-    reader = FeatureReader(adapter.categories, adapter.feature_width, adapter.fixed_features)
     layers = lora_layers(carrier)
     numbers = {name: f".{block_of(name)}" for name in layers if block_of(name) is not None}
     numbers = {name: f".{block_of(name)}" for name in layers if block_of(name) is not None}
     blocks = {name[: name.index(f"{number}.")] + number for name, number in numbers.items()}
     put_reader(tree, reader.to(tree.device).requires_grad_(trainable), sorted(blocks))
     for layer in layers.values():
-        film = Film(layer.lora_A["default"].weight.shape[0], adapter.feature_width, adapter.shift)
+        film = Film(layer.lora_A["default"].weight.shape[0], reader.width, shift)
         layer.film = film.to(layer.lora_A["default"].weight.device).requires_grad_(trainable)
         layer.__class__ = ModulatedLinear4bit if isinstance(layer, bnb.Linear4bit) else ModulatedLinear
         vars(layer)["reader"] = reader  # no module of the layer's own

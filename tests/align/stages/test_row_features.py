@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from align.serving.conversation import Conversation, Ended, Panel
 from align.serving.openai_request import ChatRequest, asked, read_request
 from align.serving.options import ChatOptions, ServeOptions
 from align.serving.served import Served
+from align.stages.evaluate import Evaluate
 from align.weights.export import export
 from align.weights.merge import merge
 from align.weights.options import ExportOptions, MergeOptions
@@ -93,6 +95,13 @@ def test_the_first_row_with_wrong_features_is_named(wrong, said):
         styled("sft", f"name=wrong-{wrong}", data=styled_rows(wrong))
     assert (refusal.value.row, refusal.value.field) == (8, "features")
     assert str(refusal.value.file).endswith("conversations.jsonl")
+
+
+def test_tasks_have_no_features():
+    context = SimpleNamespace(init=Checkpoint.open(run() / "ppo"), spec=SimpleNamespace(name="evaluate", adapter=None))
+    (HOME / "mine.yaml").write_text("task: mine\noutput_type: multiple_choice\n")
+    with pytest.raises(UserError, match="tasks have no features, which ppo"):
+        Evaluate(tasks=[str(HOME / "mine.yaml")])._open_tasks(context)
 
 
 def test_chat_takes_features_and_refuses_to_guess():
