@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from align.cli.help import COMMON
 from align.cli.option_rows import places
-from align.cli.verbs import VERBS, Verb, named
+from align.cli.verb import Verb, named
 from align.config.hydra_loader import group_choices, recipes
 from align.config.schema import RunOptions
 from data_prep.core.errors import UserError
@@ -32,7 +32,7 @@ def completion(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     if args.words != ["bash"]:
         raise UserError("completion is for bash", code="bad_value", hint='eval "$(align completion bash)"')
     with recipes(args.config_dir):
-        table = "\n".join(" ".join((command, key, *values)) for command, key, values in rows())
+        table = "\n".join(" ".join((command, key, *values)) for command, key, values in rows(args.verbs))
     script = Path(__file__).with_name("completion.bash").read_text(encoding="utf-8").replace("@TABLE@", table)
     if not args.json:
         print(script, end="")
@@ -43,10 +43,10 @@ Row = tuple[str, str, list[str]]
 """A command, what may stand after it, and the values of that."""
 
 
-def rows() -> Iterator[Row]:
+def rows(verbs: Sequence[Verb]) -> Iterator[Row]:
     """Everything that is completed (inside `recipes`); options of recipes last."""
-    yield from (("align", verb.name, []) for verb in VERBS)
-    for verb in VERBS:
+    yield from (("align", verb.name, []) for verb in verbs)
+    for verb in verbs:
         yield from (("data", action.name, []) for action in verb.actions)
         for each, command in ((verb, verb.name), *((action, f"data:{action.name}") for action in verb.actions)):
             yield from _of_verb(each, command)

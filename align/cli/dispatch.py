@@ -21,7 +21,8 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any, NoReturn
 
-from align.cli.verbs import VERBS, Verb, named
+from align.cli.verb import Verb, named
+from align.cli.verbs import VERBS
 from align.runs.environment import quieten
 from data_prep.core.errors import TrainingStopped, UserError, nearest, unknown
 from data_prep.core.options import option_types
@@ -185,7 +186,7 @@ def _dispatch(words: list[str]) -> tuple[int, dict[str, Any]]:
     if args.help:
         print(importlib.import_module("align.cli.help").help_of(verb))
         return 0, {}
-    args.action = verb.name
+    args.action, args.verbs = verb.name, VERBS
     code, answer = named(verb.function)(args)
     return int(code), dict(answer)
 

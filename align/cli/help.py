@@ -7,11 +7,11 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from align.cli.option_rows import described, options_of, places, summary
-from align.cli.verbs import named
+from align.cli.verb import named
 from align.stages.base import Stage, TrainingStage
 
 if TYPE_CHECKING:
-    from align.cli.verbs import Verb
+    from align.cli.verb import Verb
 
 FLAGS = {
     "--json": "print one JSON object on standard output, everything else on standard error",
