@@ -83,7 +83,7 @@ class PPOOptions(TrainingOptions):
     batch_size: int = option(128, "replies per update, over all processes", low=1)
     advantage: Estimator = option(Estimator.gae, "gae|rloo|grpo|reinforce_pp: with a critic, or without one")
     group_size: int | None = option(None, "replies to each prompt (default: 4 with rloo and grpo, else 1)", low=1)
-    updates: int = option(60, "rollout-and-update rounds", low=1)
+    updates: int = option(55, "rollout-and-update rounds", low=1)
     ppo_epochs: int = option(2, "passes over each round's replies", low=1)
     minibatches: int = option(4, "optimiser steps per pass", low=1)
     eps: float = option(1e-5, "denominator constant of Adam", above=0)
