@@ -125,7 +125,7 @@ def _record(context: StageContext, result: Result, folder: Path, probe: list[lis
         "head": {"kind": "scalar", "shape": list(role.head.score.weight.shape)} if role.head is not None else None,
         "reward_norm": result.reward_norm,
         **({"judges": list(result.judges)} if result.judges else {}),
-        "probe": _probe(result.probe_ids, probe),
+        "probe": _probe(result.probe_ids, probe, adapter.traits.reads_features),
         "metrics": result.metrics,
         "forced": list(context.parent_mode.forced),
         **({"labels": context.labels} if context.labels else {}),
@@ -134,10 +134,9 @@ def _record(context: StageContext, result: Result, folder: Path, probe: list[lis
     }
 
 
-def _probe(rows: Sequence[Sequence[int]], expected: list[list[float]]) -> dict[str, Any]:
-    """Rows, with their features where they have any, and what the checkpoint gives for them."""
-    features = [features_of(row) for row in rows]
-    told = {"features": features} if any(one is not None for one in features) else {}
+def _probe(rows: Sequence[Sequence[int]], expected: list[list[float]], reads_features: bool) -> dict[str, Any]:
+    """Rows, with their features where the method reads them, and what the checkpoint gives for them."""
+    told = {"features": [features_of(row) for row in rows]} if reads_features else {}
     return {"input_ids": [list(ids) for ids in rows], **told, "expected": expected, "atol": PROBE_ATOL}
 
 
