@@ -1,4 +1,4 @@
-"""One browser for all tests of pages."""
+"""A browser for the tests of a page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from tests.local_pages import CHROMIUM
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # its event loop counts as running, and other tests start one
 def browser():
     api = pytest.importorskip("playwright.sync_api")
     if CHROMIUM is None:

@@ -160,7 +160,9 @@ def test_evaluation_answers_the_same_prompts_with_every_stage():
     samples = [json.loads(line) for line in (run / "evaluate" / "samples.jsonl").read_text("utf-8").splitlines()]
     assert len(samples) == 6
     for row in samples:
-        assert row.keys() == {"prompt", "id", "replies"} and list(row["replies"]) == list(result["stages"])
+        assert row.keys() - {"before", "features"} == {"prompt", "id", "replies"} and list(row["replies"]) == list(
+            result["stages"]
+        )
         for reply in row["replies"].values():
             assert reply.keys() == {"text", "reward", "score", "gold", "finished"}
     mean = sum(row["replies"]["ppo"]["reward"] for row in samples) / 6
@@ -174,6 +176,7 @@ def test_the_generator_serves_the_whole_chain(tmp_path):
     limits = [f"data.{kind}.limit=60" for kind in kinds] + [
         "data.preferences.options.off_topic=0",
         "data.conversations.options.history=0",  # rows that the tiny tokenizer fits into its context
+        "data.prompts.options.history=0",
     ]
     config = compose([*words, "data=smalltalk", *limits, f"out={tmp_path}", "name=g"])
     assert execute(config)["status"] == "done"

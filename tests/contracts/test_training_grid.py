@@ -46,7 +46,7 @@ found = bases(Path(sys.argv[1]))
 for folder in map(Path, sys.argv[2:]):
     saved = Checkpoint.open(folder)
     role = found.realise(saved, "again", Load(saved.load))
-    print(json.dumps(outputs(role, saved.record["probe"]["input_ids"])))
+    print(json.dumps(outputs(role, saved.probe_ids)))
 """
 STAGES = ("sft", "reward_model", "ppo", "ppo/value")
 JUDGED = [name for name, cls in stages.items() if issubclass(cls, PreferenceStage)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPTJConfig, GPTJForCausalLM
+from transformers import AutoModelForCausalLM, PhiConfig, PhiForCausalLM
 
 from align.adapters.token_rows import token_rows
 from align.checkpoints.compatibility import ParentMode, options_of
@@ -104,10 +104,12 @@ def test_what_cannot_be_is_one_line():
 @pytest.mark.parametrize(("folder", "said"), [("base", "no token '<|usr|>'"), ("biased", "output head has a bias")])
 def test_what_cannot_be_is_refused_before_anything_is_trained(folder, said, tmp_path):
     model, token = base(), "<|usr|>"
-    if folder == "biased":  # as GPT-J's head has
+    if folder == "biased":  # as Phi's head has
         model, token = Path(shutil.copytree(base(), tmp_path / "model")), "<|user|>"
-        config = GPTJConfig(vocab_size=300, n_embd=32, n_layer=1, n_head=2, rotary_dim=8, n_positions=96)
-        GPTJForCausalLM(config).save_pretrained(model)
+        config = PhiConfig(
+            vocab_size=300, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+        )
+        PhiForCausalLM(config).save_pretrained(model)
     more = ["adapter=lora", f"adapter.trainable_tokens=['{token}']", f"out={tmp_path / 'runs'}"]
     config = compose(pipeline_words("rlhf", *more, model=model))
     problems = {problem.stage: str(problem) for problem in check(config).problems if problem.severity == "error"}

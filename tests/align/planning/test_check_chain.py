@@ -216,7 +216,7 @@ def needs(word: str, folder: Path) -> list[str]:
         "experiment=scan_rules": own,
         "adapter=lora_features": [*few, "pipeline=sft", "adapter.fixed=[0]"],  # these rows have no features
         "experiment=persona_rlhf": [*own, "stages.ppo.batch_size=32"],
-        "pipeline=ppo": [*few, "model=hf", f"model.path={base()}", "stages.ppo.max_length=160", *parents],
+        "pipeline=ppo": [*few, "model=hf", f"model.path={base()}", "stages.ppo.max_length=240", *parents],
     }.get(word, few if "=" in word and not word.startswith("adapter") else [*few, "pipeline=sft"])
 
 

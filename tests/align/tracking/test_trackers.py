@@ -158,7 +158,7 @@ def test_tensorboard_holds_every_metric(tracked):
         assert [value for _, value in found] == pytest.approx([value for _, value in points], rel=1e-6)
     text = {tag: events.Tensors(tag)[-1].tensor_proto.string_val[0].decode() for tag in events.Tags()["tensors"]}
     assert '"pipeline": "rlhf"' in text["recipe"] and text["status"] == "done"
-    assert text["sft/samples"].splitlines()[0].startswith("| id | prompt |")
+    assert text["sft/samples"].splitlines()[0].startswith("| id | features | prompt |")
     assert "sft/final/eval_loss" in events.Tags()["scalars"]
 
 
