@@ -96,7 +96,6 @@ def modulate(carrier: Any, reader: FeatureReader, shift: bool, trainable: bool) 
     tree: Any = carrier.get_base_model()
     layers = lora_layers(carrier)
     numbers = {name: f".{block_of(name)}" for name in layers if block_of(name) is not None}
-    numbers = {name: f".{block_of(name)}" for name in layers if block_of(name) is not None}
     blocks = {name[: name.index(f"{number}.")] + number for name, number in numbers.items()}
     put_reader(tree, reader.to(tree.device).requires_grad_(trainable), sorted(blocks))
     for layer in layers.values():
