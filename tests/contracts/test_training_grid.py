@@ -36,14 +36,14 @@ RELOAD = """
 import json, sys
 import torch
 torch.manual_seed(987654)
-torch.set_num_threads(1)
+torch.set_num_threads(int(sys.argv[1]))
 from pathlib import Path
 from align.checkpoints.checkpoint import Checkpoint
 from align.config.schema import Load
 from align.training.saving import outputs
 from tests.tiny_chain import bases
-found = bases(Path(sys.argv[1]))
-for folder in map(Path, sys.argv[2:]):
+found = bases(Path(sys.argv[2]))
+for folder in map(Path, sys.argv[3:]):
     saved = Checkpoint.open(folder)
     role = found.realise(saved, "again", Load(saved.load))
     print(json.dumps(outputs(role, saved.probe_ids)))
@@ -161,7 +161,7 @@ def test_a_fresh_process_with_another_seed_computes_bit_equal():
     if not folders:
         pytest.skip("runs after the tests that make the checkpoints")
     done = subprocess.run(
-        [sys.executable, "-c", RELOAD, str(base()), *map(str, folders)],
+        [sys.executable, "-c", RELOAD, str(torch.get_num_threads()), str(base()), *map(str, folders)],
         cwd=Path(__file__).resolve().parents[2],
         capture_output=True,
         text=True,
