@@ -182,11 +182,14 @@ def started(tmp_path_factory, stopped):
 def both(started):
     """Every case by one process and by two: name -> (folder of one, folder of two, folder of what they start from)."""
     out, cases, _ = started
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as each of the two, so that the order of sums is theirs
     for name, case in cases.items():
         execute(compose([*words_of(case, out / "one"), f"name={name}"]))
         if name in CASES and name != "patient":  # which begins as "sft" does
             still = [f"stages.{case[0]}.lr=1e-44", f"stages.{case[0]}.max_steps=1"]  # leaves every weight as it begins
             execute(compose([*words_of([*case, *still], out / "start"), f"name={name}"]))
+    torch.set_num_threads(threads)
     begins = {name: "sft" if name == "patient" else name for name in cases}
     return {name: (out / "one" / name, out / "two" / name, out / "start" / begins[name]) for name in cases}
 
