@@ -55,11 +55,12 @@ def main() -> None:
     folder = Path(given.out) / given.run
     words += [f"seed={read(folder / 'run.json')['seed']}"]
     below = {name: str((folder / name).resolve()) for name in ("sft", "reward_model")}
+    asked, parent = questions(folder), Opened.target(below["sft"], given.out)
     before = gold_of(folder, "sft")
     rows = [["sft", f"{before['score']:.3f}", f"{before['topic']:.3f}", "0", "-", "-", "-"]]
     for name in given.only.split(","):
         if name == "best":
-            rows.append(best_of(Opened.target(below["sft"], given.out), below["reward_model"], questions(folder)))
+            rows.append(best_of(parent, below["reward_model"], asked))
             continue
         own = f"{given.run}-{name}"
         align("run", *(word.format(**below) for word in OBJECTIVES[name]), *words, f"out={given.out}", f"name={own}")
@@ -69,7 +70,7 @@ def main() -> None:
             "run", "pipeline=evaluate", f"stages.evaluate.init={target}", *words, f"out={given.out}", f"name={own}-eval"
         )
         found = gold_of(Path(given.out) / f"{own}-eval", entry["name"])
-        kl = distance(Opened.target(str(target), given.out), Opened.target(below["sft"], given.out), questions(folder))
+        kl = distance(Opened.target(str(target), given.out), parent, asked)
         numbers = [f"{found['score']:.3f}", f"{found['topic']:.3f}", f"{kl:.2f}", f"{entry['seconds']:.0f}"]
         memory = f"{entry['peak_rss_bytes'] / 2**20:.0f}"
         rows.append([name, *numbers, memory, f"{entry['trainable']:,}"])

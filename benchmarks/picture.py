@@ -2,9 +2,9 @@
 
     python benchmarks/picture.py RUN [FILE]
 
-Nothing is computed: the texts are those that the run's evaluation kept. Of the questions to which all stages reply with
-different words and at some length, it takes the one whose scores are nearest to the means over all of them, so that the
-picture shows what is usual and not what is best. Colours follow the reader's light or dark.
+Nothing is computed: the texts are those that the run's evaluation kept. Of the questions that stand alone and to which
+all stages reply with different words and at some length, it takes the one whose scores are nearest to the means over
+all of them, so that the picture shows what is usual and not what is best. Colours follow the reader's light or dark.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def usual(rows: list[Json]) -> Json:
 
     def shows(row: Json) -> bool:
         texts = [reply["text"].strip() for reply in row["replies"].values()]
-        return all(0 < len(text) <= LONGEST for text in texts) and len(set(texts)) == len(texts)
+        return (
+            not row.get("before") and all(0 < len(text) <= LONGEST for text in texts) and len(set(texts)) == len(texts)
+        )
 
     def distance(row: Json) -> list[float]:
         return [

@@ -160,7 +160,7 @@ def test_evaluation_answers_the_same_prompts_with_every_stage():
     samples = [json.loads(line) for line in (run / "evaluate" / "samples.jsonl").read_text("utf-8").splitlines()]
     assert len(samples) == 6
     for row in samples:
-        assert row.keys() - {"before", "features"} == {"prompt", "id", "replies"} and list(row["replies"]) == list(
+        assert row.keys() - {"before"} == {"prompt", "features", "id", "replies"} and list(row["replies"]) == list(
             result["stages"]
         )
         for reply in row["replies"].values():

@@ -27,7 +27,7 @@ from tests.tiny_chain import base, checkpoint, finished
 CLOSE = 2e-6
 """Weights that moved by 5e-4 and more, in float32 against float64: Adam makes up to 1.2e-6 of gradients' last digits on
 the plainest kernels (`ATEN_CPU_CAPABILITY=default`), 8e-7 and less on others."""
-LOSSES_CLOSE = 1e-5
+LOSSES_CLOSE = 5e-6
 """Losses, beside 1: a log-probability in float32 is good for 1e-6, and advantages that are not whitened multiply it."""
 SHAPE = ["batch_size=8", "minibatches=2", "ppo_epochs=2", "max_new_tokens=6", "monitor=off"]
 STEERED = ["kl_coef=0.1", "kl_target=0.01", "kl_horizon=2", "max_approx_kl=100", "kl_limit=1000", "temperature=0.8"]
@@ -235,5 +235,5 @@ def test_a_run_is_the_one_that_the_reference_makes(name: str, tmp_path: Path, mo
         assert (moved > 5e-4) == (role.name in run.roles.trained()), (role.name, moved)
     clipped = [step.get("policy/clipfrac", 0.0) for step in run.steps]
     assert max(clipped) > 0, "the clip must have been at work"
-    assert max(worst[role.name] for role in run.roles.all()) <= CLOSE, worst
-    assert max(worst.values()) <= LOSSES_CLOSE, worst
+    for key, gap in worst.items():
+        assert gap <= (LOSSES_CLOSE if key.endswith("/loss") else CLOSE), (key, worst)
