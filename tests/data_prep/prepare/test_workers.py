@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from data_prep.prepare.workers import rendered
+from data_prep.prepare.workers import RARELY, rendered
 
 SCRIPT = """
 import os, sys
@@ -37,15 +37,8 @@ def test_a_script_without_a_main_guard_neither_hangs_nor_runs_twice(tmp_path: Pa
     assert done.stdout.split("\n")[:2] == ["the script runs", "rows 4"]
 
 
-def test_what_a_caller_froze_stays_frozen() -> None:
-    was_frozen = gc.get_freeze_count() > 0
-    try:
-        for frozen in (False, True):
-            gc.unfreeze()
-            if frozen:
-                gc.freeze()
-            assert list(rendered(lambda chunk: chunk, [[1], [2]], 0)) == [[1], [2]]
-            assert (gc.get_freeze_count() > 0) is frozen
-    finally:
-        if not was_frozen:
-            gc.unfreeze()
+def test_garbage_is_looked_for_rarely_and_then_as_before() -> None:
+    before, frozen = gc.get_threshold(), gc.get_freeze_count()
+    seen = list(rendered(lambda chunk: [gc.get_threshold()], [[1], [2]], 0))
+    assert seen == [[RARELY], [RARELY]]
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (before, frozen)
