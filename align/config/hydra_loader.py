@@ -5,6 +5,7 @@ No other file imports what is private to Hydra; `tests/align/config/test_hydra_p
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.resources
 import importlib.util
@@ -12,13 +13,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra import version as hydra_version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.config_repository import CachingConfigRepository
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra._internal.hydra import Hydra
@@ -29,6 +31,7 @@ from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigKeyError, InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
@@ -39,8 +42,21 @@ from data_prep.core.errors import UserError, unknown
 from data_prep.core.options import convert, option_types, shown, unknown_key
 
 
+class _Files(ConfigRepository):
+    """Hydra's sources, of which each file is read once; who asks gets a copy, because composing merges into it."""
+
+    def __init__(self, search_path: ConfigSearchPath) -> None:
+        super().__init__(search_path)
+        self._read: dict[str, ConfigResult | None] = {}
+
+    def load_config(self, config_path: str) -> ConfigResult | None:
+        if config_path not in self._read:
+            self._read[config_path] = super().load_config(config_path)
+        return copy.deepcopy(self._read[config_path])
+
+
 class Loader(ConfigLoaderImpl):
-    """Hydra's loader, which reads the recipes of a choice once, however often they are asked for.
+    """Hydra's loader, which reads a file and composes a choice once, however often they are asked for.
 
     It goes through what is private to Hydra, because the public call composes anew each time, Hydra's own settings
     included: half of what every configuration error had to wait for.
@@ -48,23 +64,25 @@ class Loader(ConfigLoaderImpl):
 
     def __init__(self, search_path: ConfigSearchPath) -> None:
         super().__init__(search_path)
-        self._found: dict[tuple[str, tuple[str, ...]], tuple[DefaultsList, CachingConfigRepository]] = {}
+        self.repository = _Files(search_path)
+        self._found: dict[tuple[str, tuple[str, ...]], tuple[DefaultsList, DictConfig]] = {}
 
-    def found(self, config: str, overrides: Sequence[str]) -> tuple[DefaultsList, CachingConfigRepository]:
-        """The recipes that a choice composes, in order, and where their content is kept."""
+    def found(self, config: str, overrides: Sequence[str]) -> tuple[DefaultsList, DictConfig]:
+        """The recipes that a choice composes, in order, and what they come to; of Hydra's settings the recipes' own."""
         key = (config, tuple(overrides))
         if key not in self._found:
-            parsed, kept = self._parse_overrides_and_create_caching_repo(config, list(overrides))
-            self._found[key] = create_defaults_list(kept, config, parsed, prepend_hydra=True, skip_missing=False), kept
+            parsed, files = self._parse_overrides_and_create_caching_repo(config, list(overrides))
+            listed = create_defaults_list(files, config, parsed, prepend_hydra=True, skip_missing=False)
+            own = [item for item in listed.defaults if not str(item.config_path).startswith("hydra/")]
+            self._found[key] = listed, self._compose_config_from_defaults_list(own, files)
         return self._found[key]
 
     def compose(self, config: str, overrides: Sequence[str]) -> tuple[DictConfig, dict[str, Any]]:
-        """What a choice composes, and the choice that each group took; of Hydra's settings those of the recipes."""
-        found, kept = self.found(config, overrides)
-        own = [item for item in found.defaults if not str(item.config_path).startswith("hydra/")]
-        tree = self._compose_config_from_defaults_list(own, kept)
+        """What a choice composes, for the caller to change, and the choice that each group took."""
+        listed, composed = self.found(config, overrides)
+        tree = copy.deepcopy(composed)
         OmegaConf.set_struct(tree, True)
-        return tree, {str(group): choice for group, choice in found.overrides.known_choices.items()}
+        return tree, {str(group): choice for group, choice in listed.overrides.known_choices.items()}
 
 
 def loader() -> Loader:
@@ -81,6 +99,12 @@ def recipes_place() -> str:
     return str(Path(__file__).resolve().parent.parent.parent / "recipes")
 
 
+@cache
+def _own_loader(place: str) -> Loader:
+    """The loader of the project's recipes alone, which stay as they are while a process runs."""
+    return Loader(create_config_search_path(place))
+
+
 @contextmanager
 def recipes(config_dir: str | None) -> Iterator[None]:
     """Hydra set up over the project's recipes and the user's folder; what was set up before comes back after.
@@ -90,7 +114,7 @@ def recipes(config_dir: str | None) -> Iterator[None]:
     """
     adapters.load()
     stages.load()
-    search_path = create_config_search_path(recipes_place())
+    loads = _own_loader(recipes_place())
     if config_dir is not None:
         folder = Path(config_dir).absolute()
         if not folder.is_dir():
@@ -99,12 +123,14 @@ def recipes(config_dir: str | None) -> Iterator[None]:
             raise UserError(
                 "a folder of recipes cannot bring settings of Hydra", file=str(folder / "hydra"), code="bad_recipe"
             )
+        search_path = create_config_search_path(recipes_place())
         search_path.prepend("command-line", f"file://{folder}", anchor=SearchPathQuery(provider="schema"))
+        loads = Loader(search_path)
     before = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     hydra_version.setbase("1.3")
     try:
-        GlobalHydra.instance().initialize(Hydra("align", Loader(search_path)))
+        GlobalHydra.instance().initialize(Hydra("align", loads))
         yield
     finally:
         GlobalHydra.instance().clear()

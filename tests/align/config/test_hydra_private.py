@@ -9,10 +9,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import open_dict
 
+from align.config import hydra_loader
 from align.config.hydra_loader import Loader, combinations, loader, recipes
 from tests.house.source import modules
 
@@ -20,7 +23,7 @@ PARAMETERS = {
     "config_loader_impl:ConfigLoaderImpl._parse_overrides_and_create_caching_repo": ["config_name", "overrides"],
     "config_loader_impl:ConfigLoaderImpl._compose_config_from_defaults_list": ["defaults", "repo"],
     "config_loader_impl:ConfigLoaderImpl._apply_overrides_to_config": ["overrides", "cfg"],
-    "config_repository:CachingConfigRepository.get_group_options": ["group_name", "results_filter"],
+    "config_repository:ConfigRepository.load_config": ["config_path"],
     "core_plugins.basic_sweeper:BasicSweeper.split_arguments": ["overrides", "max_batch_size"],
     "defaults_list:create_defaults_list": ["repo", "config_name", "overrides_list", "prepend_hydra", "skip_missing"],
     "hydra:Hydra.__init__": ["task_name", "config_loader"],
@@ -53,7 +56,7 @@ def test_lists_of_values_become_jobs_in_order() -> None:
     ]
 
 
-def test_a_choice_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_is_composed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     reads = []
     private = Loader._parse_overrides_and_create_caching_repo
 
@@ -62,9 +65,27 @@ def test_a_choice_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return private(self, config_name, overrides)
 
     monkeypatch.setattr(Loader, "_parse_overrides_and_create_caching_repo", counted)
+    hydra_loader._own_loader.cache_clear()
     with recipes(None):
         first, choices = loader().compose("config", [])
+    assert "hydra" not in first and first.seed == 0
+    with open_dict(first):
+        first.seed, first.stages = 1, {}  # what one caller changes is not another's
+    with recipes(None):
         again, _ = loader().compose("config", [])
-    assert reads == ["config"]
-    assert first == again and "hydra" not in first
+        other, _ = loader().compose("config", ["pipeline=sft"])
+    assert reads == ["config", "config"]
+    assert again.seed == 0 and [*again.stages] == ["sft", "reward_model", "ppo", "evaluate"]
+    assert [*other.stages] == ["sft"]
     assert choices["pipeline"] == "rlhf"
+
+
+def test_the_user_s_folder_is_read_anew(tmp_path: Path) -> None:
+    """A notebook's user edits a recipe and asks again."""
+    recipe = tmp_path / "adapter" / "mine.yaml"
+    recipe.parent.mkdir()
+    for rank in (3, 5):
+        recipe.write_text(f"name: lora\nrank: {rank}\n", encoding="utf-8")
+        with recipes(str(tmp_path)):
+            tree, _ = loader().compose("config", ["adapter=mine"])
+        assert tree.adapter.rank == rank
