@@ -59,9 +59,7 @@ def _seconds(config: RunConfig, plan: StagePlan[Any], device: Device) -> list[fl
 
 def _work(config: RunConfig, plan: StagePlan[Any], run: RunRecord, entry: StageEntry) -> float | None:
     """The work of a finished stage, if it is one of the planned kind on the same base."""
-    import yaml
-
-    from align.report.run_files import read_json
+    from align.report.run_files import read_json, read_recipe
 
     spec, folder = plan.spec, run.at(entry)
     if (
@@ -71,14 +69,14 @@ def _work(config: RunConfig, plan: StagePlan[Any], run: RunRecord, entry: StageE
     ):
         return None
     try:
-        recipe = yaml.safe_load((run.folder / "recipe.yaml").read_text(encoding="utf-8"))
-        own = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = read_recipe(run.folder / "recipe.yaml", [])
+        own = read_recipe(folder / "recipe.yaml", [])
         if recipe["model"]["path"] != config.model.path:
             return None
         names = {key: own[key] for key in own if key not in ("adapter", "data", "stage")}
         stage: Any = build(type(spec.stage), names, "")
         card = read_json(folder / "data_card.json", [])
         work: float = stage.work(card["splits"]["train"], card["tokens"]["mean"])
-    except (OSError, KeyError, TypeError, yaml.YAMLError, UserError):
+    except (OSError, KeyError, TypeError, UserError):
         return None
     return work

@@ -8,8 +8,11 @@ import math
 import sys
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
+from types import MappingProxyType
 from typing import Any, TypeVar, Union, get_args, get_origin
 
 from data_prep.core.errors import UserError, nearest
@@ -60,10 +63,15 @@ def build(cls: type[T], values: Any, where: str) -> T:
         raise UserError(str(error), field=where or None, code="bad_value") from error
 
 
-def option_types(cls: type) -> dict[str, Any]:
+def option_types(cls: type) -> Mapping[str, Any]:
     """The options of a dataclass: field name -> resolved annotation (class variables left out)."""
+    return _option_types(cls)
+
+
+@cache
+def _option_types(cls: type) -> Mapping[str, Any]:
     hints = typing.get_type_hints(cls)
-    return {item.name: hints[item.name] for item in dataclasses.fields(cls) if item.init}
+    return MappingProxyType({item.name: hints[item.name] for item in dataclasses.fields(cls) if item.init})
 
 
 def unknown_key(path: str, choices: typing.Iterable[str]) -> UserError:
