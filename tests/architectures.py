@@ -172,9 +172,9 @@ def folder(name: str) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config_of(name))).float()
-    with torch.no_grad():
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config_of(name))).float()
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.1)
     place = HOME / "architectures" / name

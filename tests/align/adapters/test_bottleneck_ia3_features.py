@@ -38,6 +38,7 @@ CASES = [
 
 
 @cache
+@torch.random.fork_rng(devices=[])  # a test that seeds draws the same, whether this was made before or now
 def opened(kind: str) -> SharedBase:
     config = AutoConfig.for_model(kind, **SMALL, **MODELS[kind])
     torch.manual_seed(0)

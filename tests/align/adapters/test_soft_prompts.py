@@ -33,6 +33,7 @@ SENTENCES = [[(7 * i + 3 * n) % 118 + 1 for i in range(n)] for n in (5, 11, 3, 8
 
 
 @cache
+@torch.random.fork_rng(devices=[])  # a test that seeds draws the same, whether this was made before or now
 def folder(kind: str):
     config = AutoConfig.for_model(kind, **SMALL, **MODELS[kind])
     torch.manual_seed(0)
@@ -42,6 +43,7 @@ def folder(kind: str):
 
 
 @cache
+@torch.random.fork_rng(devices=[])  # a test that seeds draws the same, whether this was made before or now
 def opened(kind: str) -> SharedBase:
     return SharedBase.open(folder(kind), BaseIdentity(kind, None, kind), Load.fp32, CPU)
 

@@ -80,6 +80,7 @@ def wordy(rows: list[PairTokens]) -> list[PairTokens]:
 
 
 @cache
+@torch.random.fork_rng(devices=[])  # a test that seeds draws the same, whether this was made before or now
 def judged(taught: Callable[[list[PairTokens]], list[PairTokens]] | None, words: bool = False) -> dict[str, Any]:
     """What the gate says of a reward model that was taught pairs, by right pairs that it has not seen.
 
