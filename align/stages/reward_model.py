@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from align.roles import Role
     from align.training.context import StageContext
     from align.training.objectives import Pairwise
+    from data_prep.prepare.prepare import Prepared
     from data_prep.types import PairTokens
 
 
@@ -54,7 +55,7 @@ class RewardModel(TrainingStage):
         from reward.gate import gate
 
         with context.phase("data"):
-            prepared = self.rows(context)
+            prepared = self.pairs(context)
         context.write_card(prepared)
         role = context.fresh_role("reward")
         objective = self.objective(context, role)
@@ -76,13 +77,21 @@ class RewardModel(TrainingStage):
         result = Result(
             role=role,
             kind="reward",
-            parents=[("init", context.init)] if context.init else [],
+            parents=self.parents(context),
             probe_ids=[joined(row.prompt, row.chosen) for row in probe_rows],
             metrics=context.numbers["metrics"],
             on_parent=context.parent_mode.mode.name if context.parent_mode.mode else None,
             reward_norm=measured["norm"],
         )
         return save_result(context, result, context.staging)
+
+    def pairs(self, context: StageContext) -> Prepared[PairTokens]:
+        """The pairs that it learns from."""
+        return self.rows(context)
+
+    def parents(self, context: StageContext) -> list[tuple[str, Checkpoint]]:
+        """What its checkpoint says that it was made from: (role, checkpoint)."""
+        return [("init", context.init)] if context.init is not None else []
 
     def objective(self, context: StageContext, role: Role) -> Pairwise:
         """Bradley-Terry over pairs, on a fresh head."""
