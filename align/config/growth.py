@@ -45,8 +45,8 @@ def grown(composition: Composition, land: Landscape, given: Sequence[Override]) 
         trial.change(rewrite(_applicable(given, land), land))
         tree = trial.content()
     chain: Chain = {name: Link(kind, tree["stages"].get(name) or {}) for name, kind in land.stages.items()}
-    for name, kind in land.stages.items():
-        chain = kind.lengthened(name, chain)
+    for name, link in list(chain.items()):
+        chain = link.kind.lengthened(name, chain)
     return chain
 
 

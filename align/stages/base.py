@@ -104,6 +104,11 @@ class Stage:
         return []
 
     @property
+    def seed_offset(self) -> int:
+        """What is added to the run's seed where the stage draws anything but its rows."""
+        return 0
+
+    @property
     def idle(self) -> set[str]:
         """Options that decide nothing of the result, as the others are set."""
         return set()

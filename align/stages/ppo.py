@@ -59,10 +59,11 @@ class PPO(PPOOptions, TrainingStage):
 
     @classmethod
     def lengthened(cls, name: str, chain: Chain) -> Chain:
-        """With the rounds that `refresh` asks for."""
+        """With the members of an ensemble that is to be trained, and the rounds that `refresh` asks for."""
         from align.stages.refresh import rounds
+        from align.stages.reward_model import members
 
-        return rounds(name, chain)
+        return rounds(name, members(name, chain))
 
     def signals(self) -> list[Signal]:
         """The signals that `reward` lists; none where it names a reward model alone.

@@ -3,9 +3,9 @@
 "Training a Helpful and Harmless Assistant with Reinforcement Learning from Human Feedback", arXiv 2204.05862, section
 4.5: the reward model is trained on replies of the newest policy, and the policy against it, in turns. A reward model
 knows the replies of its pairs alone; PPO leads the policy to others, among them those that it takes for good ones. Here
-`init` is the policy that is asked, `reward` the reward model that is trained on, over the pairs of the data and the new
-ones together, so that it forgets neither; `align/rl/on_policy.py` says which replies make a pair. Costs the rollout of
-`prompts` x `replies`, what the judge takes, and what `reward_model` costs.
+`init` is the policy that is asked, `reward` the reward model that is trained on, over the new pairs and some of the
+data's (`replay`), so that it does not forget those; `align/rl/on_policy.py` says which replies make a pair. Costs the
+rollout of `prompts` x `replies`, what the judge takes, and the training of `reward_model` over so many pairs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from align.rl.gold import gold_signal
 from align.rl.signals.base import Said, Signal, Site, signal_of
 from align.stages.base import StandingT, stage
 from align.stages.reward_model import RewardModel
-from data_prep.core.errors import UserError
+from data_prep.core.errors import TrainingStopped, UserError
+from data_prep.core.hashing import sha256_json
 from data_prep.core.options import convert, option
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class Refresh(RewardModel):
     )
     prompts: int = option(512, "training prompts that are answered, and a quarter as many held-out ones", low=1)
     replies: int = option(4, "replies to each (0: none, the pairs of the data alone, such as those of align label)")
+    replay: float = option(0.25, "share of the data's own training pairs that it goes over again beside these", high=1)
     max_new_tokens: int = option(32, "longest reply in tokens", low=1)
     temperature: float = option(0.7, "sampling temperature", above=0)
 
@@ -126,7 +128,9 @@ class Refresh(RewardModel):
         return [("init", context.reward), *([("policy", context.init)] if context.init is not None else [])]
 
     def pairs(self, context: StageContext) -> Prepared[PairTokens]:
-        """The pairs of the data, and behind them those of the policy's replies."""
+        """Some pairs of the data, and behind them those of the policy's replies."""
+        import numpy as np
+
         from data_prep.prepare.arrow_rows import Joined
 
         given = super().pairs(context)
@@ -147,11 +151,15 @@ class Refresh(RewardModel):
             "judge": self.judged_by(context.spec.data)[0].name,
             "policy": context.init.digest if context.init is not None else None,
         }
+        drawn = np.random.default_rng(context.seed).permutation(len(given.train))
+        again = np.sort(drawn[: round(self.replay * len(drawn))])
+        if not (train or len(again)):
+            raise TrainingStopped("there is no pair to learn from", code="no_rows", hint="set replay above 0")
         return replace(
             given,
-            train=Joined(given.train, train),
-            eval=Joined(given.eval, held) if given.eval else given.eval,
-            card={**given.card, "on_policy": card},
+            train=Joined(given.train, again, train),
+            eval=Joined(given.eval, np.arange(len(given.eval)), held),
+            card={**given.card, "on_policy": card | {"replayed": len(again)}},
         )
 
     def _sampled(self, context: StageContext, given: Prepared[PairTokens]) -> list[dict[str, Any]]:
@@ -180,8 +188,8 @@ class Refresh(RewardModel):
         """Some prompts of a side, which no pair of the other side answers; every policy is asked others."""
         import numpy as np
 
-        policy = int(context.init.digest[:8], 16) if context.init is not None else 0
-        order = np.random.default_rng([context.seed, policy]).permutation(len(prompts))
+        weights = sha256_json(context.init.record["files"] if context.init is not None else None)
+        order = np.random.default_rng([context.seed, int(weights[:8], 16)]).permutation(len(prompts))
         taken = {tuple(pair.prompt) for pair in other}
         found: list[PromptTokens] = []
         for place in order.tolist():
@@ -285,7 +293,7 @@ def rounds(name: str, chain: Chain) -> Chain:
     label, taught = "reward_model", dict[str, Any]()
     if judge in chain:
         label, taught = judge, _without(chain[judge].options, "init", "reward", "on_parent")
-    spoken = {key: options[key] for key in ("max_new_tokens", "temperature") if key in options}
+    spoken: dict[str, Any] = {key: options[key] for key in ("max_new_tokens", "temperature") if key in options}
     improved = _without(options, "init", "reward", "on_parent", "critic", "refresh")
     policy, more = name, dict[str, Link]()
     for number in range(2, count + 2):

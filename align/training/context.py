@@ -80,7 +80,7 @@ class StageContext:
 
     @property
     def seed(self) -> int:
-        return self.config.seed
+        return self.config.seed + int(self.spec.stage.seed_offset)
 
     @property
     def lr(self) -> float:
@@ -101,7 +101,7 @@ class StageContext:
         config = read_model_config(self.bases.folder)
         with one_first(self.accelerator):  # the others of a machine find its rows in the cache
             below = (self.init, *self.judges)
-            reading = Reading(self.spec, self.renderer, config, self.context, self.seed, below)
+            reading = Reading(self.spec, self.renderer, config, self.context, self.config.seed, below)
             prepared = reading.rows(kind)
         self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
         self.spec.stage.check_contents(kind, chain(prepared.train, prepared.eval), self.spec.data)

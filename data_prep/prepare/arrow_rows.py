@@ -210,14 +210,15 @@ class Rows(Sequence[T], Generic[T]):
 
 
 class Joined(Sequence[T], Generic[T]):
-    """Rows, and further ones behind them; neither is copied. Slices are lists."""
+    """Some rows, by their places, and further ones behind them; none is copied. Slices are lists."""
 
-    def __init__(self, rows: Sequence[T], more: Sequence[T]) -> None:
+    def __init__(self, rows: Sequence[T], places: npt.NDArray[np.int64], more: Sequence[T]) -> None:
         self._rows = rows
+        self._places = places
         self._more = more
 
     def __len__(self) -> int:
-        return len(self._rows) + len(self._more)
+        return len(self._places) + len(self._more)
 
     @overload
     def __getitem__(self, place: int) -> T: ...
@@ -226,12 +227,12 @@ class Joined(Sequence[T], Generic[T]):
     def __getitem__(self, place: int | slice) -> T | list[T]:
         if isinstance(place, slice):
             return [self[number] for number in range(*place.indices(len(self)))]
-        place = range(len(self))[place]
-        return self._rows[place] if place < len(self._rows) else self._more[place - len(self._rows)]
+        beyond = range(len(self))[place] - len(self._places)
+        return self._more[beyond] if beyond >= 0 else self._rows[int(self._places[beyond])]
 
     def lengths(self) -> npt.NDArray[np.int64]:
         """What `lengths_of` says of these rows."""
-        return np.concatenate([lengths_of(self._rows), lengths_of(self._more)])
+        return np.concatenate([lengths_of(self._rows)[self._places], lengths_of(self._more)])
 
 
 def lengths_of(rows: Sequence[Any]) -> npt.NDArray[np.int64]:
