@@ -188,7 +188,8 @@ class Refresh(RewardModel):
         """Some prompts of a side, which no pair of the other side answers; every policy is asked others."""
         import numpy as np
 
-        weights = sha256_json(context.init.record["files"] if context.init is not None else None)
+        files = context.init.record["files"] if context.init is not None else {}
+        weights = sha256_json([digest for name, digest in files.items() if name.endswith(".safetensors")])
         order = np.random.default_rng([context.seed, int(weights[:8], 16)]).permutation(len(prompts))
         taken = {tuple(pair.prompt) for pair in other}
         found: list[PromptTokens] = []

@@ -68,8 +68,7 @@ class RewardModel(TrainingStage):
         from data_prep.prepare.arrow_rows import lengths_of
         from reward.gate import gate
 
-        with context.phase("data"):
-            prepared = self.pairs(context)
+        prepared = self.pairs(context)
         context.write_card(prepared)
         role = context.fresh_role("reward")
         objective = self.objective(context, role)
@@ -101,7 +100,8 @@ class RewardModel(TrainingStage):
 
     def pairs(self, context: StageContext) -> Prepared[PairTokens]:
         """The pairs that it learns from."""
-        return self.rows(context)
+        with context.phase("data"):
+            return self.rows(context)
 
     def parents(self, context: StageContext) -> list[tuple[str, Checkpoint]]:
         """What its checkpoint says that it was made from: (role, checkpoint)."""
