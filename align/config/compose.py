@@ -74,7 +74,7 @@ def _composed(given: Sequence[Override], words: list[str]) -> RunConfig:
                 node[group] = _own_options(tree, node, group, f"stages.{name}")
         check_plain(tree)
         config = _checked(resolved(tree), kinds, composition.choices, ["align", "run", *words])
-        return replace(config, swept=composition.swept)
+        return replace(config, swept=composition.swept, repeats=composition.repeats)
 
 
 def explain(overrides: Sequence[str], config_dir: str | None = None) -> tuple[RunConfig, dict[str, str]]:
@@ -105,6 +105,7 @@ def survey(given: Sequence[Override]) -> tuple[Composition, Landscape]:
     chain = grown(composition, land, given)
     if len(chain) > len(kinds):
         composition.lengthen({name: (link.kind.name, link.options) for name, link in chain.items()})
+        composition.repeats = {name: link.repeats for name, link in chain.items() if link.repeats}
         land = Landscape(groups=groups, stages={name: link.kind for name, link in chain.items()})
     return composition, land
 

@@ -27,6 +27,8 @@ class Link:
 
     kind: Any
     options: Tree
+    repeats: str = ""
+    """The stage of the recipe whose options it has where nothing else is said."""
 
 
 Chain = Mapping[str, Link]

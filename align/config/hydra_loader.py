@@ -185,6 +185,8 @@ class Composition:
     choices: dict[str, Any]
     swept: dict[str, str] = field(default_factory=dict)
     """Lists of values that a recipe brings for `-m`, as Hydra writes them: `hydra.sweeper.params`."""
+    repeats: dict[str, str] = field(default_factory=dict)
+    """Stages that options have asked for -> the stage of which each repeats the options."""
 
     def change(self, overrides: Sequence[str]) -> None:
         """Apply overrides of values (not of groups), given in Hydra's own form, in Hydra's own way."""

@@ -32,9 +32,18 @@ def in_batches(context: StageContext, count: int, size: int, work: Callable[[int
 
 
 def replies_to(
-    context: StageContext, role: Role, prompts: Sequence[Sequence[int]], sampling: Sampling, size: int
+    context: StageContext,
+    role: Role,
+    prompts: Sequence[Sequence[int]],
+    sampling: Sampling,
+    size: int,
+    tell: Callable[[int], object] = lambda done: None,
 ) -> list[Reply]:
-    """The role's replies to prompts, so many at a time; draws are a function of seed and batch."""
+    """The role's replies to prompts, so many at a time; draws are a function of seed and batch.
+
+    Args:
+        tell: is told how many more there are, of all processes as far as this one knows.
+    """
     import torch
 
     from align.inference.generation import RolloutEngine
@@ -46,7 +55,9 @@ def replies_to(
     def replies(start: int) -> list[Reply]:
         batch = start // size  # each has its own draws, so that any process may take it
         generator.manual_seed(seed_at(context.seed, batch, 0) if batch else context.seed)
-        return engine.generate(prompts[start : start + size], sampling, generator)
+        found = engine.generate(prompts[start : start + size], sampling, generator)
+        tell(len(found) * context.accelerator.num_processes)
+        return found
 
     with context.answering(role):
         return in_batches(context, len(prompts), size, replies)

@@ -98,10 +98,16 @@ class Refresh(RewardModel):
         if kind == "prompts":
             require_truth([each.source.rule_name for each in self.judged_by(data)], rows)
 
+    def plan_over(self, rows: int) -> dict[str, float]:
+        """The work over so many pairs of the data, where every reply gives another one: at most that."""
+        return super().plan_over(self._at_most(rows))
+
     def work(self, rows: int, tokens: float) -> float:
         """Tokens that are trained on, and those that are sampled."""
-        sampled = self.prompts * self.replies * self.max_new_tokens
-        return super().work(rows, tokens) + sampled
+        return super().work(self._at_most(rows), tokens) + self.prompts * self.replies * self.max_new_tokens
+
+    def _at_most(self, rows: int) -> int:
+        return round(self.replay * rows) + self.prompts * self.replies if self.replies else rows
 
     def rehearse(self, context: StageContext) -> Rehearsal:
         """The reward model at work, beside the policy and its longest prompts."""
@@ -208,11 +214,13 @@ class Refresh(RewardModel):
         from align.inference.generation import Reply, Sampling
         from align.rl.answers import frozen_policy, replies_to
         from align.rl.on_policy import Candidate
+        from data_prep.core.progress import Progress
 
-        with context.phase("answer"), context.autocast():
-            sampling = Sampling(self.max_new_tokens, self.temperature)
-            asked = [row.ids for row in prompts for _ in range(self.replies)]
-            own = replies_to(context, frozen_policy(context, context.init), asked, sampling, self.batch_size)
+        asked = [row.ids for row in prompts for _ in range(self.replies)]
+        progress = Progress("replies", len(asked), unit="replies", enabled=context.is_main)
+        with context.phase("answer"), context.autocast(), progress:
+            policy, sampling = frozen_policy(context, context.init), Sampling(self.max_new_tokens, self.temperature)
+            own = replies_to(context, policy, asked, sampling, self.batch_size, progress.advance)
         said = [(place // self.replies, reply, False) for place, reply in enumerate(own)]
         said += [(place, Reply(ids, finished=True), True) for place, ids in enumerate(known) if ids is not None]
         texts = [context.renderer.decode(reply.ids) for _, reply, _ in said]
@@ -299,8 +307,8 @@ def rounds(name: str, chain: Chain) -> Chain:
     policy, more = name, dict[str, Link]()
     for number in range(2, count + 2):
         refreshed, next_policy = f"{label}_{number}", f"{name}_{number}"
-        more[refreshed] = Link(Refresh, {**taught, **spoken, "init": policy, "reward": judge})
-        more[next_policy] = Link(chain[name].kind, {**improved, "init": policy, "reward": refreshed})
+        more[refreshed] = Link(Refresh, {**taught, **spoken, "init": policy, "reward": judge}, label)
+        more[next_policy] = Link(chain[name].kind, {**improved, "init": policy, "reward": refreshed}, name)
         policy, judge = next_policy, refreshed
     return behind(chain, name, more)
 

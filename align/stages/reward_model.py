@@ -215,7 +215,7 @@ def members(name: str, chain: Chain) -> Chain:
                 hint="list finished ones, [RUN/a,RUN/b], or name the stage: stage=STAGE",
             )
         more = {
-            other: Link(chain[first].kind, {**chain[first].options, "reseed": place})
+            other: Link(chain[first].kind, {**chain[first].options, "reseed": place}, first)
             for place, other in enumerate(others, 1)
         }
         chain = behind(chain, first, more)

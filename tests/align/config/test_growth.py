@@ -88,9 +88,11 @@ def test_what_cannot_be_is_one_line(words: list[str], said: str) -> None:
     assert said in refused(*words)
 
 
-def test_origins_name_the_command_line_for_what_was_set_of_a_round() -> None:
-    _, told = explain(["stages.ppo.refresh=1", "stages.ppo_2.updates=3"])
-    assert told["stages.ppo_2.updates"] == "command line"
+def test_origins_of_a_round_are_its_own_or_those_of_the_stage_that_it_repeats() -> None:
+    _, told = explain(["stages.ppo.refresh=1", "stages.ppo_2.updates=3", "stages.ppo.kl_coef=0.2"])
+    assert told["stages.ppo_2.updates"] == told["stages.ppo_2.kl_coef"] == "command line"
+    assert told["stages.ppo_2.clip"] == "default of PPO"
+    assert told["stages.ppo_2.init"].endswith("of what adds ppo_2")
 
 
 def test_an_ensemble_by_number_is_trained_with_other_seeds() -> None:
