@@ -55,7 +55,9 @@ class Refresh(RewardModel):
     )
     prompts: int = option(512, "training prompts that are answered, and a quarter as many held-out ones", low=1)
     replies: int = option(4, "replies to each (0: none, the pairs of the data alone, such as those of align label)")
-    replay: float = option(0.25, "share of the data's own training pairs that it goes over again beside these", high=1)
+    replay: float = option(
+        1.0, "share of the data's own training pairs that it goes over again beside these; less costs less", high=1
+    )
     max_new_tokens: int = option(32, "longest reply in tokens", low=1)
     temperature: float = option(0.7, "sampling temperature", above=0)
 
@@ -134,7 +136,7 @@ class Refresh(RewardModel):
         return [("init", context.reward), *([("policy", context.init)] if context.init is not None else [])]
 
     def pairs(self, context: StageContext) -> Prepared[PairTokens]:
-        """Some pairs of the data, and behind them those of the policy's replies."""
+        """Pairs of the data, all or some, and behind them those of the policy's replies."""
         import numpy as np
 
         from data_prep.prepare.arrow_rows import Joined
