@@ -245,6 +245,12 @@ class StagePlan(Generic[ParentT]):
         """The reward models that there are."""
         return [*([self.reward] if self.reward is not None else []), *self.ensemble]
 
+    @property
+    def below(self) -> ParentT | None:
+        """What the stage's adapter stands on."""
+        found: ParentT | None = self.spec.stage.stands_on(self.init, self.reward)
+        return found
+
     def require(self) -> ParentMode:
         """The mode and precision of a stage that nothing is wrong with.
 

@@ -14,6 +14,7 @@ from typing import Any
 from hydra.core.override_parser.types import Override
 
 from align.config.foreign_names import answered
+from align.config.growth import grown
 from align.config.hydra_loader import Composition, compose_choices, group_choices, preset, recipes, resolved
 from align.config.origins import located, origins, told_origins
 from align.config.overrides import GROUPS, NAMES, Landscape, first_choice, is_group, parse, rewrite
@@ -73,7 +74,7 @@ def _composed(given: Sequence[Override], words: list[str]) -> RunConfig:
                 node[group] = _own_options(tree, node, group, f"stages.{name}")
         check_plain(tree)
         config = _checked(resolved(tree), kinds, composition.choices, ["align", "run", *words])
-        return replace(config, swept=composition.swept)
+        return replace(config, swept=composition.swept, repeats=composition.repeats)
 
 
 def explain(overrides: Sequence[str], config_dir: str | None = None) -> tuple[RunConfig, dict[str, str]]:
@@ -100,7 +101,13 @@ def survey(given: Sequence[Override]) -> tuple[Composition, Landscape]:
                 raise UserError(
                     f"a recipe names it as {{{key}: {node[group]}}}", field=f"stages.{name}.{group}", code="bad_recipe"
                 )
-    return composition, Landscape(groups=groups, stages=kinds)
+    land = Landscape(groups=groups, stages=kinds)
+    chain = grown(composition, land, given)
+    if len(chain) > len(kinds):
+        composition.lengthen({name: (link.kind.name, link.options) for name, link in chain.items()})
+        composition.repeats = {name: link.repeats for name, link in chain.items() if link.repeats}
+        land = Landscape(groups=groups, stages={name: link.kind for name, link in chain.items()})
+    return composition, land
 
 
 def _stage_kinds(tree: Tree, choices: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import dataclasses
 import importlib.resources
 import importlib.util
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
@@ -185,6 +185,8 @@ class Composition:
     choices: dict[str, Any]
     swept: dict[str, str] = field(default_factory=dict)
     """Lists of values that a recipe brings for `-m`, as Hydra writes them: `hydra.sweeper.params`."""
+    repeats: dict[str, str] = field(default_factory=dict)
+    """Stages that options have asked for -> the stage of which each repeats the options."""
 
     def change(self, overrides: Sequence[str]) -> None:
         """Apply overrides of values (not of groups), given in Hydra's own form, in Hydra's own way."""
@@ -193,6 +195,15 @@ class Composition:
             ConfigLoaderImpl._apply_overrides_to_config(
                 OverridesParser.create().parse_overrides(list(overrides)), self.tree
             )
+
+    def lengthen(self, stages: Mapping[str, tuple[str, dict[str, Any]]]) -> None:
+        """Bring the stages into this order; those that are new have (registered name, options)."""
+        with open_dict(self.tree):
+            nodes = self.tree.stages
+            for name, (kind, options) in stages.items():
+                held = nodes.pop(name) if name in nodes else None
+                nodes[name] = options if held is None else held
+                self.choices.setdefault(f"stage@stages.{name}", kind)
 
     def content(self) -> dict[str, Any]:
         """Plain data, interpolations unresolved."""

@@ -219,11 +219,26 @@ def files_of(recipe: str) -> dict[str, Path]:
 
 def told_origins(config: RunConfig, found: Origins) -> dict[str, str]:
     """Option -> where its value comes from, for every value of the resolved recipe."""
-    told = {path: str(found.place(path) or _default(config, path)) for path, _ in value_paths(config.resolved)}
+    values = dict(value_paths(config.resolved))
+    told = {path: str(found.place(path) or _repeated(config, values, path, found)) for path in values}
     name = found.place("name")
     if name is None or name.text == "null":
         told["name"] = "the pipeline and the digest of all that decides the result"
     return told
+
+
+def _repeated(config: RunConfig, values: dict[str, Any], path: str, found: Origins) -> str:
+    """Where a value comes from that nobody set at this path: a stage that was added has it from the one it repeats."""
+    stages, _, rest = path.partition(".")
+    name, _, rest = rest.partition(".")
+    source = config.repeats.get(name) if stages == "stages" else None
+    if source is None:
+        return _default(config, path)
+    other = f"stages.{source}.{rest}"
+    if values[path] == values.get(other) and (place := found.place(other)) is not None:
+        return str(place)
+    default = _default(config, path)
+    return default if values[path] == values.get(other) else f"{default}, or of what adds {name}"
 
 
 def value_paths(node: Any, above: str = "") -> Iterator[tuple[str, Any]]:

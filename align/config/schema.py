@@ -220,6 +220,8 @@ class RunConfig:
     command: list[str]
     swept: dict[str, str] = field(default_factory=dict)
     """What the recipe is made to be swept over, key -> values; one run has the recipe's own values."""
+    repeats: dict[str, str] = field(default_factory=dict)
+    """Stages that options have asked for -> the stage of which each repeats the options."""
 
     @property
     def model_names(self) -> list[str]:

@@ -214,8 +214,9 @@ def _plan(
             if stage.makes is None:
                 mode = lookout(init, config.model.load, config.on_precision_change)
             else:
+                below = stage.stands_on(init, reward)
                 mode = choose_parent_mode(
-                    init, spec.adapter, stage.on_parent, config.model.load, config.on_precision_change
+                    below, spec.adapter, stage.on_parent, config.model.load, config.on_precision_change
                 )
         except UserError as problem:
             problems.append(problem)

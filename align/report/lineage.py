@@ -73,11 +73,12 @@ def _stage_row(stage: StageFiles, parents: Sequence[tuple[str, str]]) -> Json:
         lines.append(" · ".join(word for word in (method, str(entry.get("load") or ""), stands) if word))
     elif stage.status == "done":
         lines.append("no weights of its own")
-    judges = [name for role, name in parents if role != "init"]
+    judges, asked = ([name for role, name in parents if role == wanted] for wanted in ("reward", "policy"))
     trained, total = finite(entry.get("trainable")), finite(entry.get("total"))
     if trained and total:
         lines.append(f"trains {number(int(trained))} of {number(int(total))} ({percent(trained / total)})")
     words = [f"judged by {', '.join(judges)}"] if judges else []
+    words += [f"learns from replies of {', '.join(asked)}"] if asked else []
     words += ["on a merged base of its own"] if stage.checkpoint.get("derived_base") else []
     lines += [" · ".join(words)] if words else []
     return {

@@ -122,6 +122,12 @@ class PPOOptions(TrainingOptions):
     eval_every: int = option(0, "updates between looks at held-out prompts (0: ten times per run)")
     patience: int = option(3, "stop after so many looks in a row with a higher reward and a lower measure (0: never)")
     on_alarm: OnAlarm = option(OnAlarm.warn, "warn|stop: what to do once the numbers of updates show a fault")
+    refresh: int = option(
+        0,
+        "rounds behind this stage: the reward model goes on with pairs of the policy's replies that a judge calls "
+        "worse, and PPO with it (REWARD_MODEL_2, PPO_2, ...)",
+        high=20,
+    )
     rollout: Sampler = option(Sampler.own, "own|vllm: who samples an update's replies, the stage itself or servers")
     rollout_url: list[str] = listing("addresses of those servers: [http://HOST:PORT, ...]")
     rollout_timeout: float = option(300.0, "seconds to wait for a reply of a server", above=0)
@@ -139,7 +145,7 @@ class PPOOptions(TrainingOptions):
     def idle(self) -> set[str]:
         """Options that decide nothing of the result, as the others are set."""
         served = {"rollout", "rollout_cap"} if self.rollout is Sampler.own else set()
-        return served | {"rollout_url", "rollout_timeout", "rollout_gap"}
+        return served | {"rollout_url", "rollout_timeout", "rollout_gap", "refresh"}
 
     @property
     def prompts_per_update(self) -> int:

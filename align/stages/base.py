@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from align.adapters.base import Adapter
     from align.checkpoints.checkpoint import Checkpoint
     from align.checkpoints.compatibility import ParentInfo
+    from align.config.growth import Chain
     from align.rl.signals.base import Signal
     from align.roles import Role
     from align.training.context import StageContext
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from data_prep.prepare.prepare import Prepared
 
 StageT = TypeVar("StageT", bound="type[Stage]")
+StandingT = TypeVar("StandingT")
 
 
 UNUSUAL = 30.0
@@ -70,6 +72,8 @@ class Stage:
     """Raised when a change makes equal inputs give another result of this stage: it alone is done anew."""
     has_head: ClassVar[bool] = False
     """Whether its checkpoint has a scalar head beside the adapter."""
+    lengthening: ClassVar[tuple[str, ...]] = ()
+    """Options that may ask for further stages."""
 
     init: str | None = option(
         None,
@@ -80,6 +84,15 @@ class Stage:
     data: Any = option(None, "data recipe of this stage alone (default: the run's data)")
     adapter: Any = option(None, "adapter of this stage alone (default: the run's adapter)")
 
+    @classmethod
+    def lengthened(cls, name: str, chain: Chain) -> Chain:
+        """The stages of a run with those that the options of its stage `name` ask for."""
+        return chain
+
+    def stands_on(self, init: StandingT | None, reward: StandingT | None) -> StandingT | None:
+        """What its adapter stands on, of its two inputs."""
+        return init
+
     @property
     def reward_model(self) -> str | None:
         """The reward model it asks for: a checkpoint, None for the run's latest, `base` for none."""
@@ -89,6 +102,11 @@ class Stage:
     def ensemble(self) -> list[str]:
         """Further reward models that it asks for."""
         return []
+
+    @property
+    def seed_offset(self) -> int:
+        """What is added to the run's seed where the stage draws anything but its rows."""
+        return 0
 
     @property
     def idle(self) -> set[str]:

@@ -22,6 +22,7 @@ from align.evaluation.judge import judge_refusals, judged
 from align.evaluation.options import JudgeOptions, PairsOptions, TaskOptions
 from align.evaluation.own_tasks import contents, require_no_code, task_refusals
 from align.evaluation.pairs import pairs_contents, pairs_refusals
+from align.rl.answers import frozen_policy, in_batches, replies_to
 from align.rl.gold import gold_judge, gold_refusals, gold_signal
 from align.stages.base import Stage, stage
 from data_prep.core.errors import UserError
@@ -130,7 +131,7 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
         measured: dict[str, dict[str, TaskScores]] = {}
         with Progress("evaluate", len(chain), enabled=context.is_main) as progress:
             for name, checkpoint in chain:
-                role = self._role(context, checkpoint)
+                role = frozen_policy(context, checkpoint)
                 answers[name] = self._answers(context, role, rows, judge, gold)
                 if tasks is not None:
                     measured[name] = self._measure(context, role, room, tasks)
@@ -225,15 +226,6 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
                 result[name]["contamination"] = found
         return result
 
-    def _role(self, context: StageContext, checkpoint: Checkpoint | None) -> Role:
-        """A policy of the chain, or the base, frozen."""
-        from align.roles import Role
-
-        load = context.parent_mode.load if checkpoint is None or checkpoint.foreign else _load(checkpoint)
-        if checkpoint is not None:
-            return context.bases.realise(checkpoint, "policy", load)
-        return Role("policy", context.bases.root(load).tree(), None).freeze()
-
     def _answers(
         self,
         context: StageContext,
@@ -267,28 +259,13 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
 
     def _each(self, context: StageContext, rows: Sequence[Any], work: Callable[[int], list[Any]]) -> list[Any]:
         """What `work` makes of every batch, by its first row; the processes divide the batches."""
-        from align.training.processes import divided
-
-        starts = range(0, len(rows), self.batch_size)
-        return [one for part in divided(context.accelerator, starts, work) for one in part]
+        return in_batches(context, len(rows), self.batch_size, work)
 
     def _replies(self, context: StageContext, role: Role, rows: Sequence[PromptTokens]) -> list[Reply]:
-        import torch
+        from align.inference.generation import Sampling
 
-        from align.inference.generation import RolloutEngine, Sampling
-        from align.training.batching import seed_at
-
-        engine = RolloutEngine(role, context.renderer.end_token_id)
         sampling = Sampling(self.max_new_tokens, self.temperature or 1.0, greedy=self.temperature == 0)
-        generator = torch.Generator(device=context.accelerator.device)
-
-        def replies(start: int) -> list[Reply]:
-            batch = start // self.batch_size  # each has its own draws, so that any process may take it
-            generator.manual_seed(seed_at(context.seed, batch, 0) if batch else context.seed)
-            return engine.generate([row.ids for row in rows[start : start + self.batch_size]], sampling, generator)
-
-        with context.answering(role):
-            return self._each(context, rows, replies)
+        return replies_to(context, role, [row.ids for row in rows], sampling, self.batch_size)
 
     def _doubt_held_out(self, context: StageContext, prepared: Prepared[PromptTokens]) -> None:
         """Say so where conversations that train ask what is held out here: kinds of rows may be split otherwise."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from align.adapters.base import Adapter
     from align.checkpoints.checkpoint import Checkpoint
     from align.checkpoints.compatibility import ParentInfo
+    from align.config.growth import Chain
     from align.rl.actor_critic import ActorCritic
     from align.rl.experience import PPORoles, RewardRule
     from align.rl.held_out import HeldOut
@@ -46,6 +47,7 @@ class PPO(PPOOptions, TrainingStage):
     makes: ClassVar[str | None] = "policy"
     base_lr: ClassVar[float] = 6e-5
     trains_head: ClassVar[bool] = True
+    lengthening: ClassVar[tuple[str, ...]] = ("refresh", "reward")
 
     reward: Any = option(
         None,
@@ -54,6 +56,14 @@ class PPO(PPOOptions, TrainingStage):
 
     def __post_init__(self) -> None:
         self.signals()
+
+    @classmethod
+    def lengthened(cls, name: str, chain: Chain) -> Chain:
+        """With the members of an ensemble that is to be trained, and the rounds that `refresh` asks for."""
+        from align.stages.refresh import rounds
+        from align.stages.reward_model import members
+
+        return rounds(name, members(name, chain))
 
     def signals(self) -> list[Signal]:
         """The signals that `reward` lists; none where it names a reward model alone.

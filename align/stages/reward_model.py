@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from align.config.growth import Link, behind
+from align.rl.signals.ensemble import is_number, member_names
 from align.stages.base import TrainingStage, stage
-from data_prep.core.errors import TrainingStopped
+from data_prep.core.errors import TrainingStopped, UserError
 from data_prep.core.options import option
 from data_prep.types import joined
 
@@ -24,9 +26,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
     from align.checkpoints.checkpoint import Checkpoint
+    from align.config.growth import Chain
     from align.roles import Role
     from align.training.context import StageContext
     from align.training.objectives import Pairwise
+    from data_prep.prepare.prepare import Prepared
     from data_prep.types import PairTokens
 
 
@@ -43,6 +47,17 @@ class RewardModel(TrainingStage):
 
     epochs: float = option(1.0, "passes over the preference pairs", above=0)
     centering: float = option(0.01, "weight of the pull of each pair's mean score towards zero")
+    reseed: int = option(0, "added to the run's seed where the stage draws weights and the order of its rows")
+
+    @property
+    def seed_offset(self) -> int:
+        """What it adds to the run's seed."""
+        return self.reseed
+
+    @property
+    def idle(self) -> set[str]:
+        """No other seed is the run's."""
+        return super().idle | (set() if self.reseed else {"reseed"})
 
     def run(self, context: StageContext) -> Checkpoint:
         """Train adapter and head on prepared pairs, measure them on held-out pairs, and save."""
@@ -53,8 +68,7 @@ class RewardModel(TrainingStage):
         from data_prep.prepare.arrow_rows import lengths_of
         from reward.gate import gate
 
-        with context.phase("data"):
-            prepared = self.rows(context)
+        prepared = self.pairs(context)
         context.write_card(prepared)
         role = context.fresh_role("reward")
         objective = self.objective(context, role)
@@ -76,13 +90,22 @@ class RewardModel(TrainingStage):
         result = Result(
             role=role,
             kind="reward",
-            parents=[("init", context.init)] if context.init else [],
+            parents=self.parents(context),
             probe_ids=[joined(row.prompt, row.chosen) for row in probe_rows],
             metrics=context.numbers["metrics"],
             on_parent=context.parent_mode.mode.name if context.parent_mode.mode else None,
             reward_norm=measured["norm"],
         )
         return save_result(context, result, context.staging)
+
+    def pairs(self, context: StageContext) -> Prepared[PairTokens]:
+        """The pairs that it learns from."""
+        with context.phase("data"):
+            return self.rows(context)
+
+    def parents(self, context: StageContext) -> list[tuple[str, Checkpoint]]:
+        """What its checkpoint says that it was made from: (role, checkpoint)."""
+        return [("init", context.init)] if context.init is not None else []
 
     def objective(self, context: StageContext, role: Role) -> Pairwise:
         """Bradley-Terry over pairs, on a fresh head."""
@@ -168,3 +191,32 @@ def _samples(context: StageContext, rows: Sequence[PairTokens], measured: dict[s
         }
         for i, row in enumerate(rows)
     ]
+
+
+def members(name: str, chain: Chain) -> Chain:
+    """The chain with the reward models that the PPO stage `name` asks for by `{ensemble: NUMBER}`.
+
+    They are the stage that the signal names, once more each with another seed.
+
+    Raises:
+        UserError: the run has no such stage.
+    """
+    reward = chain[name].options.get("reward")
+    where = f"stages.{name}.reward"
+    for signal in reward if isinstance(reward, list) else [reward]:
+        if not isinstance(signal, dict) or not is_number(signal.get("ensemble")):
+            continue
+        first, *others = member_names(signal["ensemble"], str(signal.get("stage", RewardModel.name)))
+        if first not in chain or chain[first].kind.makes != "reward":
+            raise UserError(
+                f"trains the stage '{first}' with other seeds, and the run has no such reward model",
+                field=f"{where}.ensemble",
+                code="bad_value",
+                hint="list finished ones, [RUN/a,RUN/b], or name the stage: stage=STAGE",
+            )
+        more = {
+            other: Link(chain[first].kind, {**chain[first].options, "reseed": place}, first)
+            for place, other in enumerate(others, 1)
+        }
+        chain = behind(chain, first, more)
+    return chain

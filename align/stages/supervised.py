@@ -34,7 +34,7 @@ def supervised_run(
     options = cast(TrainingStage, context.spec.stage)
     steps = options.steps_over(len(prepared.train))
     ready_to_train(role, options)
-    regularise(objective, role, options, lambda: context.bases.start_of(context.init, context.parent_mode, "start"))
+    regularise(objective, role, options, lambda: context.bases.start_of(context.below, context.parent_mode, "start"))
     updater = Updater(
         objective, groups_of(role, context.lr, options), options, steps, context.accelerator, hooks_of(role)
     )

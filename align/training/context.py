@@ -65,6 +65,11 @@ class StageContext:
         return self.plan.reward
 
     @property
+    def below(self) -> Checkpoint | None:
+        """What the stage's adapter stands on: `init`, but where the stage goes on with its reward model."""
+        return self.plan.below
+
+    @property
     def judges(self) -> list[Checkpoint]:
         """The reward models, of which `reward` is the first."""
         return self.plan.judges
@@ -75,7 +80,7 @@ class StageContext:
 
     @property
     def seed(self) -> int:
-        return self.config.seed
+        return self.config.seed + int(self.spec.stage.seed_offset)
 
     @property
     def lr(self) -> float:
@@ -96,7 +101,7 @@ class StageContext:
         config = read_model_config(self.bases.folder)
         with one_first(self.accelerator):  # the others of a machine find its rows in the cache
             below = (self.init, *self.judges)
-            reading = Reading(self.spec, self.renderer, config, self.context, self.seed, below)
+            reading = Reading(self.spec, self.renderer, config, self.context, self.config.seed, below)
             prepared = reading.rows(kind)
         self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
         self.spec.stage.check_contents(kind, chain(prepared.train, prepared.eval), self.spec.data)
@@ -142,13 +147,13 @@ class StageContext:
     def fresh_role(self, name: str) -> Role:
         """The stage's trainable role on its parent, with deterministic initial adapter weights."""
         torch.manual_seed(self.seed)
-        return self.bases.fresh(self.init, self.spec.adapter, self.parent_mode, name)
+        return self.bases.fresh(self.below, self.spec.adapter, self.parent_mode, name)
 
     def start_role(self, name: str) -> Role:
         """The frozen function that the stage's fresh role starts from."""
         if self.parent_mode.mode is None and not self.spec.adapter.traits.starts_as_parent:
             return self.fresh_role(name).freeze()
-        return self.bases.start_of(self.init, self.parent_mode, name)
+        return self.bases.start_of(self.below, self.parent_mode, name)
 
     def warn(self, code: str, message: str, hint: str | None = None) -> None:
         """Say at once, and again at the end of the run, what deserves a second look.

@@ -2,7 +2,7 @@
 
     .staging-sft/resume/step-400/state.safetensors  trained tensors and those of the optimiser
     .staging-sft/resume/step-400/metrics.jsonl      what had been told until then; where there were some,
-                                                    warnings.jsonl and samples.jsonl, too
+                                                    warnings.jsonl, samples.jsonl and sampled.jsonl, too
     .staging-sft/resume/step-400/state.json         all else, and what it is the state of; written last
 
 The order of rows, the prompts of an update, sampled replies and dropout are functions of the seed and the step
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 FOLDER, STATE, RECORD = "resume", "state.safetensors", "state.json"
 METRICS, WARNINGS, SAMPLES = "metrics.jsonl", "warnings.jsonl", "samples.jsonl"
+SAMPLED = "sampled.jsonl"
+"""Rows that a stage made before it trained: a judge might answer otherwise if it were asked again."""
 _FORMAT = 1
 _SHARE = 50  # times as long as a state took to keep, no other is kept
 
@@ -56,7 +58,7 @@ def prepare(staging: Path, inputs_digest: str, minutes: float) -> int:
 
 def _copy_told(source: Path, target: Path) -> None:
     """What a stage had told until a state, from one folder to the other."""
-    for name in (METRICS, WARNINGS, SAMPLES):
+    for name in (METRICS, WARNINGS, SAMPLES, SAMPLED):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 

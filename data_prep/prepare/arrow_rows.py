@@ -209,9 +209,35 @@ class Rows(Sequence[T], Generic[T]):
         return row if self.change is None else self.change(number, row)
 
 
+class Joined(Sequence[T], Generic[T]):
+    """Some rows, by their places, and further ones behind them; none is copied. Slices are lists."""
+
+    def __init__(self, rows: Sequence[T], places: npt.NDArray[np.int64], more: Sequence[T]) -> None:
+        self._rows = rows
+        self._places = places
+        self._more = more
+
+    def __len__(self) -> int:
+        return len(self._places) + len(self._more)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[T]: ...
+    def __getitem__(self, place: int | slice) -> T | list[T]:
+        if isinstance(place, slice):
+            return [self[number] for number in range(*place.indices(len(self)))]
+        beyond = range(len(self))[place] - len(self._places)
+        return self._more[beyond] if beyond >= 0 else self._rows[int(self._places[beyond])]
+
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """What `lengths_of` says of these rows."""
+        return np.concatenate([lengths_of(self._rows)[self._places], lengths_of(self._more)])
+
+
 def lengths_of(rows: Sequence[Any]) -> npt.NDArray[np.int64]:
     """Token ids of every row, over all its sequences: what it takes in a packed batch."""
-    if isinstance(rows, Rows):
+    if isinstance(rows, Rows | Joined):
         return rows.lengths()
     names = [field.name for field in fields(rows[0]) if _COLUMNS.get(field.name) == _IDS] if len(rows) else []
     return np.array([sum(len(getattr(row, name)) for name in names) for row in rows], dtype=np.int64)

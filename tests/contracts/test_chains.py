@@ -14,6 +14,7 @@ from align.checkpoints.compatibility import adapter_of, choose_parent_mode
 from align.config.registries import adapters, stages
 from align.config.schema import Load, OnParent, OnPrecisionChange
 from align.roles import Bases, Role
+from align.stages.base import Stage
 from align.training.saving import outputs
 from data_prep.core.errors import TrainingStopped, UserError
 from tests.tiny_chain import (
@@ -34,7 +35,11 @@ METHODS = adapters.names()
 PAIRS = list(product(METHODS, METHODS))
 MODES = [mode for mode in OnParent if mode is not OnParent.auto]
 CONTINUE = OnParent["continue"]
-STAGES = [name for name, cls in stages.items() if cls.trains and cls.makes and name not in ("sft", "pretrain")]
+STAGES = [
+    name
+    for name, cls in stages.items()
+    if cls.trains and cls.makes and cls.stands_on is Stage.stands_on and name not in ("sft", "pretrain")
+]
 """Those that stand on a policy; the parents here are trained by `sft` itself."""
 
 

@@ -40,6 +40,7 @@ NUMBERS = {
     "pretrain": {"loss", "tokens"},
     "lr_range": {"loss", "lr"},
     "reward_model": {"loss", "accuracy", "margin"},
+    "refresh": {"loss", "accuracy", "margin"},
     "dpo": {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies"},
     "kto": {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "kl"},
     "orpo": {"loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accuracies", "nll"},
@@ -50,6 +51,10 @@ NUMBERS = {
 }
 
 
+NEEDED = {"refresh": ["stages.refresh.judge={rule: length, target: 3}"]}
+"""What a stage cannot do without beside its inputs."""
+
+
 def inputs_of(name: str) -> list[str]:
     """Overrides that give a stage its parent and its reward model, where it takes one."""
     cls, chain = stages.get(name), finished()
@@ -57,7 +62,7 @@ def inputs_of(name: str) -> list[str]:
     if cls.needs_reward:
         words = words or [f"stages.{name}.init={chain / 'sft'}"]
         words.append(f"stages.{name}.reward={chain / 'reward_model'}")
-    return words
+    return [*words, *NEEDED.get(name, [])]
 
 
 @cache

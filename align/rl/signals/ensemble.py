@@ -16,6 +16,10 @@ from align.rl.signals.base import Said, Scorer, Site, Source, Verdict, kinds
 from data_prep.core.errors import UserError
 from data_prep.core.options import listing, option
 
+STAGE = "reward_model"
+"""The stage that a number is of, where none is named."""
+MOST = 20
+
 
 class By(Enum):
     """How the scores of the members become one."""
@@ -30,12 +34,17 @@ class By(Enum):
 class Ensemble(Source):
     """Scores replies by what several reward models say together."""
 
-    ensemble: list[str] = listing("reward models on the stage's base [a,b]: stages, RUN/STAGE or paths")
+    ensemble: list[str] = listing(
+        "reward models on the stage's base [a,b]: stages, RUN/STAGE or paths; or a number: as many of this run"
+    )
+    stage: str = option(STAGE, "of a number: the stage that is trained so often, each time with another seed")
     by: By = option(By.mean, "mean|min|mean_minus_std: how their normalised scores become one")
 
     @classmethod
     def of(cls, values: dict[str, Any], where: str) -> Source:
         """There are two different members at least."""
+        if is_number(values["ensemble"]):
+            values = {**values, "ensemble": member_names(values["ensemble"], str(values.get("stage", STAGE)))}
         source = super().of(values, where)
         if len(set(source.models)) < max(2, len(source.models)) or "base" in source.models:
             raise UserError(
@@ -69,3 +78,13 @@ class Ensemble(Source):
             return [{"score": score} for score in together[self.by]().tolist()]
 
         return score
+
+
+def is_number(ensemble: Any) -> bool:
+    """Whether an ensemble says how many members are to be trained, and not which there are."""
+    return isinstance(ensemble, int) and not isinstance(ensemble, bool)
+
+
+def member_names(count: int, stage: str) -> list[str]:
+    """The stages of an ensemble that is to be trained: the one that is named, and it again with other seeds."""
+    return [stage, *(f"{stage}_seed{place}" for place in range(1, min(count, MOST)))]

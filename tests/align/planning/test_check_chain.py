@@ -210,13 +210,18 @@ def needs(word: str, folder: Path) -> list[str]:
     """What a recipe leaves to its user: a base, data, checkpoints; fewer rows of the embedded data."""
     few = [f"data.{kind}.limit=300" for kind in ("conversations", "preferences", "prompts", "text")]
     own = [f"model.path={base()}", f"data.root={folder}"]
-    parents = [f"stages.ppo.init={finished()}/sft", f"stages.ppo.reward={finished()}/reward_model"]
+    asked = {
+        name: [f"stages.{name}.init={finished()}/sft", f"stages.{name}.reward={finished()}/reward_model"]
+        for name in ("ppo", "refresh")
+    }
+    tiny = [*few, "model=hf", f"model.path={base()}"]
     return {
         "experiment=alpaca_sft": own,
         "experiment=scan_rules": own,
         "adapter=lora_features": [*few, "pipeline=sft", "adapter.fixed=[0]"],  # these rows have no features
         "experiment=persona_rlhf": [*own, "stages.ppo.batch_size=32"],
-        "pipeline=ppo": [*few, "model=hf", f"model.path={base()}", "stages.ppo.max_length=240", *parents],
+        "pipeline=ppo": [*tiny, "stages.ppo.max_length=240", *asked["ppo"]],
+        "pipeline=refresh": [*tiny, "stages.refresh.max_length=240", *asked["refresh"]],
     }.get(word, few if "=" in word and not word.startswith("adapter") else [*few, "pipeline=sft"])
 
 

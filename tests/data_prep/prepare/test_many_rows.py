@@ -19,7 +19,7 @@ from data_prep.options import DataOptions, LengthOptions, OnBadRow, SourceOption
 from data_prep.prepare import prepare as preparing
 from data_prep.prepare import row_cache as kept
 from data_prep.prepare import workers
-from data_prep.prepare.arrow_rows import Rows, lengths_of
+from data_prep.prepare.arrow_rows import Joined, Rows, lengths_of
 from data_prep.prepare.prepare import Prepared, Renderer, prepare
 from data_prep.prepare.render_chunk import Chunks
 from data_prep.quality.minhash import word_pairs, word_pairs_of
@@ -91,6 +91,20 @@ def test_lengths_are_known_without_making_rows(
     monkeypatch.setattr(Rows, "_at", None)
     for rows, same in ((stored.train, lists.train), (stored.eval, lists.eval)):
         assert lengths_of(rows).tolist() == lengths_of(same).tolist() == [len(row.ids) for row in same]
+
+
+def test_some_rows_of_a_file_with_others_behind_them(renderer: Renderer, tmp_path: Path) -> None:
+    rows = prepared(write(tmp_path / "rows.jsonl"), renderer).train
+    assert isinstance(rows, Rows)
+    more = [Tokens([1, 2, 3], [False, True, True], "more")]
+    both, listed = Joined(rows, np.array([0, 5, 7]), more), [rows[0], rows[5], rows[7], *more]
+    assert list(both) == both[:] == listed and both[1:3] == listed[1:3] and len(both) == 4
+    assert both[-1] == more[0] and both[-4] == rows[0]
+    assert lengths_of(both).tolist() == [len(row.ids) for row in listed]
+    for outside in (4, -5):
+        with pytest.raises(IndexError):
+            both[outside]
+    assert not Joined([], np.arange(0), [])
 
 
 def test_worker_processes_change_nothing(renderer: Renderer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

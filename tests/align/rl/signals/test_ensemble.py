@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -13,6 +15,10 @@ from data_prep.options import DataOptions
 from tests.tiny_chain import finished, made, pipeline_words, read, refused, run
 
 WHERE = "stages.ppo.reward"
+
+
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -51,3 +57,19 @@ def test_members_stand_on_one_base_and_among_the_parents(tmp_path, capfd):
     assert "signal/ensemble" in row
     line = refused(*run(capfd, *pipeline_words("ppo", *words, f"stages.ppo.reward={{ensemble: [{members[0]}, x/y]}}")))
     assert "no run or checkpoint 'x/y'" in line
+
+
+def test_members_by_number_are_trained_on_the_same_rows_from_other_draws(tmp_path):
+    folder = made("rlhf", "stages.ppo.reward={ensemble: 2, by: min}", "name=e", out=tmp_path, without="evaluate")
+    members = [folder / "reward_model", folder / "reward_model_seed1"]
+    saved = [Checkpoint.open(member) for member in members]
+    rewards = [parent.digest for parent in Checkpoint.open(folder / "ppo").parents() if parent.role == "reward"]
+    assert rewards == [one.digest for one in saved]
+    assert [one.record["seed"] for one in saved] == [0, 1]
+    weights = [one.record["files"]["adapter_model.safetensors"] for one in saved]
+    alone = Checkpoint.open(finished() / "reward_model").record["files"]["adapter_model.safetensors"]
+    assert weights[0] == alone != weights[1], "the first is the reward model that a chain without an ensemble trains"
+    cards = [read(member / "data_card.json") for member in members]
+    assert cards[0] == cards[1]
+    pairs = [[row["id"] for row in read_lines(member / "samples.jsonl")] for member in members]
+    assert pairs[0] == pairs[1], "held out are the same"
