@@ -89,7 +89,7 @@ def _loaded(folder: Path, auto: Any, options: dict[str, Any]) -> tuple[PreTraine
     if renames:
         options = {**options, "key_mapping": _RENAMES}
     try:
-        with _silence(bar=options.get("device_map") != "meta"):
+        with _silence():
             model, info = auto.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -113,12 +113,11 @@ def _loaded(folder: Path, auto: Any, options: dict[str, Any]) -> tuple[PreTraine
 
 
 @contextmanager
-def _silence(bar: bool) -> Iterator[None]:
-    """Keep transformers from reporting what is told here, and from showing a bar where nothing is loaded."""
+def _silence() -> Iterator[None]:
+    """Keep transformers from reporting what is told here, and from showing a bar of its own."""
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    if not bar:
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
     try:
         yield
     finally:

@@ -218,11 +218,12 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
     def _judged(
         self, context: StageContext, rows: Sequence[PromptTokens], answers: dict[str, Answers]
     ) -> dict[str, Any]:
-        """How often the last policy's replies win over its parent's, by the judge of the options."""
-        *_, before, last = answers
+        """How often the last policy's replies win over those of its parent, and of each policy before that one."""
+        *earlier, parent, last = answers
+        asked, own = [row.messages for row in rows], answers[last].texts
         with context.phase("judge"):
-            found = judged(self, [row.messages for row in rows], answers[last].texts, answers[before].texts)
-        return {**found, "against": before}
+            found = {name: judged(self, asked, own, answers[name].texts) for name in (parent, *reversed(earlier))}
+        return {**found.pop(parent), "against": parent, **({"earlier": found} if found else {})}
 
     def _compared(
         self, context: StageContext, tasks: Tasks, measured: dict[str, dict[str, TaskScores]]
