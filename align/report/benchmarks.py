@@ -24,7 +24,7 @@ def benchmarks(measured: StageFiles) -> Json:
 def _tasks(measured: StageFiles) -> Json:
     """{stages, before, rows}: a row for each metric of a task, with its value of each stage and the change over each
     stage before the last."""
-    rows = []
+    rows: list[Json] = []
     for name, task in mapping(measured.result.get("tasks")).items():
         task = mapping(task)
         for place, (metric, row) in enumerate(mapping(task.get("metrics")).items()):
