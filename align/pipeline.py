@@ -10,6 +10,7 @@ import gc
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,17 @@ from align.models.resolve import base_identity, find_base, open_renderer
 from align.planning.preflight import require_plans
 from align.run_record import StageEntry
 from align.runs.environment import kernels, peak_gpu, peak_rss, quieten, reset_peak_gpu, reset_peak_rss
-from align.runs.folder import SharedStages, StageFolder, finished, home_of, locked, make_folder, yaml_text
+from align.runs.folder import (
+    SharedStages,
+    StageFolder,
+    finished,
+    gone_if_refused,
+    home_of,
+    locked,
+    make_folder,
+    place_of,
+    yaml_text,
+)
 from align.runs.launcher import check_launcher
 from align.runs.processes import join_processes, launched, together
 from align.runs.record import Run, done_entry, inputs_digest_of
@@ -56,19 +67,20 @@ def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]
 
 def _run(config: RunConfig, shared: SharedStages | None) -> dict[str, Any]:
     """`run`, with signals taken."""
-    place = Path(config.out).expanduser().resolve() / config.name
-    is_new = not place.exists()
+    is_new = not place_of(config).exists()
     is_fresh = config.model.init is not None
-    base_folder = None if is_fresh else find_base(config, place)
+    base_folder = None if is_fresh else find_base(config, place_of(config))
     plans = require_plans(config, base_folder)
     check_launcher(config.stages)
     process = join_processes()  # before any of them writes
     folder = make_folder(config)
-    with locked(folder, waiting=f"another process works on {folder}; waiting for it" if shared else None):
+    waiting = f"another process works on {folder}; waiting for it" if shared else None
+    goes = gone_if_refused(folder) if is_new and process.is_main_process else nullcontext()
+    with locked(folder, waiting=waiting), goes:
         with together(process), process.main_process_first():  # a fresh base is written by one of them
             base_folder = base_folder or find_base(config, folder)
-        work = Run(config, folder, base_folder, process, shared)
-        with work.recorded(is_new), together(process):
+        work = Run(config, folder, base_folder, process, is_new, shared)
+        with work.recorded(), together(process):
             for plan in require_plans(config, base_folder) if is_fresh else plans:
                 _stage(work, plan)
     interrupts.settle()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from names import one_of
 from pages import write_measured
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -183,7 +184,7 @@ def arguments(words: str | None, choices: dict[str, list[str]], numbers: dict[st
     """The command line: a choice each with its first value as default, whole numbers, and --document."""
     parser = argparse.ArgumentParser(description=words, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, values in choices.items():
-        parser.add_argument(f"--{name}", choices=values, default=values[0])
+        parser.add_argument(f"--{name}", type=one_of(name, values), choices=values, default=values[0])
     for name, default in numbers.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--document", action="store_true", help="write the table into docs/performance.md")

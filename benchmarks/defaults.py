@@ -11,14 +11,15 @@ command is repeated. Processor seconds are those of this process; wall time says
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import align
+from benchmarks.names import one_of
 from benchmarks.results import show
 
 OUT = Path("runs")
@@ -64,11 +65,13 @@ def row(name: str, sft: str, reward: str) -> list[str]:
 
 def main() -> None:
     """Run the settings named on the command line, else all, and print the table."""
-    if len(sys.argv) < 3 or any(name not in SETTINGS for name in sys.argv[3:]):
-        sys.exit(f"{__doc__}\nSettings: {', '.join(SETTINGS)}")
-    sft, reward, *names = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sft")
+    parser.add_argument("reward_model")
+    parser.add_argument("settings", nargs="*", type=one_of("setting", SETTINGS), help=", ".join(SETTINGS))
+    given = parser.parse_args()
     head = ["setting", "changes", "gold", "persona", "topic of SFT's", "wellformed", "KL", "processor s"]
-    show(head, [row(name, sft, reward) for name in names or SETTINGS])
+    show(head, [row(name, given.sft, given.reward_model) for name in given.settings or SETTINGS])
 
 
 if __name__ == "__main__":

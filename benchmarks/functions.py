@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from common import SIZES, cells, in_turns, write_part
+from names import one_of
 from torch import Tensor
 
 from align.models import own_functions as own
@@ -34,7 +35,7 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:
 def main() -> None:
     """Time every function beside its plain form."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=list(SIZES), default="T")
+    parser.add_argument("--size", type=one_of("size", SIZES), choices=list(SIZES), default="T")
     parser.add_argument("--document", action="store_true")
     for name, default in (("tokens", 1500), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=default)

@@ -48,6 +48,7 @@ from align.stages.sft import SFT
 from align.stages.supervised import groups_of, hooks_of
 from align.training.objectives import LanguageModeling, Objective
 from align.training.optimizer import Updater, autocast, ready_to_train
+from data_prep.core.errors import said_by
 from data_prep.types import PromptTokens, Tokens
 from reward.head import ScalarHead
 
@@ -423,7 +424,7 @@ def measured(name: str, card: Card, dry: bool) -> dict[str, Any]:
     try:
         found = work(TINY if dry else SIZES[size], load, card)
     except Exception as error:  # the next part may still work, and what failed is said
-        found = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        found = {"error": f"{type(error).__name__}: {said_by(error)}"}
     found |= {"part_seconds": time.perf_counter() - started, "peak_gpu_bytes": peak_gpu(str(card.device))}
     gc.collect()
     if card.device.type == "cuda":

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from common import Clock, Measured, model
+from names import one_of
 
 from align.config.registries import adapters
 from align.config.schema import Load
@@ -71,7 +72,7 @@ def measured(options: argparse.Namespace, rows: list[Tokens]) -> int:
 def main() -> None:
     """One cell."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=adapters.names())
+    parser.add_argument("method", type=one_of("method", adapters.names()), choices=adapters.names())
     for name in ("width", "layers", "rows", "tokens"):
         parser.add_argument(name, type=int)
     parser.add_argument("--checkpointing", action="store_true")

@@ -26,7 +26,8 @@ from align.report.formatting import number, percent, size
 from align.report.run_files import read_json
 from align.sweeps.comparison import tuned
 from align.sweeps.page import charts
-from benchmarks.pages import write_measured
+from benchmarks.pages import names_in, write_measured
+from data_prep.core.errors import unknown
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "adapters.md"
@@ -39,6 +40,9 @@ def main() -> None:
     if len(sys.argv) < 2 or "=" in sys.argv[1]:
         sys.exit(__doc__)
     name, overrides = sys.argv[1], sys.argv[2:]
+    if name not in (known := names_in(PAGE)):  # before the sweep, which takes hours
+        print(unknown("measured part", name, known), file=sys.stderr)
+        sys.exit(2)
     words = ["run", "-m", "experiment=method_comparison", *overrides, "out=runs", f"name=comparison-{name}"]
     cli.main(words)  # a method that diverges at one rate and is measured at another is no failure
     write(name, Path("runs") / f"comparison-{name}")

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from loop import gold_parts
+from names import some_of
 from results import show
 
 from align.inference.generation import Reply, RolloutEngine, Sampling
@@ -50,15 +51,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("--out", default="runs")
-    parser.add_argument("--only", default=",".join([*OBJECTIVES, "best"]))
+    names = [*OBJECTIVES, "best"]
+    parser.add_argument("--only", type=some_of("objective", names), default=names)
     given, words = parser.parse_known_args()
     folder = Path(given.out) / given.run
+    if not (folder / "evaluate" / "samples.jsonl").is_file():
+        parser.error(f"{folder} is no finished run of the whole chain, which ends with an evaluation")
     words += [f"seed={read(folder / 'run.json')['seed']}"]
     below = {name: str((folder / name).resolve()) for name in ("sft", "reward_model")}
     asked, parent = questions(folder), Opened.target(below["sft"], given.out)
     before = gold_of(folder, "sft")
     rows = [["sft", f"{before['score']:.3f}", f"{before['topic']:.3f}", "0", "-", "-", "-"]]
-    for name in given.only.split(","):
+    for name in given.only:
         if name == "best":
             rows.append(best_of(parent, below["reward_model"], asked))
             continue

@@ -7,6 +7,11 @@ import sys
 from pathlib import Path
 
 
+def names_in(page: Path) -> list[str]:
+    """The names of a page's measured parts."""
+    return re.findall(r"<!-- measured: (.+?) -->", page.read_text(encoding="utf-8"))
+
+
 def write_measured(page: Path, name: str, part: str) -> None:
     """Replace a measured part of a page; the program ends where the page has none of this name."""
     text, found = re.subn(

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from align.adapters.targets import chosen
-from data_prep.core.errors import UserError, nearest
+from data_prep.core.errors import UserError, nearest, said_by
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -31,7 +31,7 @@ def whole_config_of(model_config: dict[str, Any]) -> Any:
     try:
         return AutoConfig.for_model(**model_config)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = said_by(error)
         raise UserError(f"config.json of a {kind} cannot be used ({reason})", code="bad_model_config") from error
 
 
@@ -118,7 +118,7 @@ def _meta_model(key: str) -> PreTrainedModel:
         with torch.device("meta"):
             model: PreTrainedModel = (AutoModelForSeq2SeqLM if config.is_encoder_decoder else kind).from_config(config)
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = said_by(error)
         raise UserError(
             f"architecture {config.model_type} cannot be counted here ({reason})", code="unsupported_architecture"
         ) from error

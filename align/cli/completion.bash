@@ -1,4 +1,4 @@
-# Completion of align: eval "$(align completion bash)". Everything is in here; Tab starts no program.
+# Completion of align, by bash or in zsh. Everything is in here; Tab starts no program.
 # Every line of the table: the command, what it takes, and the values of that where they are known.
 _align_table='@TABLE@'
 
@@ -52,13 +52,14 @@ _align() {
   done <<< "$_align_table"
   if [[ ${#words[@]} -gt 2 && ( $current != *=* || -z $found ) && $current != -* ]]; then
     rest=${current#*=}
-    while read -r file; do  # files, also as the value of an option
+    for file in "${rest/#\~/$HOME}"*; do  # files, also as the value of an option
+      [[ -e $file ]] || continue
       [[ -d $file ]] && file+=/ || file+=' '
       [[ $current == *=* ]] && file=${current%%=*}=$file
       found+=$file$'\n'
-    done < <(compgen -f -- "${rest/#\~/$HOME}")
+    done
   fi
-  [[ $current == *=* && ${COMP_WORDBREAKS-=} == *=* ]] && before=${current%%=*}=
+  [[ -z ${ZSH_VERSION-} && $current == *=* && ${COMP_WORDBREAKS-=} == *=* ]] && before=${current%%=*}=
   COMPREPLY=()
   while IFS= read -r word; do
     [[ -n $word && $word == "$current"* ]] && COMPREPLY+=("${word#"$before"}")

@@ -1,4 +1,4 @@
-"""`align completion bash`: a script that completes verbs, flags, runs, options and their values, holding all it knows.
+"""`align completion SHELL`: a script that completes verbs, flags, runs, options and their values, holding all it knows.
 
 Nothing of Python runs when Tab is pressed: a start of Python alone is felt. The script knows the recipes and options of
 the version that printed it, so that a shell that evaluates it when it starts is up to date.
@@ -23,20 +23,30 @@ from data_prep.core.options import option_types
 
 _GROUPS = ("adapter", "data", "experiment", "model", "pipeline")
 _KINDS = ("conversations", "preferences", "prompts", "text")
+SHELLS = ("bash", "zsh", "fish")
 RECIPE = "RECIPE"
 """The command under which options of recipes stand, and what a command has that takes them."""
 
 
 def completion(args: argparse.Namespace) -> tuple[int, dict[str, Any]]:
     """Print the script."""
-    if args.words != ["bash"]:
-        raise UserError("completion is for bash", code="bad_value", hint='eval "$(align completion bash)"')
+    if len(args.words) != 1 or args.words[0] not in SHELLS:
+        known = ", ".join(SHELLS)
+        raise UserError(f"completion is for {known}", code="bad_value", hint='eval "$(align completion bash)"')
     with recipes(args.config_dir):
         table = "\n".join(" ".join((command, key, *values)) for command, key, values in rows(args.verbs))
-    script = Path(__file__).with_name("completion.bash").read_text(encoding="utf-8").replace("@TABLE@", table)
+    script = _own("bash").replace("@TABLE@", table)
+    if args.words == ["zsh"]:
+        script = _own("zsh").replace("@SCRIPT@", script)
+    elif args.words == ["fish"]:  # inside quotes there
+        script = _own("fish").replace("@SCRIPT@", script.replace("\\", "\\\\").replace("'", "\\'"))
     if not args.json:
         print(script, end="")
     return 0, {"script": script}
+
+
+def _own(shell: str) -> str:
+    return Path(__file__).with_name(f"completion.{shell}").read_text(encoding="utf-8")
 
 
 Row = tuple[str, str, list[str]]

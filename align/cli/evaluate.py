@@ -18,6 +18,7 @@ from align.config.compose import compose
 from align.config.schema import ModelOptions, RunConfig, RunOptions
 from align.models.chat_template import bare
 from align.pipeline import run
+from align.planning.preflight import check_sources
 from align.report.page import conclusion
 from align.runs.folder import run_of
 from align.stages.evaluate import Evaluate
@@ -43,6 +44,7 @@ def evaluate(target: str, overrides: list[str]) -> dict[str, Any]:
         config = compose([*_plain(target, "base"), *overrides])
     else:
         config = _of_checkpoint(resolve_checkpoint(target, out), base, overrides)
+    check_sources(config)
     record = run(config)
     folder = Path(config.out) / config.name
     place = folder / record["stages"][-1]["dir"] / "result.json"

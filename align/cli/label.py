@@ -58,10 +58,12 @@ def _serve(checkpoint: Checkpoint, options: LabelOptions, args: argparse.Namespa
         from align.serving.local_page import listen, serve
     from align.serving.conversation import Panel
     from align.serving.labels import open_labels, summary, told
-    from align.serving.pairs import choose_pairs
+    from align.serving.pairs import choose_pairs, compared
 
     with listen(args.port) as found, open_labels(options.out) as file:
         panel = Panel(checkpoint, ChatOptions(out=options.runs, base=options.base))
+        names = " and ".join(dict.fromkeys(compared(panel, options)))
+        print(f"align: {names} answer up to {options.prompts} prompts; the page comes behind that", file=sys.stderr)
         choice = choose_pairs(panel, data, seed, options)
         print(f"align: {choice.notice}", file=sys.stderr)
         port, title = found.getsockname()[1], run_of(checkpoint.folder).name

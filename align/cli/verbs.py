@@ -18,7 +18,12 @@ VERBS = [
     Verb("show", "[RECIPE] [OVERRIDES]", "print a resolved recipe and where each value is from", "align.cli.show:show"),
     Verb("options", "WORD", "find options by their name or by what they do", "align.cli.options:options"),
     Verb("schema", "", "print the JSON schema of recipes, for editors", "align.cli.options:schema"),
-    Verb("completion", "bash", "print a script that completes commands on Tab", "align.cli.completion:completion"),
+    Verb(
+        "completion",
+        "SHELL",
+        "print a script that completes commands on Tab: bash, zsh or fish",
+        "align.cli.completion:completion",
+    ),
     Verb("cp", "RECIPE DIR", "copy a recipe to start one's own", "align.cli.copy:cp", flags=("--as=NAME",)),
     Verb("lineage", "TARGET", "print what a checkpoint stands on", "align.cli.show:lineage"),
     Verb(

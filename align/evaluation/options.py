@@ -21,7 +21,7 @@ class TaskOptions:
 
 @dataclass
 class JudgeOptions:
-    """A model behind an endpoint that compares the last policy's replies with its parent's."""
+    """A model behind an endpoint that compares the last policy's replies with those of the policies before it."""
 
     judge: Optional[str] = option(None, "who compares replies: openai:URL of an OpenAI-compatible endpoint")
     judge_model: Optional[str] = option(None, "the judge's name at the endpoint")

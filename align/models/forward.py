@@ -18,7 +18,7 @@ from align.models.own_modules import is_plain
 from align.models.packing import ATTENTION, Packed, pack
 from align.models.row_features import reader_of
 from align.models.virtual_tokens import lead_of
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, said_by
 
 
 def packed_hidden(tree: PreTrainedModel, packed: Packed, cache: Cache | None = None) -> Tensor:
@@ -82,7 +82,7 @@ def require_supported(model: PreTrainedModel, exact: bool) -> None:
     except (TypeError, AttributeError, ValueError, RuntimeError, KeyError, IndexError) as error:
         if is_out_of_memory(error):
             raise OutOfMemory(sum(map(len, rows))) from None
-        reason = " ".join(str(error).split())[:120]
+        reason = said_by(error)
         raise _unsupported(model, f"packed rows do not pass through it: {type(error).__name__}: {reason}") from error
     gap, size = float((ours - theirs).abs().max()), float(theirs.abs().max())
     if not math.isfinite(size):

@@ -27,7 +27,7 @@ from align.models.fingerprint import check_weight_files, read_model_config, tens
 from align.models.memory import OutOfMemory, is_out_of_memory
 from align.models.packing import ATTENTION
 from align.models.quantised import kept_at
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, said_by
 
 _WRAPPERS = r"(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)"
 _RENAMES = {
@@ -89,7 +89,7 @@ def _loaded(folder: Path, auto: Any, options: dict[str, Any]) -> tuple[PreTraine
     if renames:
         options = {**options, "key_mapping": _RENAMES}
     try:
-        with _silence(bar=options.get("device_map") != "meta"):
+        with _silence():
             model, info = auto.from_pretrained(
                 folder,
                 use_safetensors=True,
@@ -113,12 +113,11 @@ def _loaded(folder: Path, auto: Any, options: dict[str, Any]) -> tuple[PreTraine
 
 
 @contextmanager
-def _silence(bar: bool) -> Iterator[None]:
-    """Keep transformers from reporting what is told here, and from showing a bar where nothing is loaded."""
+def _silence() -> Iterator[None]:
+    """Keep transformers from reporting what is told here, and from showing a bar of its own."""
     level, shown = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
-    if not bar:
-        logging.disable_progress_bar()
+    logging.disable_progress_bar()
     try:
         yield
     finally:
@@ -283,7 +282,7 @@ def state_tensors(state: Any) -> list[torch.Tensor]:
 
 def _unsupported(folder: Path, error: BaseException) -> UserError:
     kind = read_model_config(folder).get("model_type")
-    reason = " ".join(str(error).split())[:160]
+    reason = said_by(error)
     if isinstance(error, KeyError) and ATTENTION in error.args:
         reason = "its attention cannot be replaced, so rows cannot be packed"
     if isinstance(error, RuntimeError | OSError | SafetensorError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from data_prep.core.errors import UserError, nearest
+from data_prep.core.errors import UserError, nearest, said_by
 
 EMBEDDED = Path(__file__).parent
 
@@ -53,9 +53,8 @@ def _from_hub(name: str, revision: str | None) -> Path:
             snapshot_download(name, revision=revision, allow_patterns=patterns, ignore_patterns=["consolidated*"])
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError) as error:
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise UserError(
-            f"'{name}' is no folder here, and the hub cannot be reached or has no such model ({reason})",
+            f"'{name}' is no folder here, and the hub cannot be reached or has no such model ({said_by(error)})",
             code="hub_unreachable",
             hint="give the path of a downloaded model folder: model.path=PATH",
         ) from None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, said_by
 
 _VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "*.tiktoken", "tekken.json", "spiece*", "tokenizer.txt")
 """Files that hold the words of a tokenizer; without one of them transformers fails, or makes an empty one up."""
@@ -29,7 +29,7 @@ def open_tokenizer(folder: Path) -> Any:
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # damaged files end in any of a dozen types, the library's own Exception among them
-        reason = " ".join(str(error).split())[:160]
+        reason = said_by(error)
         raise UserError(
             f"its tokenizer cannot be read ({type(error).__name__}: {reason})",
             code="no_tokenizer",

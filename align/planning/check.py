@@ -19,7 +19,7 @@ from align.planning.findings import Findings
 from align.planning.preflight import base_notes, plan_stages, source_problems, unfit, unknown_tokens
 from align.stages.base import TrainingStage
 from align.training.data import Reading, context_of
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, said_by
 from data_prep.records.stream import has_source
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ def _training(
     except UserError as problem:
         found.add(spec.name, [problem])
     except (ValueError, KeyError, AttributeError, TypeError) as problem:
-        kind, reason = model_config.get("model_type"), " ".join(str(problem).split())[:160]
+        kind, reason = model_config.get("model_type"), said_by(problem)
         found.add(None, [UserError(f"architecture {kind} is not supported here ({reason})", code="architecture")])
     numbers |= stage.plan_over(rows) if rows is not None else {}
     return numbers

@@ -24,7 +24,7 @@ from align.planning.pace import Minutes, minutes_of
 from align.planning.preflight import require_plans
 from align.planning.rows import Shelf
 from align.training.data import Reading, context_of
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, said_by
 from data_prep.prepare.arrow_rows import lengths_of
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ class Rehearsed:
                 rehearsal = spec.stage.rehearse(context)
             return memory_of(rehearsal, bases.opened(), spec.stage, self.model_config, device)
         except (RuntimeError, NotImplementedError, TypeError) as error:
-            reason = " ".join(str(error).split())[:160]
+            reason = said_by(error)
             raise UserError(
                 f"the memory of {adapter_name(spec.adapter)} cannot be planned ({type(error).__name__}: {reason})",
                 field=f"stages.{spec.name}",

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from align.report import charts as svg_figures
 from align.report.formatting import duration, fixed, number, percent, plural, signed
 from align.report.run_files import Json, StageFiles, finite, given, gold_of, mapping, series
+from data_prep.core.errors import whole_sentences
 from reward.metrics import Z95
 
 LONGEST_ERROR = 600
@@ -264,7 +265,7 @@ def _unfinished(run: Json, stages: Sequence[StageFiles], status: str, waiting: l
     error = next((e for e in (run.get("error"), *(s.entry.get("error") for s in stages)) if e), None)
     if error:
         text = str(error.get("message", error)) if isinstance(error, Mapping) else str(error)
-        sentences.append(text[:LONGEST_ERROR].rstrip(".") + ("\u2026" if len(text) > LONGEST_ERROR else "."))
+        sentences.append(whole_sentences(text, LONGEST_ERROR) + ".")
     done = [s.name for s in stages if s.status == "done"]
     sentences.append(f"Finished: {', '.join(done)}." if done else "No stage was finished.")
     if at and (step := max((finite(row.get("step")) or 0.0 for row in at.rows), default=0.0)):

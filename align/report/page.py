@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from align.report.benchmarks import benchmarks
 from align.report.checks import checks, integrity, tally
 from align.report.conclusion import compared, figures, verdict
 from align.report.curves import curves
@@ -153,6 +154,7 @@ def contents(folder: Path, run: Json, stages: Sequence[StageFiles], notes: list[
         "chain": part("chain", chain, stages, waiting, mapping(recipe.get("model")), otherwise={"rows": []}),
         "curves": [found for s in stages if (found := part("curves", curves, s, budget > 0))],
         "scores": part("scores", scores, measured, otherwise={"stages": {}}),
+        "benchmarks": part("benchmarks", benchmarks, measured, otherwise={}),
         "replies": {**shown, "gold": has_gold(shown["groups"])},
         "samples": samples,
         "judge": part("reward model", judge, stages, measured, otherwise={}),

@@ -108,6 +108,7 @@ def _processor() -> str:
 
 QUIET = {
     "TOKENIZERS_PARALLELISM": "false",
+    "TQDM_DISABLE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,9 +23,14 @@ from data_prep.core.files import write_text
 from data_prep.core.hashing import file_sha256
 
 
+def place_of(config: RunConfig) -> Path:
+    """Where the folder of a run is, or would be."""
+    return Path(config.out).expanduser().resolve() / config.name
+
+
 def make_folder(config: RunConfig) -> Path:
     """The run's folder with the resolved recipe in it."""
-    folder = Path(config.out).expanduser().resolve() / config.name
+    folder = place_of(config)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "recipe.yaml", yaml_text(config.resolved))
@@ -36,6 +42,18 @@ def make_folder(config: RunConfig) -> Path:
             hint="choose another place with out=FOLDER",
         ) from None
     return folder
+
+
+@contextmanager
+def gone_if_refused(folder: Path) -> Iterator[None]:
+    """Remove a new run folder, which is locked, where the run is refused before a stage is done or has counted."""
+    try:
+        yield
+    except UserError:
+        run = RunRecord.left_in(folder)
+        if not any(entry.digest or (run.at(entry) / "metrics.jsonl").is_file() for entry in run.stages):
+            shutil.rmtree(folder)
+        raise
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -44,6 +43,8 @@ class Run:
     folder: Path
     base_folder: Path
     accelerator: Accelerator
+    is_new: bool = False
+    """Whether the folder was made for this call."""
     shared: SharedStages | None = None
     """What this run has in common with the other jobs of its sweep."""
     made: dict[str, Checkpoint] = field(default_factory=dict)
@@ -65,14 +66,12 @@ class Run:
         return bool(self.accelerator.is_main_process)
 
     @contextmanager
-    def recorded(self, is_new: bool) -> Iterator[None]:
-        """Leave a run.json and a report that say how the run ended; a new one refused at once leaves no trace."""
+    def recorded(self) -> Iterator[None]:
+        """Leave a run.json and a report that say how the run ended; one refused at once leaves no word of it."""
         try:
             yield
         except BaseException as error:
-            if is_new and isinstance(error, UserError) and not self.announced and self.is_main:
-                shutil.rmtree(self.folder)  # refused before anything was done
-            else:
+            if self.announced or not (self.is_new and isinstance(error, UserError)):
                 self._failed(error)
             raise
         self.record.status = "done"

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from align.training.rehearsal import Rehearsal
     from data_prep.options import DataOptions
     from data_prep.prepare.prepare import Prepared
-    from data_prep.types import PromptTokens
+    from data_prep.types import PairTokens, PromptTokens
 
 
 _NO_LIMIT = 2048
@@ -127,6 +127,7 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
         judge = context.bases.realise(context.reward, "reward", _load(context.reward)) if context.reward else None
         gold = gold_judge(context)
         tasks, room = self._open_tasks(context), _room(context, chain)
+        pairs = self._read_pairs(context)
         answers: dict[str, Answers] = {}
         measured: dict[str, dict[str, TaskScores]] = {}
         with Progress("evaluate", len(chain), enabled=context.is_main) as progress:
@@ -137,8 +138,8 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
                     measured[name] = self._measure(context, role, room, tasks)
                 progress.advance(1)
         result = self._result(context, answers)
-        if self.pairs is not None and judge is not None:
-            result["pairs"] = self._ordered(context, judge)
+        if pairs is not None and judge is not None:
+            result["pairs"] = self._ordered(context, judge, pairs)
         if self.judge is not None and context.is_main and len(chain) > 1:
             result["judged"] = self._judged(context, rows, answers)
         if tasks is not None and context.is_main:
@@ -190,13 +191,23 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
         with context.phase("tasks"), context.answering(role):
             return tasks.measure(RoleModel(role, context.renderer, room, self.batch_size, divide))
 
-    def _ordered(self, context: StageContext, judge: Role) -> dict[str, Any]:
-        """How often the reward model orders the pairs of the options rightly."""
-        from align.evaluation.pairs import ordered_pairs, read_pairs
+    def _read_pairs(self, context: StageContext) -> tuple[list[PairTokens], list[str], int] | None:
+        """The pairs of the options, which are refused before anything is answered."""
+        from align.evaluation.pairs import read_pairs
+
+        if self.pairs is None:
+            return None
+        with context.phase("data"):
+            return read_pairs(self.pairs, context.renderer, context.context)
+
+    def _ordered(
+        self, context: StageContext, judge: Role, given: tuple[list[PairTokens], list[str], int]
+    ) -> dict[str, Any]:
+        """How often the reward model orders pairs rightly."""
+        from align.evaluation.pairs import ordered_pairs
         from align.inference.scoring import score_replies
 
-        with context.phase("data"):
-            rows, subsets, long = read_pairs(str(self.pairs), context.renderer, context.context)
+        rows, subsets, long = given
 
         def score(pairs: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[float]:
             size = self.batch_size
@@ -208,11 +219,12 @@ class Evaluate(LengthOptions, PairsOptions, JudgeOptions, TaskOptions, AnswerOpt
     def _judged(
         self, context: StageContext, rows: Sequence[PromptTokens], answers: dict[str, Answers]
     ) -> dict[str, Any]:
-        """How often the last policy's replies win over its parent's, by the judge of the options."""
-        *_, before, last = answers
+        """How often the last policy's replies win over those of its parent, and of each policy before that one."""
+        *earlier, parent, last = answers
+        asked, own = [row.messages for row in rows], answers[last].texts
         with context.phase("judge"):
-            found = judged(self, [row.messages for row in rows], answers[last].texts, answers[before].texts)
-        return {**found, "against": before}
+            found = {name: judged(self, asked, own, answers[name].texts) for name in (parent, *reversed(earlier))}
+        return {**found.pop(parent), "against": parent, **({"earlier": found} if found else {})}
 
     def _compared(
         self, context: StageContext, tasks: Tasks, measured: dict[str, dict[str, TaskScores]]

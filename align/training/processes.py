@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from accelerate import Accelerator
 
 from align.models.sharding import finish_passes
-from data_prep.core.errors import TrainingStopped, UserError
+from data_prep.core.errors import TrainingStopped, UserError, said_by
 
 PartT = TypeVar("PartT")
 MadeT = TypeVar("MadeT")
@@ -87,9 +87,8 @@ def _told(problem: Exception) -> Exception:
     """What the others are told of an error: a line for people as it is, of anything else that it is there."""
     if type(problem) in (UserError, TrainingStopped):
         return problem
-    line = str(problem).strip().partition("\n")[0]
     return TrainingStopped(
-        f"another process of the run has failed ({type(problem).__name__}: {line})",
+        f"another process of the run has failed ({type(problem).__name__}: {said_by(problem)})",
         code="process_ended",
         hint="its own message says more; what was kept until then stays",
     )

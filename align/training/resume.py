@@ -25,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, said_by
 from data_prep.core.files import clear_staging, sync, write_json
 from data_prep.core.interrupts import interrupts
 
@@ -128,7 +128,7 @@ class StateSaver:
             updater.optimizer.load_state_dict(state["optimizer"])
         except Exception as problem:
             raise UserError(
-                f"the kept state cannot be read ({str(problem).splitlines()[0]})",
+                f"the kept state cannot be read ({said_by(problem)})",
                 code="bad_state",
                 file=str(kept / STATE),
                 hint=f"delete the folder {kept.parent}, and the stage begins anew",
@@ -165,7 +165,7 @@ class StateSaver:
         try:
             self._keep(updater, step, more)
         except (OSError, SafetensorError, UserError) as problem:
-            print(f"the state after step {step} was not kept ({str(problem).splitlines()[0]})", file=sys.stderr)
+            print(f"the state after step {step} was not kept ({said_by(problem)})", file=sys.stderr)
             return False
         return True
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi, constants
 
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, said_by
 
 _ID = re.compile(r"(?!.*(?:--|\.\.|\.git$))(?:\w[\w.-]*/)?\w[\w.-]{0,94}(?<![-.])", re.ASCII)
 """What the hub's client takes as the id of a repository."""
@@ -61,5 +61,4 @@ def _one_line(what: str, hint: str) -> Iterator[None]:
     try:
         yield
     except Exception as problem:
-        reason = str(problem).strip().splitlines()[0][:120] if str(problem).strip() else type(problem).__name__
-        raise UserError(f"{what} ({reason})", code="hub", hint=hint) from None
+        raise UserError(f"{what} ({said_by(problem)})", code="hub", hint=hint) from None

@@ -6,6 +6,7 @@ Both print as exactly one line: `file:row:field: message; hint`, with missing pa
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +14,22 @@ from typing import Any
 def _one_line(text: str) -> str:
     """Fold every run of white space, line ends too, to one space."""
     return " ".join(str(text).split())
+
+
+def whole_sentences(text: str, most: int = 400) -> str:
+    """The text in one line, without the last full stop; a longer one up to the last end of a sentence that fits, with
+    a sign that there is more."""
+    line = _one_line(text).rstrip(".")
+    if len(line) <= most:
+        return line
+    ends = [found.start() for found in re.finditer(r"[.;!?] ", line[: most + 1])]
+    space = line.rfind(" ", 0, most + 1)
+    return f"{line[: ends[-1] if ends else space if space > 0 else most]} [\u2026]"
+
+
+def said_by(problem: BaseException) -> str:
+    """What an exception of a library says, to stand inside a line of ours; its kind where it says nothing."""
+    return whole_sentences(str(problem)) or type(problem).__name__
 
 
 class _OneLineError(Exception):

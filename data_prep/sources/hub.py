@@ -6,8 +6,8 @@ import logging
 import re
 from collections.abc import Iterator
 
-from data_prep.core.errors import UserError
-from data_prep.sources.rows import Row, RowOrProblem, short
+from data_prep.core.errors import UserError, said_by
+from data_prep.sources.rows import Row, RowOrProblem
 from data_prep.sources.splits import SplitWish
 
 
@@ -37,7 +37,7 @@ def read_hub(name: str, wish: SplitWish) -> Iterator[RowOrProblem]:
 
 
 def _unreachable(name: str, problem: Exception) -> UserError:
-    reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
+    reason = said_by(problem)
     if "script" in reason.lower():
         return UserError(
             "this data set comes as a script, which is never run (save its rows as JSONL and give the path)",
@@ -51,6 +51,4 @@ def _unreachable(name: str, problem: Exception) -> UserError:
             code="hub",
             file=name,
         )
-    return UserError(
-        f"cannot reach the hub for '{name}': {short(reason, 120)} (save it as JSONL and give the path)", code="hub"
-    )
+    return UserError(f"cannot reach the hub for '{name}': {reason} (save it as JSONL and give the path)", code="hub")

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from typing import IO, Any
 
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, said_by
 from data_prep.sources.json_rows import read_json, read_jsonl
 from data_prep.sources.rows import BOM, BROKEN, Row, RowOrProblem, bad_byte, empty, short
 
@@ -245,7 +245,7 @@ def _columnar(path: str, kind: str, opened: Callable[[], tuple[Any, Iterator[Any
     except (pyarrow.ArrowException, OSError, RecursionError) as problem:
         what = f"is not a{' whole' if number else 'n' if kind[0] == 'A' else ''} {kind} file"
         raise UserError(
-            f"{what}: {short(str(problem), 160)}", code="bad_file", file=path, row=number + 1 if number else None
+            f"{what}: {said_by(problem)}", code="bad_file", file=path, row=number + 1 if number else None
         ) from problem
     if not number:
         raise empty(path, " (no rows)")
@@ -271,7 +271,7 @@ def _records(path: str, before: int, batch: Any) -> Iterator[RowOrProblem]:
             yield bad_byte(path, number, problem.object[problem.start], field)
         except (ValueError, OverflowError) as problem:
             yield UserError(
-                f"cannot be read: {short(str(problem), 160)} (got {batch.column(field).type}; expected a value of it)",
+                f"cannot be read: {said_by(problem)} (got {batch.column(field).type}; expected a value of it)",
                 code="bad_row",
                 file=path,
                 row=number,

@@ -14,7 +14,7 @@ from data_prep.filters.dedup import Dedup
 from data_prep.formats.base import FORMATS, Format
 from data_prep.quality.text_keys import question_key
 from data_prep.records.stream import Given, Stream, open_any, open_stream
-from data_prep.sources.rows import Row, Skip, short
+from data_prep.sources.rows import Row, Skip
 from data_prep.sources.writers import RowWriter, check_new, row_writer
 from data_prep.splitting import held_out_by_count
 from data_prep.types import RowKind
@@ -85,7 +85,7 @@ def as_row(record: Any, target: Format) -> dict[str, Any]:
     again = list(target.records(RowKind(target.writes), [row]))
     if len(again) == 1 and _said(again[0]) == _said(record):
         return row.data
-    why = f": {again[0].field or 'row'} {short(again[0].message, 120)}" if isinstance(again[0], UserError) else ""
+    why = f": {again[0].field or 'row'} {again[0].message}" if isinstance(again[0], UserError) else ""
     raise row.problem(None, f"cannot be said in the format {target.name} without loss{why}", code="not_the_same")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -67,3 +68,35 @@ def test_a_refused_new_run_leaves_no_trace(tmp_path):
     with pytest.raises(UserError, match="at most the width"):
         execute(compose([*words, "name=new"]))
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("pipeline", "word", "said"),
+    [
+        ("ppo", "stages.ppo.batch_size=64", "fewer than one batch of 64"),
+        ("evaluate", "stages.evaluate.max_new_tokens=300", "no room for a prompt"),
+        ("evaluate", "stages.evaluate.pairs={bad}", "fits into 256 tokens"),
+    ],
+    ids=["rows", "room", "pairs"],
+)
+def test_a_new_run_that_its_first_stage_refuses_leaves_no_trace(pipeline, word, said, tmp_path):
+    run = finished()
+    row = {"prompt": "say " * 300, "chosen": "the owl", "rejected": "no"}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    inputs = [f"stages.{pipeline}.init={run / 'sft'}", f"stages.{pipeline}.reward={run / 'reward_model'}"]
+    words = [*pipeline_words(pipeline, *inputs), word.format(bad=tmp_path / "bad.jsonl"), f"out={tmp_path / 'runs'}"]
+    with pytest.raises(UserError, match=said):
+        execute(compose(words))
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_run_that_a_later_stage_refuses_keeps_what_is_done(tmp_path):
+    config = compose([*pipeline_words("rlhf", "name=n", "stages.evaluate.max_new_tokens=300"), f"out={tmp_path}"])
+    config = replace(config, stages=[config.stages[0], config.stages[-1]])
+    with pytest.raises(UserError, match="no room for a prompt"):
+        execute(config)
+    record = read(tmp_path / "n" / "run.json")
+    assert record["status"] == "failed" and (tmp_path / "n" / "sft" / "checkpoint.json").is_file()
+    with pytest.raises(UserError, match="no room for a prompt"):
+        execute(replace(config, stages=config.stages[1:]))
+    assert (tmp_path / "n" / "run.json").is_file(), "it was there before"

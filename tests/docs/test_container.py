@@ -89,5 +89,5 @@ def test_a_step_runs_as_far_as_it_can_without_a_network(line, tmp_path):
         assert (tmp_path / "work").stat().st_mode & 0o7777 == 0o1777
     else:
         assert {path.name for path in target.iterdir()} >= {"align", "data_prep", "reward"}
-        for name in ("align/recipes/config.yaml", "align/models/nano/model.safetensors", "align/cli/completion.bash"):
+        for name in ("align/recipes/config.yaml", "align/models/nano/model.safetensors", "align/cli/completion.fish"):
             assert Path(target, name).is_file(), f"the package lacks {name}"

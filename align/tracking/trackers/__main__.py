@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from align.tracking.metrics import RESERVED, read_metrics
 from align.tracking.trackers.base import Facts, StageFacts, Tracker
+from data_prep.core.errors import said_by
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
         serve(getattr(importlib.import_module(module), name)(), sys.stdin, answers)
     except BaseException as problem:
         traceback.print_exc()
-        _answer(answers, status="failed", error=f"{type(problem).__name__}: {problem}".split("\n")[0])
+        _answer(answers, status="failed", error=f"{type(problem).__name__}: {said_by(problem)}")
     with contextlib.suppress(Exception):
         sys.stderr.flush()
     os._exit(0)

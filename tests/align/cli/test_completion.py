@@ -1,10 +1,12 @@
-"""`align completion bash`, in a real bash: what Tab offers, with no program of Python in reach."""
+"""`align completion SHELL`, in real shells: what Tab offers, with no program of Python in reach."""
 
 from __future__ import annotations
 
+import io
 import shutil
 import subprocess
 import sys
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -24,9 +26,22 @@ exit 0
 """
 
 
+OTHERS = {
+    "zsh": """
+autoload -Uz compinit && compinit -u -D
+source ./align.zsh
+PATH=/usr/bin:/bin
+python() { exit 9 }
+COMP_WORDS=(${(s: :)1}) COMP_CWORD=$((${#COMP_WORDS} - 1))
+compgen -o nospace -F _align -- "${COMP_WORDS[-1]}"
+""",
+    "fish": "source ./align.fish; complete -C $argv[1]",
+}
+
+
 @pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    """What bash offers for the words of a command, the last of which is being typed, cut as bash cuts them."""
+def place(tmp_path_factory):
+    """A folder with some runs and files."""
     folder = tmp_path_factory.mktemp("completion")
     for name in ("quick/sft", "quick/ppo", "other/sft"):
         stage = folder / "runs" / name
@@ -36,12 +51,18 @@ def tab(tmp_path_factory):
     (folder / "rows.jsonl").write_text("")
     (folder / "deep").mkdir()
     (folder / "deep" / "rows.csv").write_text("")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tab(place):
+    """What bash offers for the words of a command, the last of which is being typed, cut as bash cuts them."""
     made = subprocess.run([sys.executable, "-m", "align.cli", "completion", "bash"], capture_output=True, text=True)
-    (folder / "align.bash").write_text(made.stdout)
+    (place / "align.bash").write_text(made.stdout)
 
     def offered(*words: str) -> list[str]:
         command = [BASH, "--noprofile", "--norc", "-c", TAB, "bash", "align", *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True)
         assert done.stderr == ""
         return done.stdout.splitlines()
 
@@ -90,7 +111,30 @@ def test_an_empty_word_is_offered_what_can_stand_there(tab):
     assert "quick " not in tab("run", "")
 
 
+@pytest.mark.parametrize("shell", OTHERS)
+def test_other_shells_offer_the_same(shell, place):
+    if shutil.which(shell) is None:
+        pytest.skip(f"no {shell}")
+    with redirect_stdout(io.StringIO()) as script:
+        assert main(["completion", shell]) == 0
+    (place / f"align.{shell}").write_text(script.getvalue())
+    bare = {"zsh": "-f", "fish": "--no-config"}[shell]
+    for words, wanted in {
+        "align sh": ["ship", "show"],
+        "align ship quick/": ["quick/ppo", "quick/sft"],
+        "align ship last to=": ["to=folder", "to=gguf", "to=hub", "to=ollama", "to=vllm"],
+        "align run adapter=ver": ["adapter=vera"],
+        "align run stages.pp": ["stages.ppo."],
+        "align run data.preferences.path=deep/": ["data.preferences.path=deep/rows.csv"],
+        "align run no_such_thing": [],
+    }.items():
+        command = [shell, bare, "-c", OTHERS[shell], *([shell] if shell == "zsh" else []), words]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+        offered = [line.strip() for line in done.stdout.splitlines() if line]
+        assert (offered, done.stderr) == (wanted, ""), words
+
+
 def test_another_shell_is_one_line(capfd):
-    assert 'completion is for bash; eval "$(align completion bash)"' in refused(
+    assert 'completion is for bash, zsh, fish; eval "$(align completion bash)"' in refused(
         main(["completion", "tcsh"]), capfd.readouterr().err
     )

@@ -103,6 +103,17 @@ def test_what_cannot_be_is_refused_in_one_line(words, said, capfd, tmp_path, mon
     assert said in refused(code, capfd.readouterr().err) and not list(tmp_path.glob("*.jsonl"))
 
 
+def test_who_answers_how_much_is_said_before_the_page_is_there(capfd, tmp_path, monkeypatch):
+    monkeypatch.setattr("align.serving.local_page.serve", lambda page, found: 0)
+    words = ["prompts=4", "max_new_tokens=6", "temperature=5", f"out={tmp_path / 'labels.jsonl'}"]
+    run = finished()
+    capfd.readouterr()
+    assert main(["label", str(run), *words]) == 0
+    lines = capfd.readouterr().err.splitlines()
+    assert lines[0] == "align: sft and ppo answer up to 4 prompts; the page comes behind that"
+    assert lines[1].startswith("answering 8/8") and "4 prompts answered" in lines[2]
+
+
 def mixed_words(path):
     """Overrides that put labels among the pairs."""
     pairs = rows_folder() / "preferences.jsonl"

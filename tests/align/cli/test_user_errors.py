@@ -108,6 +108,7 @@ def test_a_hub_id_without_a_network_is_one_line(tmp_path):
     )
     line = refused(done.returncode, done.stderr)
     assert "org/some-model" in line and "model.path" in line and done.stdout == ""
+    assert "HF_HUB_OFFLINE" in line, "what its client says is told to its end"
 
 
 # ---------------------------------------- data

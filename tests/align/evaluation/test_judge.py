@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from align.cli.evaluate import in_full
 from align.evaluation.judge import KEY, judge_refusals, judged
 from align.evaluation.options import JudgeOptions
+from align.stages.evaluate import Evaluate
 from data_prep.core.errors import TrainingStopped
 from reward.metrics import accuracy_interval
 
@@ -157,6 +160,16 @@ def test_an_evaluation_sends_replies_to_its_judge_and_to_nobody_else(
     assert (result["judged"]["n"], result["judged"]["disagree"], result["judged"]["against"]) == (3, 3, "base")
     assert result["judged"]["value"] == 0.5 and len(judge.bodies) == 6
     assert any("m prefers sft" in sentence for sentence in result["verdict"]["sentences"])
+
+
+def test_the_last_policy_is_compared_with_every_one_before_it(standing: Callable[[Answer], StandIn]) -> None:
+    stage = Evaluate(**vars(options(standing(better))))
+    rows = [SimpleNamespace(messages=asked) for asked in ASKED]
+    said = {"base": BEFORE, "sft": OWN, "ppo": OWN}
+    answers = {name: SimpleNamespace(texts=texts) for name, texts in said.items()}
+    found = stage._judged(SimpleNamespace(phase=nullcontext), rows, answers)  # type: ignore[arg-type]
+    assert (found["against"], found["disagree"], list(found["earlier"])) == ("sft", 4, ["base"])
+    assert found["earlier"]["base"]["value"] == 1.0
 
 
 def test_what_is_no_judge_is_refused_before_anything_runs() -> None:

@@ -95,6 +95,16 @@ def test_functions_of_task_files_need_leave(task: Path) -> None:
     require_no_code(options, allow_code=True)
 
 
+def test_functions_without_leave_are_refused_before_there_is_a_run(task: Path, tmp_path: Path, capsys: Any) -> None:
+    from align.cli.dispatch import main
+    from tests.tiny_chain import finished
+
+    task.write_text(CHOICE + "process_docs: !function mine.docs\n")
+    out = tmp_path / "runs"
+    assert main(["eval", f"{finished()}/sft", f"out={out}", f"tasks=[{task}]"]) == 2
+    assert "allow_code=true" in capsys.readouterr().err and not out.exists()
+
+
 @needs_library
 def test_every_stage_is_measured_and_compared_document_by_document(task: Path, tmp_path: Path, capsys: Any) -> None:
     from align.cli.dispatch import main

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from align.report.page import write_report
+from tests.align.report.test_benchmarks import JUDGED, PAIRS, TASKS
 from tests.run_folder import fake_run, write
 
 WIDE_PARTS = """() => {
@@ -39,6 +41,8 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         texts = ("w" * 10_000, hostile, "\u202e\u05e9\u05dc\u05d5\u05dd \u0000 &amp;", "")
         replies = {f"stage_{i}": {"text": text, "reward": -1.0, "gold": 1.0} for i, text in enumerate(texts)}
         write(run / "evaluate" / "samples.jsonl", [{"prompt": hostile, "id": "x", "replies": replies}] * 3)
+        result = json.loads((run / "evaluate" / "result.json").read_text(encoding="utf-8"))
+        write(run / "evaluate" / "result.json", {**result, "tasks": TASKS, "judged": JUDGED, "pairs": PAIRS})
         record = (run / "run.json").read_text(encoding="utf-8")
         (run / "run.json").write_text(record.replace('"status": "done"', f'"status": "{status}"', 1), encoding="utf-8")
         found[name] = write_report(run)

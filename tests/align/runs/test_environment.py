@@ -5,6 +5,8 @@ from __future__ import annotations
 import getpass
 import json
 import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -36,3 +38,9 @@ def test_only_kernels_with_equal_bits_inside_and_as_before_outside() -> None:
         with kernels(wanted):
             assert torch.are_deterministic_algorithms_enabled() is wanted
         assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_no_library_draws_a_bar_of_its_own() -> None:
+    code = "from align.runs.environment import quieten\nquieten()\nfrom tqdm.auto import tqdm\nlist(tqdm([1, 2]))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -27,7 +27,7 @@ from align.training.optimizer import shared_module
 from data_prep.core.errors import UserError
 from tests.align.training.test_resume import contents
 from tests.launching import ACCELERATE, SECONDS, TORCHRUN, launched
-from tests.tiny_chain import base, data_words, execute, finished, pipeline_words, read, refused, sft
+from tests.tiny_chain import base, data_words, execute, finished, pipeline_words, read, refused, rows_folder, sft
 from tests.tiny_training import lora, process
 
 SCRIPT = """
@@ -142,7 +142,8 @@ def judged_words(out: Path, name: str) -> list[str]:
 def evaluate_words() -> list[str]:
     chain = finished()
     inputs = [f"stages.evaluate.init={chain / 'ppo'}", f"stages.evaluate.reward={chain / 'reward_model'}"]
-    return ["evaluate", *inputs, "stages.evaluate.batch_size=2", "stages.evaluate.prompts=7"]
+    pairs = f"stages.evaluate.pairs={rows_folder() / 'preferences.jsonl'}"
+    return ["evaluate", *inputs, "stages.evaluate.batch_size=2", "stages.evaluate.prompts=7", pairs]
 
 
 def pretrain_words(out: Path) -> list[str]:

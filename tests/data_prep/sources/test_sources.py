@@ -265,7 +265,8 @@ def test_hub_ids(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with pytest.raises(UserError) as caught:
         read("org/name")
-    assert str(caught.value) == "cannot reach the hub for 'org/name': no route (save it as JSONL and give the path)"
+    said = "cannot reach the hub for 'org/name': no route to host (save it as JSONL and give the path)"
+    assert str(caught.value) == said
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"train": ROWS, "test": []})
     assert read("org/name") == ROWS
     monkeypatch.setattr(datasets, "load_dataset", lambda name: {"a": ROWS, "b": []})
