@@ -183,7 +183,7 @@ def _context(work: Run, plan: StagePlan[Checkpoint], digest: str, staging: Path)
             base_identity(work.config, work.base_folder),
             work.accelerator.device,
             work.config.model.plain,
-            in_parts=work.config.distributed.shard is Shard.base and work.accelerator.num_processes > 1,
+            shard=work.config.distributed.shard if work.accelerator.num_processes > 1 else Shard.none,
         ),
         renderer=open_renderer(work.base_folder),
         staging=staging,

@@ -23,7 +23,7 @@ from transformers import PreTrainedModel
 from align.adapters.base import Adapter
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import ParentMode, adapter_of
-from align.config.schema import Load, OnParent
+from align.config.schema import Load, OnParent, Shard
 from align.functional import entropy, token_logprobs
 from align.models.fingerprint import base_fingerprint
 from align.models.forward import head_logits, linear_head, packed_hidden
@@ -93,11 +93,11 @@ class Bases:
         identity: BaseIdentity,
         device: torch.device,
         plain: bool = False,
-        in_parts: bool = False,
+        shard: Shard = Shard.none,
     ) -> None:
         self.folder = folder
         self.plain = plain
-        self.in_parts = in_parts
+        self.shard = shard
         self.identity = identity
         self.device = device
         self._open: dict[tuple[str, Load], SharedBase] = {}
@@ -126,7 +126,7 @@ class Bases:
 
     def merged(self, parent: Checkpoint, load: Load) -> SharedBase:
         """A private copy of the parent's base with the parent folded in: a second base, with its own fingerprint."""
-        if self.in_parts:
+        if self.shard is not Shard.none:
             raise UserError(
                 f"{parent.label} is merged into a copy of all weights, which each process would hold",
                 field="distributed.shard",
@@ -254,7 +254,7 @@ class Bases:
         return list(self._open.values())
 
     def _opened(self, folder: Path, identity: BaseIdentity, load: Load) -> SharedBase:
-        how = (self.device, self.plain, self.in_parts)
+        how = (self.device, self.plain, self.shard)
         return self._get(identity, load, lambda: SharedBase.open(folder, identity, load, *how))
 
     def _get(self, identity: BaseIdentity, load: Load, make: Any) -> SharedBase:

@@ -82,6 +82,15 @@ class Base:
         """Bytes beside those while layers are computed: one that is whole, and the next on its way."""
         return 0.0 if processes == 1 else 2 * self.cut / self.layers * WEIGHT[load]
 
+    def trained(self, processes: int) -> float:
+        """Bytes of all weights in parts, trained by AdamW in float32."""
+        return (self.cut + self.whole) * ADAM / processes
+
+    def whole_in_pass(self, processes: int) -> float:
+        """Bytes beside those while they are computed: what lies outside the layers and its gradients, and layers."""
+        gradients = 4.0 * self.cut / self.layers
+        return 0.0 if processes == 1 else 8.0 * self.whole + self.passing("fp32", processes) + gradients
+
     def received(self, load: str, processes: int) -> float:
         """Bytes that reach a process so that every layer is whole once."""
         return self.cut * WEIGHT[load] * (processes - 1) / processes
@@ -99,6 +108,18 @@ def memory_rows(load: str) -> list[list[str]]:
             ppo = held + passing + trained * (2 * ADAM + 2 * 4) + 2 * kept
             numbers = (held, passing, trained * ADAM, kept, sft, ppo)
             rows.append([name, str(processes), *(f"{number / GB:.1f}" for number in numbers)])
+    return rows
+
+
+def full_rows() -> list[list[str]]:
+    """A row for each model and number of processes, of SFT that trains all weights."""
+    rows = []
+    for name, config in MODELS.items():
+        base = Base.of(config)
+        for processes in PROCESSES:
+            kept = TOKENS * base.width * base.layers * 2
+            numbers = (base.held("fp32", processes), base.trained(processes), base.whole_in_pass(processes), kept)
+            rows.append([name, str(processes), *(f"{number / GB:.1f}" for number in (*numbers, sum(numbers)))])
     return rows
 
 
@@ -127,7 +148,9 @@ def parts() -> dict[str, str]:
     """The measured parts of docs/scale.md by name."""
     memory = ["model", "GPUs", "base kept", "layers passing", "LoRA and AdamW", "inputs of layers", "SFT", "PPO"]
     traffic = ["model", "GPUs", "forward", "training pass", "gradients of a step", *LINKS, "computing"]
+    full = ["model", "GPUs", "base kept", "trained", "whole in a pass", "inputs of layers", "SFT"]
     found = {f"memory {load}": table(memory, memory_rows(load)) for load in ("bf16", "nf4")}
+    found["memory full"] = table(full, full_rows())
     return found | {f"traffic {load}": table(traffic, traffic_rows(load)) for load in ("bf16", "nf4")}
 
 

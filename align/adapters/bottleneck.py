@@ -122,7 +122,7 @@ class Bottleneck(OwnFormat):
             layer.scale, layer.dropout.p = self.scale, self.dropout
             layer.to(tree.device).requires_grad_(trainable)
             add_to_output(tree.get_submodule(name), layer, self.placement is Placement.parallel)
-        make_private(tree, norms, trainable)
+        make_private(tree, norms, trainable, whole_in_each=True)
 
     def tensors(self, tree: PreTrainedModel) -> dict[str, Tensor]:
         norms = set(vars(tree)["align_norms"])

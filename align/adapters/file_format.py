@@ -44,12 +44,14 @@ class OwnFormat(Adapter):
     def load(self, tree: PreTrainedModel, folder: Path, trainable: bool) -> PreTrainedModel:
         import torch
 
+        from align.models.sharding import part_like
+
         carrier = self.attach(tree, trainable)
         own = self.tensors(carrier)
         shapes = {name: tuple(value.shape) for name, value in own.items()}
         with torch.no_grad():
             for name, value in read_exactly(folder / "adapter_model.safetensors", shapes).items():
-                own[name].copy_(value)
+                own[name].copy_(part_like([value], own[name]))
         return carrier
 
 

@@ -99,9 +99,9 @@ OURS: dict[str, str] = {
     "lora_target_linear": "{adapter}.target_modules=all-linear",
     "layers_to_transform": "{adapter}.layers",
     # several processes
-    "fsdp": "distributed.shard=base (FSDP2 of the frozen base; adapters and heads stay whole)",
-    "fsdp_version": "distributed.shard=base (FSDP2 of the frozen base; adapters and heads stay whole)",
-    "ds3_gather_for_generation": "distributed.decode (whole or layers, with distributed.shard=base)",
+    "fsdp": "distributed.shard (FSDP2: base cuts the frozen base, full the weights of full tuning too)",
+    "fsdp_version": "distributed.shard (FSDP2: base cuts the frozen base, full the weights of full tuning too)",
+    "ds3_gather_for_generation": "distributed.decode (whole or layers, with a model in parts)",
     # PPO
     "num_ppo_epochs": "stages.ppo.ppo_epochs",
     "num_mini_batches": "stages.ppo.minibatches",
@@ -135,7 +135,7 @@ NOT_NEEDED: dict[str, str] = {
     "dataloader_drop_last": "batches of an epoch differ by a row at most, so none is dropped",
     "ddp_find_unused_parameters": "every trained parameter takes part in every step",
     "deepspeed": "DeepSpeed is not used: distributed.shard=base cuts the base over the processes of torchrun",
-    "zero_stage": "DeepSpeed is not used: distributed.shard=base cuts the base over the processes of torchrun",
+    "zero_stage": "DeepSpeed is not used: distributed.shard cuts the base, or full the weights of full tuning too",
     "fsdp_config": "there is nothing to configure: distributed.shard=base cuts every layer of the base (FSDP2)",
     "tensor_parallel_size": "products are not divided: distributed.shard=base cuts the base over processes",
     "tp_size": "products are not divided: distributed.shard=base cuts the base over processes",

@@ -88,6 +88,7 @@ class Shard(Enum):
 
     none = "none"
     base = "base"
+    full = "full"
 
 
 class Decode(Enum):
@@ -150,14 +151,16 @@ class TrackingOptions:
 
 @dataclass
 class DistributedOptions:
-    """How the processes of a run share its memory; none of this changes a result or a run's name."""
+    """How the processes of a run share its memory; none of this changes what is computed, or a run's name."""
 
     shard: Shard = option(
-        Shard.none, "none (each process has the whole base)|base (a part of every layer; adapters and heads whole)"
+        Shard.none,
+        "none (each process has the whole base)|base (a part of every layer; adapters and heads whole)|full (as base, "
+        "and parts of the weights that full and feature_extraction train, with their gradients and moments)",
     )
     decode: Decode = option(
         Decode.whole,
-        "with shard=base, while replies are written: whole (the base is put together)|layers (only a layer at a time)",
+        "with parts, while replies are written: whole (the model is put together)|layers (only a layer at a time)",
     )
 
 

@@ -1,10 +1,14 @@
-"""One base over several processes: each keeps a part of every layer, and has a layer whole only while it computes it.
+"""Weights over several processes: each keeps a part of every layer, and has a layer whole only while it computes it.
 
 torch's FSDP2 sends the parts ("PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel", arXiv 2304.11277).
 The weights of a layer with two dimensions or more are cut along the first; norms, biases, embeddings and output head
-stay whole, and so does everything that an adapter brings along. Every tree over the base has FSDP2's hooks on its own
-layers, and all trees hold the same parts. A layer that is whole again has the bytes that it had, so results do not
-depend on the cut.
+of a base stay whole, and so does everything that an adapter brings along. Every tree over the base has FSDP2's hooks on
+its own layers, and all trees hold the same parts. A layer that is whole again has the bytes that it had, so results do
+not depend on the cut.
+
+Weights that a tree trains in place of the base's (`own_part`) are cut all of them, and their gradients with them:
+FSDP2 adds up each process's rows alone. What of them lies outside the layers is whole from a pass's begin to the end of
+its backward, for the output head is read in between.
 
 Processes need each other in every pass of a tree. Where gradients are taken, all make equally many (`align/training/
 optimizer.py`). Elsewhere each pass is announced; who has none to make sends its parts alone (`finish_passes`).
@@ -24,7 +28,7 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -36,6 +40,7 @@ CUT = "cut"
 _SHARED = "align_shared"
 _WHOLE = "align_whole"
 _KIND = "align_kind"
+_PASS = "align_pass"
 _NONE = 1 << 40
 _numbers = count()
 _turns: WeakValueDictionary[int, Turn] = WeakValueDictionary()
@@ -50,8 +55,8 @@ class Turn:
     The number is the same in every process: all of them make the same kinds of trees in the same order.
     """
 
-    layers: Sequence[Any]
-    """Of a bare tree that is never computed."""
+    tree: Any
+    """A bare one that is never computed, or the only one with these parts."""
     number: int = field(default_factory=lambda: next(_numbers))
 
     def __post_init__(self) -> None:
@@ -66,7 +71,9 @@ class Turn:
 
     def take(self) -> None:
         """Take part in a pass of another process."""
-        for layer in self.layers:
+        self.tree.unshard()  # what lies outside the layers stays whole, as behind a pass
+        layers: list[Any] = layers_of(self.tree)
+        for layer in layers:
             layer.unshard()
             layer.reshard()
 
@@ -78,6 +85,8 @@ class Cut:
     mesh: DeviceMesh
     bare: Callable[[], PreTrainedModel]
     """Makes a tree over it."""
+    trained: bool = False
+    """Whether weights that a tree has in place of others are cut too."""
     names: dict[int, str] = field(default_factory=dict)
     """What each of its parts is called, by identity."""
     turns: dict[frozenset[str], Turn] = field(default_factory=dict)
@@ -107,17 +116,18 @@ def layers_of(model: PreTrainedModel) -> list[nn.Module]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def cut(model: PreTrainedModel, device: torch.device, bare: Callable[[], PreTrainedModel]) -> Cut:
+def cut(model: PreTrainedModel, device: torch.device, bare: Callable[[], PreTrainedModel], trained: bool) -> Cut:
     """Keep this process's part of every layer's weights on `device`, one tensor at a time; the rest stays as it is.
 
     Args:
         bare: makes a tree over the model.
+        trained: whether weights that a tree trains in their place are cut too.
 
     Raises:
         UserError: a weight that cannot be cut into parts of one size, or none that can.
     """
     finish_passes()
-    found = Cut(_mesh(device.type), bare)
+    found = Cut(_mesh(device.type), bare, trained)
     _meeting[:] = [device.type]
     layers = {id(p) for layer in layers_of(model) for p in layer.parameters() if p.dim() > 1}
     for name, whole in list(model.named_parameters(remove_duplicate=False)):
@@ -132,6 +142,49 @@ def cut(model: PreTrainedModel, device: torch.device, bare: Callable[[], PreTrai
             hint="set distributed.shard=none",
         )
     return found
+
+
+def own_part(tree: PreTrainedModel, value: Tensor) -> Tensor:
+    """This process's part of a weight that a tree has in place of one of the base's; all of it where none is cut."""
+    found = _cut_of(tree)
+    if found is None or not found.trained or isinstance(value, DTensor):
+        return value
+    return _part_of([value], value.shape, found.mesh)
+
+
+def keep_own_parts(tree: PreTrainedModel) -> None:
+    """Of a tree all of whose weights are its own, keep this process's part of each, where trained weights are cut."""
+    parts: dict[int, nn.Parameter] = {}  # a head that is tied stays so
+    for name, value in list(tree.named_parameters(remove_duplicate=False)):
+        if id(value) not in parts:
+            parts[id(value)] = nn.Parameter(own_part(tree, value.detach()), value.requires_grad)
+        _put(tree, name, parts[id(value)])
+
+
+def part_like(pieces: Sequence[Tensor], like: Tensor) -> Tensor:
+    """A tensor that lies in pieces, one after the other along its rows, as `like` is held: whole, or this part of it.
+
+    Of a part no other rows are read.
+    """
+    if isinstance(pieces[0], DTensor):
+        return pieces[0]
+    if isinstance(like, DTensor):
+        shape = torch.Size([sum(map(len, pieces)), *pieces[0].shape[1:]])
+        return _part_of(pieces, shape, like.device_mesh)
+    return torch.cat(list(pieces)) if len(pieces) > 1 else pieces[0]
+
+
+def _part_of(pieces: Sequence[Tensor], shape: torch.Size, mesh: DeviceMesh) -> DTensor:
+    """Rows are divided as FSDP2 does it: equal shares, of which the last may be short or empty."""
+    size = -(-shape[0] // mesh.size())
+    first = size * mesh.get_local_rank()
+    found, at = [], 0
+    for piece in pieces:
+        found.append(piece[max(0, first - at) : max(0, first + size - at)])
+        at += len(piece)
+    own = torch.cat(found).to(mesh.device_type)
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(own, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
 
 
 def _part(name: str, whole: nn.Parameter, device: torch.device, mesh: DeviceMesh) -> nn.Parameter:
@@ -152,37 +205,47 @@ def _part(name: str, whole: nn.Parameter, device: torch.device, mesh: DeviceMesh
 
 def gather_layers(tree: PreTrainedModel) -> None:
     """Let every layer of a tree over a cut base be whole while it computes; other trees stay as they are."""
-    found: Cut | None = vars(tree).get(_SHARED, {}).get(CUT)
-    if found is None or any(isinstance(layer, FSDPModule) for layer in layers_of(tree)):
+    found = _cut_of(tree)
+    if found is None or isinstance(tree, FSDPModule):
         return
-    wanted = frozenset(found.names[id(p)] for p in tree.parameters() if isinstance(p, DTensor))
-    if wanted not in found.turns:
+    wanted = frozenset(found.names.get(id(p), "") for p in tree.parameters() if isinstance(p, DTensor))
+    if "" not in wanted and wanted not in found.turns:
         bare = found.bare()
         _wrap(bare, {name: p for name, p in _parts(bare).items() if name in wanted}, found.mesh)
-        found.turns[wanted] = Turn(layers_of(bare))
+        found.turns[wanted] = Turn(bare)
     _wrap(tree, _parts(tree), found.mesh)
-    turn = found.turns[wanted]
+    turn = Turn(tree) if "" in wanted else found.turns[wanted]
     backbone = getattr(tree, tree.base_model_prefix)
     backbone.register_forward_pre_hook(lambda *_: turn.enter(tree), prepend=True)
 
 
-def _parts(tree: PreTrainedModel) -> dict[str, DTensor]:
+def _cut_of(tree: PreTrainedModel) -> Cut | None:
+    return vars(tree).get(_SHARED, {}).get(CUT)  # type: ignore[no-any-return]
+
+
+def _parts(tree: PreTrainedModel) -> dict[str, nn.Parameter]:
     return {name: p for name, p in tree.named_parameters(remove_duplicate=False) if isinstance(p, DTensor)}
 
 
-def _wrap(tree: PreTrainedModel, parts: dict[str, DTensor], mesh: DeviceMesh) -> None:
+def _wrap(tree: PreTrainedModel, parts: dict[str, nn.Parameter], mesh: DeviceMesh) -> None:
     """Put FSDP2's hooks on the layers; they send `parts` and leave all else as it is.
 
     FSDP2 cuts what it is given and takes whole tensors alone, so it is shown shapes first and given the parts then.
+    The tree is the one root, so that layers are sent ahead; its pass is that of its backbone.
     """
+    shapes: dict[int, nn.Parameter] = {}  # a head that is tied stays so
     for name, part in parts.items():
-        _put(tree, name, nn.Parameter(torch.empty(part.shape, dtype=part.dtype, device="meta"), requires_grad=False))
+        empty = torch.empty(part.shape, dtype=part.dtype, device="meta")
+        _put(tree, name, shapes.setdefault(id(part), nn.Parameter(empty, requires_grad=part.requires_grad)))
     others = {p for name, p in tree.named_parameters() if name not in parts}
     for layer in layers_of(tree):
         fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params=others)
-    backbone = getattr(tree, tree.base_model_prefix)
-    fully_shard(backbone, mesh=mesh, ignored_params=set(tree.parameters()))  # one root: layers are sent ahead
+    fully_shard(tree, mesh=mesh, reshard_after_forward=False, ignored_params=others)
     tree.load_state_dict(parts, strict=False, assign=True)
+    backbone = getattr(tree, tree.base_model_prefix)
+    setattr(tree, _PASS, backbone.forward)
+    register_fsdp_forward_method(tree, _PASS)
+    backbone.forward = getattr(tree, _PASS)
 
 
 def _put(model: nn.Module, name: str, value: nn.Parameter) -> None:
@@ -193,12 +256,13 @@ def _put(model: nn.Module, name: str, value: nn.Parameter) -> None:
 @contextmanager
 def whole_layers(tree: PreTrainedModel) -> Iterator[None]:
     """All layers of the tree are whole inside, and its passes need no other process; all processes come here."""
-    found: Cut | None = vars(tree).get(_SHARED, {}).get(CUT)
-    if found is None:
+    if _cut_of(tree) is None:
         yield
         return
     finish_passes()
     layers: list[Any] = layers_of(tree)
+    root: Any = tree
+    root.unshard()
     for layer in layers:
         layer.set_reshard_after_forward(False, recurse=False)
         layer.unshard()
@@ -210,6 +274,7 @@ def whole_layers(tree: PreTrainedModel) -> Iterator[None]:
         for layer in layers:
             layer.reshard()
             layer.set_reshard_after_forward(True, recurse=False)
+        root.reshard()
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -234,6 +299,39 @@ def whole_for_now(tree: PreTrainedModel) -> Iterator[None]:
     for name, parameter in list(tree.named_parameters(remove_duplicate=False)):
         if id(parameter) in parts:
             _put(tree, name, parts[id(parameter)][1])
+
+
+def let_go(module: nn.Module) -> None:
+    """Below the module, processes keep their parts alone: what a pass left whole goes. All processes come here."""
+    every = [each for each in module.modules() if isinstance(each, FSDPModule)]
+    if every:
+        finish_passes()
+    for each in every:
+        each.reshard()
+
+
+@contextmanager
+def own_weights_whole(tree: PreTrainedModel, here: bool) -> Iterator[None]:
+    """Weights that are the tree's own lie whole in the machine's memory inside, in the process that says `here`.
+
+    All processes come here; the others send their parts and have one tensor at a time.
+    """
+    let_go(tree)
+    found = _cut_of(tree)
+    names = found.names if found is not None else {}
+    parts = {name: p for name, p in _parts(tree).items() if id(p) not in names}
+    full: dict[int, nn.Parameter] = {}
+    for name, part in parts.items():
+        if id(part) not in full:
+            value = whole(part.detach())
+            full[id(part)] = nn.Parameter(value.cpu() if here else value.new_empty(0), requires_grad=False)
+        if here:
+            _put(tree, name, full[id(part)])
+    try:
+        yield
+    finally:
+        for name, part in parts.items():
+            _put(tree, name, part)
 
 
 def held(tensor: Tensor) -> Tensor:

@@ -18,14 +18,14 @@ import torch
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
-from align.config.schema import Load
+from align.config.schema import Load, Shard
 from align.models.fingerprint import read_model_config
 from align.models.forward import require_supported
 from align.models.loading import load_weights, state_tensors
 from align.models.own_modules import put_in
 from align.models.packing import ATTENTION
 from align.models.quantised import kept_at, require_kept
-from align.models.sharding import CUT, cut, gather_layers, held
+from align.models.sharding import CUT, cut, gather_layers, held, keep_own_parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 SHARED = "align_shared"
 """Attribute of a tree: frozen tensors that it shares with the base's other trees."""
 
+TRAINED = torch.float32
+"""What a private copy is kept in."""
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _NOISE = ("dropout", "layerdrop", "pdrop", "jitter")
 """Parts of the names under which modules keep the strength of random changes in training mode."""
@@ -69,16 +71,16 @@ class SharedBase:
         load: Load,
         device: torch.device,
         plain: bool = False,
-        in_parts: bool = False,
+        shard: Shard = Shard.none,
     ) -> SharedBase:
         """Load a model folder at precision `load`; only safetensors, never code from the folder.
 
-        `plain`: the model computes with the libraries' own modules alone; `in_parts`: each process keeps its part.
+        `plain`: the model computes with the libraries' own modules alone; `shard`: what each process keeps a part of.
         """
         config = read_model_config(folder)
         require_kept(config, load)
         options: dict[str, Any] = {"dtype": _DTYPES[load.computes_in(device.type)], "attn_implementation": ATTENTION}
-        if load.four_bit or (device.type != "cpu" and not in_parts):
+        if load.four_bit or (device.type != "cpu" and shard is Shard.none):
             options["device_map"] = {"": device}  # tensor by tensor: the machine's memory never holds them all
         if load.four_bit and kept_at(config) is None:
             options["quantization_config"] = _four_bit(device, load)
@@ -88,8 +90,8 @@ class SharedBase:
         model.name_or_path = model.config.name_or_path = identity.id  # what adapter files name as their base
         base = cls.freeze(model, identity, load)
         base.shared["folder"] = folder
-        if in_parts:  # before all of it would lie on the device
-            base.shared[CUT] = cut(model, device, base.tree)
+        if shard is not Shard.none:  # before all of it would lie on the device
+            base.shared[CUT] = cut(model, device, base.tree, trained=shard is Shard.full)
         if not load.four_bit:
             torch.nn.Module.to(model, device)
         require_supported(base._computing(), exact=load is Load.fp32)
@@ -137,13 +139,17 @@ class SharedBase:
         return tree
 
     def private(self) -> PreTrainedModel:
-        """A full copy of the weights in float32 (dequantised if need be), free to be trained or merged into."""
+        """A full copy of the weights in float32 (dequantised if need be), free to be trained or merged into.
+
+        Where trained weights are cut, each process has its part of the copy.
+        """
         bare = self.tree() if not self.load.four_bit else _dequantised(self.tree())
-        copied: PreTrainedModel = copy.deepcopy(bare)
+        copied: PreTrainedModel = copy.deepcopy(bare, {id(self.shared): self.shared})
         for tensor in (*copied.parameters(), *copied.buffers()):
             if tensor.is_floating_point():
-                tensor.data = tensor.data.to(torch.float32)
-        vars(copied)[SHARED] = {"folder": self.shared["folder"]} if "folder" in self.shared else {}
+                tensor.data = tensor.data.to(TRAINED)
+        vars(copied)[SHARED] = {name: self.shared[name] for name in ("folder", CUT) if name in self.shared}
+        keep_own_parts(copied)
         return copied
 
 

@@ -228,19 +228,27 @@ def _plan(
             problems += caught(lambda: check_agreement(spec.adapter, (init, *judges)))
         problems += stage.parent_refusals(f"stages.{spec.name}", init)
     problems += stage.refusals(f"stages.{spec.name}", spec.adapter, reward)
-    if config.distributed.shard is Shard.base:
-        problems += against_parts(spec, mode)
+    if config.distributed.shard is not Shard.none:
+        problems += against_parts(spec, mode, config.distributed.shard)
     return StagePlan(spec, init, reward, mode, problems, judges[1:])
 
 
-def against_parts(spec: StageSpec, mode: ParentMode | None) -> Iterator[UserError]:
-    """What needs all of a base in every process."""
-    if spec.stage.trains and spec.adapter.traits.owns_weights:
+def against_parts(spec: StageSpec, mode: ParentMode | None, shard: Shard) -> Iterator[UserError]:
+    """What needs all of a base in every process, or all of what is trained."""
+    trains_weights = spec.stage.trains and spec.adapter.traits.owns_weights
+    if trains_weights and shard is Shard.base:
         yield UserError(
             f"{adapter_name(spec.adapter)} trains a copy of all weights, which each process of {spec.name} would hold",
             field="distributed.shard",
             code="whole_base",
-            hint="set distributed.shard=none, or take an adapter: all the others stand on a base in parts",
+            hint="set distributed.shard=full, which cuts that copy too, or take an adapter",
+        )
+    if spec.stage.trains and shard is Shard.full and spec.stage.optimizer.rounds_in_blocks:
+        yield UserError(
+            f"{spec.stage.optimizer.value} rounds moments in blocks, which parts of a weight cut otherwise",
+            field=f"stages.{spec.name}.optimizer",
+            code="blocks_in_parts",
+            hint="set it to adamw, whose moments are cut with the weights, or distributed.shard=base for an adapter",
         )
     if mode is not None and mode.mode is OnParent.merge:
         yield UserError(

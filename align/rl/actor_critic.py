@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from align.functional import kl_k3, policy_loss, value_loss
 from align.inference.scoring import ResponseBatch, pack_responses
@@ -108,10 +109,11 @@ class ActorCritic(Objective):
     def _resting(self, batch: ResponseBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """A loss of 0 that every parameter of the policy has a part in, as processes that add gradients expect.
 
-        The policy is what it was in the rollout: every ratio is 1.
+        The policy is what it was in the rollout: every ratio is 1. Weights that are cut rest without gradients.
         """
         zero = torch.zeros((), device=self.policy.tree.device)
-        loss = sum((p.sum() * 0.0 for p in self.policy.parameters() if p.requires_grad), zero)
+        whole = (p for p in self.policy.parameters() if p.requires_grad and not isinstance(p, DTensor))
+        loss = sum((p.sum() * 0.0 for p in whole), zero)
         numbers = {"policy/clipfrac": zero, "policy/approxkl": zero, "policy/ratio_mean": zero + len(batch.targets_M)}
         return loss, numbers
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from align.inference.scoring import score_replies
 from align.models.sharding import held
@@ -168,5 +169,6 @@ def _state_bytes(updater: Updater, parameters: list[nn.Parameter], without: set[
         if id(parameter) not in without:
             for value in updater.optimizer.state.get(parameter, {}).values():
                 if isinstance(value, torch.Tensor) and value.numel() > 1:
-                    total += value.untyped_storage().nbytes()
+                    parts = value.device_mesh.size() if isinstance(value, DTensor) else 1
+                    total += held(value).untyped_storage().nbytes() * parts
     return total

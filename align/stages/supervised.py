@@ -62,9 +62,11 @@ def groups_of(role: Role, lr: float, options: TrainingStage, wait: int = 0) -> l
 
     The role rests for the first `wait` steps.
     """
+    from align.models.sharding import let_go
     from align.training.regularisers import decayed
 
     assert role.adapter is not None
+    let_go(role.tree)
     groups = role.adapter.parameter_groups(role.carrier, lr)
     if role.head is not None:
         groups.append({"params": [p for p in role.head.parameters() if p.requires_grad], "lr": lr})

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from align.models.memory import told_of
+from align.models.sharding import held, let_go, part_like
 from align.roles import Role
 from align.training.objectives import Batch, Objective
 from align.training.options import Autocast, Optimizer, Schedule, TrainingOptions
@@ -87,12 +88,14 @@ def ready_to_train(role: Role, options: TrainingOptions) -> None:
 def shared_module(objective: Objective, accelerator: Accelerator) -> nn.Module:
     """The objective as several processes train it: gradients are added up, and nothing else is sent.
 
-    All processes load the same frozen tensors, and buffers change by rules alone: none is broadcast.
+    All processes load the same frozen tensors, and buffers change by rules alone: none is broadcast. Gradients of
+    weights that are cut are FSDP2's, which adds up each process's rows after every pass.
     """
-    if accelerator.num_processes == 1:
+    every = dict(objective.named_parameters(remove_duplicate=False))
+    summed = [name for name, p in every.items() if p.requires_grad and not isinstance(p, DTensor)]
+    if accelerator.num_processes == 1 or not summed:
         return objective
-    frozen = [name for name, p in objective.named_parameters(remove_duplicate=False) if not p.requires_grad]
-    still = [*frozen, *(name for name, _ in objective.named_buffers(remove_duplicate=False))]
+    still = [*(every.keys() - summed), *(name for name, _ in objective.named_buffers(remove_duplicate=False))]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, still)
     return DistributedDataParallel(objective)  # accelerate's own way takes no parts of tensors
 
@@ -123,6 +126,8 @@ class Updater:
         self._hooks = hooks
         self._asked = False
         self._in_parts = any(isinstance(p, DTensor) for p in objective.parameters())
+        self.trains_parts = any(isinstance(p, DTensor) and p.requires_grad for p in objective.parameters())
+        """Whether each process has a part of what is trained, and of its moments."""
         self._module = shared_module(objective, accelerator)
         self._clip_groups = objective.clip_groups()
         for hook in hooks:
@@ -132,6 +137,10 @@ class Updater:
     def ends(self) -> bool:
         """Whether a signal has asked the run to end: all processes agree, which heard of it in a step they took."""
         return interrupts.wanted if self.accelerator.num_processes == 1 else self._asked
+
+    def agreed(self, wish: bool) -> bool:
+        """Whether one of the processes wishes it; all ask."""
+        return bool(self._sums([float(wish)])[0])
 
     def go_to(self, step: int) -> None:
         """Leave out the steps before `step`; schedule and adapters go on as after so many steps without gradients."""
@@ -186,6 +195,8 @@ class Updater:
 
     def held(self) -> dict[str, Tensor]:
         """Every tensor that steps change, by name, as it is held."""
+        if self.trains_parts:
+            let_go(self.objective)
         found = {name: p.detach() for name, p in self.objective.named_parameters() if p.requires_grad}
         for number, hook in enumerate(self._hooks):
             found |= {f"hook {number}: {name}": value for name, value in hook.state().items()}
@@ -198,8 +209,17 @@ class Updater:
     @torch.no_grad()
     def put_back(self, tensors: dict[str, Tensor]) -> None:
         """Give every tensor that steps change the value that it has here, by name."""
-        for name, held in self.held().items():
-            held.copy_(tensors[name])
+        for name, own in self.held().items():
+            own.copy_(part_like([tensors[name]], own))
+
+    def load_moments(self, state: dict[str, Any]) -> None:
+        """Give the optimiser a state that `state_dict` gave, whoever held what of it then."""
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        for number, moments in state["state"].items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor) and value.shape == parameters[number].shape:
+                    moments[name] = part_like([value], parameters[number])
+        self.optimizer.load_state_dict(state)
 
     def rate_factor(self) -> float:
         """Share of the groups' learning rates that the coming step takes."""
@@ -248,7 +268,19 @@ class Updater:
         return int(self.accelerator.gather(torch.tensor([passes], device=self.accelerator.device)).max()) - passes
 
     def _clip(self, parameters: list[nn.Parameter]) -> Tensor:
-        return torch.nn.utils.clip_grad_norm_(parameters, self.options.max_grad_norm)
+        """Scale gradients down to the largest norm allowed; the norm that they had, over all processes' parts."""
+        most = self.options.max_grad_norm
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        cut = [held(each) for each in gradients if isinstance(each, DTensor)]
+        if not cut:
+            return torch.nn.utils.clip_grad_norm_(parameters, most)
+        whole = [each for each in gradients if not isinstance(each, DTensor)]
+        squares = [torch.nn.utils.get_total_norm(some).double().square() for some in (whole, cut)]
+        norm = (squares[0].to(cut[0].device) + self._reduce(squares[1])).sqrt()
+        factor = (most / (norm + 1e-6)).clamp(max=1.0)
+        for each in (*whole, *cut):
+            each.mul_(factor.to(each.dtype))
+        return norm
 
     def _sums(self, values: list[float]) -> list[float]:
         """Sums of numbers over all processes; one alone does not ask its device."""

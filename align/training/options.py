@@ -25,6 +25,11 @@ class Optimizer(Enum):
     paged_adamw_8bit = "paged_adamw_8bit"
     sgd = "sgd"
 
+    @property
+    def rounds_in_blocks(self) -> bool:
+        """Whether moments are rounded in blocks, so that parts of a tensor have others than the whole."""
+        return self in (Optimizer.adamw_8bit, Optimizer.paged_adamw_8bit)
+
 
 class Autocast(Enum):
     """Precision of matrix products in forward passes; `auto`: bf16 on CUDA cards that have it, else off."""

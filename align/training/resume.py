@@ -1,6 +1,8 @@
 """Going on inside a stage: what a stage at work keeps now and then, so that a stopped run ends in the same bits.
 
-    .staging-sft/resume/step-400/state.safetensors  trained tensors and those of the optimiser
+    .staging-sft/resume/step-400/state.safetensors  trained tensors and those of the optimiser; where processes have
+                                                    parts of them, those of the first, and state-1.safetensors of the
+                                                    second, and so on
     .staging-sft/resume/step-400/metrics.jsonl      what had been told until then; where there were some,
                                                     warnings.jsonl, samples.jsonl and sampled.jsonl, too
     .staging-sft/resume/step-400/state.json         all else, and what it is the state of; written last
@@ -17,15 +19,21 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
-from data_prep.core.errors import UserError, said_by
+from align.models.sharding import held, part_like
+from align.training.processes import as_one
+from data_prep.core.errors import TrainingStopped, UserError, said_by
 from data_prep.core.files import clear_staging, sync, write_json
 from data_prep.core.interrupts import interrupts
 
@@ -86,7 +94,7 @@ class StateSaver:
         inputs_digest: of everything that decides the stage's result.
         minutes: least time between two states; 0: none is kept. Large states are kept less often, so that they take
             no more than a fiftieth of the time.
-        writes: whether this process writes (one of several does; all hold the same).
+        writes: whether this process writes (one of several does, where all hold the same).
     """
 
     staging: Path
@@ -123,9 +131,11 @@ class StateSaver:
             return {}
         try:
             record = json.loads((kept / RECORD).read_text(encoding="utf-8"))
-            state = _joined(record["state"], load_file(kept / STATE))
+            files = [load_file(kept / _state_file(number)) for number in range(record.get("files", 1))]
+            cut = next((tensor for tensor in updater.held().values() if isinstance(tensor, DTensor)), None)
+            state = _joined(record["state"], lambda name: _read(name, files, cut))
             updater.put_back(state["tensors"])
-            updater.optimizer.load_state_dict(state["optimizer"])
+            updater.load_moments(state["optimizer"])
         except Exception as problem:
             raise UserError(
                 f"the kept state cannot be read ({said_by(problem)})",
@@ -144,7 +154,10 @@ class StateSaver:
             KeyboardInterrupt: a signal has asked the run to end; the state is kept.
         """
         began, ends = time.monotonic(), updater.ends and bool(self.minutes)
-        if self.minutes and self.writes and (ends or began >= self._next):
+        due = bool(self.minutes) and self.writes and (ends or began >= self._next)
+        if self.minutes and updater.trains_parts:
+            due = updater.agreed(due)  # by the clock of the one that writes the record
+        if due:
             self.keep(updater, step, more)
             ended = time.monotonic()
             self._next = ended + max(60 * self.minutes, _SHARE * (ended - began))
@@ -158,71 +171,100 @@ class StateSaver:
 
         One of that step stays as it is: all that it may lack is a look, which is made again.
         """
-        if not (self.minutes and self.writes):
+        if not (self.minutes and (self.writes or updater.trains_parts)):
             return False
         if self.step == step:
             return True
         try:
             self._keep(updater, step, more)
-        except (OSError, SafetensorError, UserError) as problem:
-            print(f"the state after step {step} was not kept ({said_by(problem)})", file=sys.stderr)
+        except (OSError, SafetensorError, UserError, TrainingStopped) as problem:
+            if self.writes:
+                print(f"the state after step {step} was not kept ({said_by(problem)})", file=sys.stderr)
             return False
         return True
 
     def _keep(self, updater: Updater, step: int, more: dict[str, Any]) -> None:
+        """The processes go one step at a time where each has parts to write; else one does all of it."""
         folder = self.staging / FOLDER
         writing, done = folder / ".writing", folder / f"step-{step}"
-        shutil.rmtree(writing, ignore_errors=True)
-        writing.mkdir(parents=True)
+        together = partial(as_one, updater.accelerator) if updater.trains_parts else nullcontext
+        state = {
+            "tensors": updater.held(),
+            "optimizer": updater.optimizer.state_dict(),
+            "step_number": updater.step_number,
+            "more": more,
+        }
         try:
-            state = {
-                "tensors": updater.held(),
-                "optimizer": updater.optimizer.state_dict(),
-                "step_number": updater.step_number,
-                "more": more,
-            }
+            with together():
+                if self.writes:
+                    shutil.rmtree(writing, ignore_errors=True)
+                    writing.mkdir(parents=True)
             tensors: dict[str, Tensor] = {}
-            rest = _apart(state, tensors, "")
-            save_file(tensors, writing / STATE)
-            sync(writing / STATE)
-            _copy_told(self.staging, writing)
-            record = {"format": _FORMAT, "inputs_digest": self.inputs_digest, "step": step, "state": rest}
-            write_json(writing / RECORD, record)
-            older = [path for path in folder.iterdir() if path != writing]
-            writing.rename(done)
-            sync(folder)
+            rest = _apart(state, tensors, "", self.writes)
+            with together():
+                file = writing / _state_file(0 if self.writes else updater.accelerator.process_index)
+                save_file(tensors, file)
+                sync(file)
+            with together():
+                if self.writes:
+                    files = updater.accelerator.num_processes if updater.trains_parts else 1
+                    self._finish(writing, done, {"step": step, "files": files, "state": rest})
         finally:
-            shutil.rmtree(writing, ignore_errors=True)
+            if self.writes:
+                shutil.rmtree(writing, ignore_errors=True)
+
+    def _finish(self, writing: Path, done: Path, record: dict[str, Any]) -> None:
+        """Write what else belongs to a state, give it its name, and let older ones go."""
+        _copy_told(self.staging, writing)
+        write_json(writing / RECORD, {"format": _FORMAT, "inputs_digest": self.inputs_digest, **record})
+        older = [path for path in writing.parent.iterdir() if path != writing]
+        writing.rename(done)
+        sync(done.parent)
         for path in older:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def _read(name: str, files: list[dict[str, Tensor]], cut: DTensor | None) -> Tensor:
+    """A tensor of a state; of one that processes had parts of, as this one holds a tensor that is `cut`, if any is."""
+    pieces = [file[name] for file in files if name in file]
+    return pieces[0] if len(pieces) == 1 else part_like(pieces, pieces[0] if cut is None else cut)
+
+
+def _state_file(number: int) -> str:
+    """The file of a process's tensors."""
+    return f"state-{number}.safetensors" if number else STATE
+
+
 # JSON has no tensors, tuples, keys that are numbers, or infinite numbers: each stands there as {"$": what, "": value}.
-def _apart(value: Any, tensors: dict[str, Tensor], name: str) -> Any:
-    """A state as JSON holds it; its tensors go into `tensors`, under their paths."""
+def _apart(value: Any, tensors: dict[str, Tensor], name: str, main: bool) -> Any:
+    """A state as JSON holds it; its tensors go into `tensors`, under their paths.
+
+    Of a tensor that is cut each process takes its part, of others the main one all.
+    """
     if isinstance(value, Tensor):
-        tensors[name] = value.detach().cpu().contiguous().clone()  # no two may share their memory
+        if main or isinstance(value, DTensor):
+            tensors[name] = held(value.detach()).cpu().contiguous().clone()  # no two may share their memory
         return {"$": "tensor", "": name}
     if isinstance(value, dict):
-        pairs = [[key, _apart(one, tensors, f"{name}/{key}")] for key, one in value.items()]
+        pairs = [[key, _apart(one, tensors, f"{name}/{key}", main)] for key, one in value.items()]
         return {"$": "dict", "": pairs}
     if isinstance(value, (list, tuple)):
-        listed = [_apart(one, tensors, f"{name}/{place}") for place, one in enumerate(value)]
+        listed = [_apart(one, tensors, f"{name}/{place}", main) for place, one in enumerate(value)]
         return {"$": "tuple", "": listed} if isinstance(value, tuple) else listed
     if isinstance(value, float) and not math.isfinite(value):
         return {"$": "float", "": str(value)}
     return value
 
 
-def _joined(value: Any, tensors: dict[str, Tensor]) -> Any:
+def _joined(value: Any, tensor_of: Callable[[str], Tensor]) -> Any:
     """What `_apart` took apart."""
     if isinstance(value, list):
-        return [_joined(one, tensors) for one in value]
+        return [_joined(one, tensor_of) for one in value]
     if not isinstance(value, dict):
         return value
     kind, inside = value["$"], value[""]
     if kind == "tensor":
-        return tensors[inside]
+        return tensor_of(inside)
     if kind == "dict":
-        return {key: _joined(one, tensors) for key, one in inside}
-    return tuple(_joined(one, tensors) for one in inside) if kind == "tuple" else float(inside)
+        return {key: _joined(one, tensor_of) for key, one in inside}
+    return tuple(_joined(one, tensor_of) for one in inside) if kind == "tuple" else float(inside)

@@ -14,6 +14,7 @@ from align.checkpoints.card import write_card
 from align.checkpoints.checkpoint import FORMAT_VERSION, Checkpoint, Parent, write_record
 from align.checkpoints.compatibility import adapter_name, options_of
 from align.models.chat_template import TEMPLATE, bare
+from align.models.sharding import own_weights_whole
 from align.roles import Role, outputs
 from align.training.context import StageContext
 from align.training.processes import as_one
@@ -55,7 +56,7 @@ def _save_and_compare(context: StageContext, result: Result, folder: Path) -> Ch
     role = result.role
     role.eval()
     probe = outputs(role, result.probe_ids)
-    with as_one(context.accelerator):
+    with own_weights_whole(role.tree, here=context.is_main), as_one(context.accelerator):
         if context.is_main:
             _write_or_say(context, result, folder, probe)
     saved = Checkpoint.open(folder)

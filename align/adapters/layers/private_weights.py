@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from align.models.four_bit import dequantised_linear, is_four_bit
-from align.models.sharding import whole
+from align.models.sharding import own_part, whole
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -22,8 +23,11 @@ def norm_names(model: nn.Module) -> list[str]:
     return [f"{n}.{p}" for n, m in model.named_modules() if is_norm(m) for p, _ in m.named_parameters(recurse=False)]
 
 
-def make_private(tree: nn.Module, names: Iterable[str], trainable: bool) -> None:
-    """Replace parameters of this tree alone by float32 copies; a 4-bit layer becomes a plain one of its values."""
+def make_private(tree: PreTrainedModel, names: Iterable[str], trainable: bool, whole_in_each: bool = False) -> None:
+    """Replace parameters of this tree alone by float32 copies; a 4-bit layer becomes a plain one of its values.
+
+    Where trained weights are cut, a process has its part of the copies, or all of them (`whole_in_each`).
+    """
     for name in names:
         owner, _, last = name.rpartition(".")
         module: Any = tree.get_submodule(owner)
@@ -32,4 +36,5 @@ def make_private(tree: nn.Module, names: Iterable[str], trainable: bool) -> None
             module = dequantised_linear(module)
             setattr(tree.get_submodule(outer), own, module)
         value: Tensor = whole(getattr(module, last).detach()).to(torch.float32, copy=True)
-        setattr(module, last, nn.Parameter(value, requires_grad=trainable))
+        kept = value if whole_in_each else own_part(tree, value)
+        setattr(module, last, nn.Parameter(kept, requires_grad=trainable))

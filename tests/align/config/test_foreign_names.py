@@ -73,7 +73,7 @@ def test_a_choice_of_another_tool_is_answered_with_one_that_composes(given: tupl
         ("stages.sft.cliprange=0.1", "here it is stages.ppo.clip"),
         ("adapter.learning_rate=1e-4", "here it is stages.sft.lr"),
         ("fp16=true", "not needed: only bf16 needs no loss scaling: stages.sft.autocast=bf16"),
-        ("fsdp=full_shard", "fsdp: unknown option; here it is distributed.shard=base (FSDP2"),
+        ("fsdp=full_shard", "fsdp: unknown option; here it is distributed.shard (FSDP2: base cuts"),
         ("deepspeed=zero3.json", "not needed: DeepSpeed is not used: distributed.shard=base cuts the base"),
         ("distributed.tensor_parallel_size=4", "not needed: products are not divided: distributed.shard=base cuts"),
         ("report_to=wandb", "here it is tracking.to=[wandb]"),

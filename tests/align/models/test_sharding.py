@@ -4,29 +4,47 @@ from __future__ import annotations
 
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
+from torch import Tensor
 
 from align.adapters.shapes import meta_model
+from align.checkpoints.checkpoint import Checkpoint
 from align.config.compose import compose
 from align.config.registries import adapters
-from align.config.schema import Load
+from align.config.schema import Load, Shard
 from align.models.fingerprint import read_model_config
 from align.models.sharding import finish_passes, layers_of, whole
 from align.planning.preflight import require_plans
+from align.training import resume
 from data_prep.core.errors import UserError
+from tests.align.training.test_resume import contents
 from tests.launching import ROOT, launched
-from tests.parts_worker import CASES
-from tests.tiny_chain import base, pipeline_words, read
+from tests.parts_worker import CASES, in_float64
+from tests.tiny_chain import HOME, base, execute, parts_of, pipeline_words, read
+from tests.tiny_training import process
 
 CHAIN = ["sft", "reward_model", "ppo", "evaluate"]
 UNEVEN = [f"stages.{name}.micro_tokens=60" for name in CHAIN[:3]]
 """Processes cut their shares of a batch into unequal numbers of passes."""
 ALWAYS = ("qlora", "dora", "prefix", "feature_extraction")
 """Methods that ask most of a base in parts; `make test-grid` goes through all."""
+FULL = (("rlhf", "full", "name=full"), ("sft", "full", "name=again"), ("sft", "feature_extraction", "name=features"))
+"""Runs with trained weights in parts; the second is stopped behind its first step, and goes on."""
+SHORT = ("micro_tokens=60", "save_minutes=1e-9", "eps=0.01")
+"""Unequal passes, and steps of Adam that are no jumps where a gradient is nothing but rounding."""
+
+
+def full_words(pipeline: str, method: str, out: Path, *more: str) -> list[str]:
+    """A run that trains weights of the base, or of what else `more` says."""
+    trained = [name for name in parts_of(pipeline) if name != "evaluate"]
+    short = [f"stages.{name}.{word}" for name in trained for word in SHORT]
+    return [*pipeline_words(pipeline, f"adapter={method}", *short, *more), f"out={out}"]
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +55,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     folder = tmp_path_factory.mktemp("parts")
     words = pipeline_words("rlhf", *UNEVEN, "stages.sft.adapter.dropout=0.1", f"out={folder}")
     runs = [[*words, "name=none"], [*words, "name=base", "distributed.shard=base"]]
+    runs += [full_words(pipeline, method, folder, "distributed.shard=full", name) for pipeline, method, name in FULL]
     launched("-m", "tests.parts_worker", json.dumps(runs), json.dumps(cases), str(folder))
     return folder
 
@@ -100,6 +119,105 @@ def test_what_is_held_and_sent_is_what_the_page_on_scale_says(out: Path, scale: 
         assert sent["held"] == sizes.held("fp32", 2)
 
 
+def gap(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> float:
+    """The largest difference of two tensors of a name."""
+    return max(float((value - theirs[name]).abs().max()) for name, value in ours.items())
+
+
+def test_full_tuning_in_parts_is_that_of_one_process(out: Path) -> None:
+    """To the rounding of float64: weights, losses, norms; each process holds half of the weights and of their moments.
+
+    Embedding and head are one tensor whose rows cannot be halved: a part is padded by a row.
+    """
+    weights, alone = in_float64(process(), Shard.none)
+    theirs = load_file(out / "float64.safetensors")
+    row = 8 * read_model_config(base())["hidden_size"]
+    start = load_file(HOME / "odd" / "model.safetensors")
+    assert gap(start, theirs) > 1e-3 > 1e-12 >= gap(weights, theirs)
+    for both in found(out, "float64"):
+        for ours, two in zip(alone["told"], both["told"], strict=True):
+            assert two == pytest.approx(ours, rel=1e-12)
+        assert 2 * both["weights"] == alone["weights"] + row
+    assert sum(both["moments"] for both in found(out, "float64")) == alone["moments"]
+    assert all(abs(2 * both["moments"] - alone["moments"]) <= 2 * row for both in found(out, "float64"))
+
+
+@pytest.fixture(scope="module")
+def one(out: Path) -> Path:
+    """The folder with the runs of a single process: SFT and reward model by full tuning, SFT of the last block."""
+    for pipeline, method, name in (FULL[0], FULL[2]):
+        config = compose(full_words(pipeline, method, out / "one", name))
+        execute(replace(config, stages=config.stages[:2]))
+    return out / "one"
+
+
+@pytest.mark.parametrize("stage", ["full/sft", "full/reward_model", "features/sft"])
+def test_a_checkpoint_of_parts_is_one_folder_as_any_other(stage: str, out: Path, one: Path) -> None:
+    """Same files, names and shapes, nearly the same numbers; it stands behind its record and its probe."""
+    alike(one / stage, out / stage)
+    assert all(check["ok"] for check in Checkpoint.open(out / stage).verify())
+
+
+def alike(ours: Path, theirs: Path) -> None:
+    """Two stages hold the same files, and tensors that differ by rounding."""
+    assert {path.name for path in ours.iterdir()} == {path.name for path in theirs.iterdir()}
+    files = list(ours.glob("*.safetensors"))
+    assert files
+    for file in files:
+        alone, both = load_file(file), load_file(theirs / file.name)
+        assert alone.keys() == both.keys()
+        assert all(value.dtype == both[key].dtype and value.shape == both[key].shape for key, value in alone.items())
+        assert gap(alone, both) <= 1e-6, file
+
+
+def test_what_is_stopped_in_parts_ends_in_the_same_bits(out: Path) -> None:
+    states = out / "stopped" / ".staging-sft" / "resume" / "step-1"
+    assert sorted(path.name for path in states.glob("*.safetensors")) == ["state-1.safetensors", "state.safetensors"]
+    assert contents(out / "again" / "sft") == contents(out / "full" / "sft")
+
+
+def test_a_state_in_parts_is_taken_up_by_one_process(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the number of processes is no input of the stage: the parts are put together."""
+    monkeypatch.setattr(resume, "newest", lambda staging, digest: next(staging.glob("resume/step-*"), None))
+    execute(compose(full_words("sft", "full", out, "name=stopped")))
+    both, alone = (load_file(out / name / "sft" / "model.safetensors") for name in ("full", "stopped"))
+    assert gap(alone, both) <= 1e-6
+
+
+def test_ppo_trains_policy_and_critic_in_parts_beside_a_frozen_reference(out: Path) -> None:
+    entry = next(stage for stage in read(out / "full" / "run.json")["stages"] if stage["name"] == "ppo")
+    step0 = entry["metrics"]["step0"]
+    assert step0["kl"] <= 1e-5 and step0["ratio_dev"] <= 1e-5 and sorted(step0["grad_roles"]) == ["policy", "value"]
+    assert entry["metrics"]["reference_unchanged"]
+    for folder in ("ppo", "ppo/value"):
+        assert all(check["ok"] for check in Checkpoint.open(out / "full" / folder).verify())
+
+
+WIDE = {
+    "full": ("rlhf", "full"),
+    "mixed": ("rlhf", "full", "stages.reward_model.adapter=lora"),  # a policy in parts beside a critic's LoRA
+    "features": ("sft", "feature_extraction", "model.load=nf4", "adapter.norms=true", "adapter.head=true"),
+    "dpo": ("sft_dpo", "full", "stages.sft.embedding_drift=0.1", "stages.sft.hidden_drift=0.1"),
+    "kto": ("sft_kto", "full", "stages.kto.patience=1", "stages.kto.eval_every=1"),
+    "orpo": ("orpo", "full", "stages.orpo.gradient_checkpointing=true"),
+}
+
+
+@pytest.mark.grid
+def test_every_stage_in_parts_is_that_without(tmp_path: Path) -> None:
+    """On two processes, as replies are drawn by each."""
+    runs = [
+        full_words(*case[:2], tmp_path / shard, *case[2:], f"name={name}", f"distributed.shard={shard}")
+        for name, case in WIDE.items()
+        for shard in ("none", "full")
+    ]
+    launched("-m", "tests.parts_worker", json.dumps(runs), "[]", str(tmp_path))
+    for name, case in WIDE.items():
+        for stage in parts_of(case[0]):
+            if stage != "evaluate":
+                alike(tmp_path / "none" / name / stage, tmp_path / "full" / name / stage)
+
+
 def words(*more: str) -> list[str]:
     return [*pipeline_words("sft"), "distributed.shard=base", *more]
 
@@ -114,19 +232,23 @@ def test_methods_that_train_all_weights_are_refused(name: str) -> None:
         require_plans(compose(words(f"adapter={name}")), base())
     assert str(caught.value) == (
         f"distributed.shard: {name} trains a copy of all weights, which each process of sft would hold; set "
-        "distributed.shard=none, or take an adapter: all the others stand on a base in parts"
+        "distributed.shard=full, which cuts that copy too, or take an adapter"
     )
+    assert require_plans(compose([*pipeline_words("sft"), f"adapter={name}", "distributed.shard=full"]), base())
+
+
+def test_moments_that_are_rounded_in_blocks_are_refused_where_weights_are_cut() -> None:
+    more = ["distributed.shard=full", "stages.sft.optimizer=adamw_8bit"]
+    with pytest.raises(
+        UserError, match=r"stages\.sft\.optimizer: adamw_8bit rounds moments in blocks.* set it to adamw"
+    ):
+        require_plans(compose([*pipeline_words("sft"), *more]), base())
 
 
 def test_merging_a_parent_is_refused(out: Path) -> None:
     parent = [f"stages.sft.init={out / 'none' / 'sft'}", "stages.sft.on_parent=merge"]
     with pytest.raises(UserError, match=r"on_parent=merge makes a copy of all weights.*stages\.sft\.on_parent=stack"):
         require_plans(compose(words(*parent)), base())
-
-
-def test_sharding_more_than_the_base_is_refused() -> None:
-    with pytest.raises(UserError, match=r"distributed\.shard.*none.*base"):
-        compose(words("distributed.shard=full"))
 
 
 def test_how_a_base_is_held_changes_no_name() -> None:
@@ -147,10 +269,10 @@ def test_on_a_card_no_process_ever_has_all_of_a_base_that_is_cut(monkeypatch: py
 
     monkeypatch.setattr(shared_base, "load_weights", loaded)
     identity = shared_base.BaseIdentity("b", None, "f")
-    for in_parts in (True, False):
+    for shard in (Shard.base, Shard.full, Shard.none):
         with pytest.raises(UserError, match="no card here"):
-            shared_base.SharedBase.open(base(), identity, Load.fp32, torch.device("cuda"), in_parts=in_parts)
-    assert ["device_map" in options for options in asked] == [False, True]
+            shared_base.SharedBase.open(base(), identity, Load.fp32, torch.device("cuda"), shard=shard)
+    assert ["device_map" in options for options in asked] == [False, False, True]
 
 
 def test_one_process_waits_for_none() -> None:

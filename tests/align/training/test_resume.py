@@ -218,7 +218,7 @@ def test_states_are_kept_no_more_often_than_asked(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(resume, "_SHARE", 50)
     monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(StateSaver, "_keep", keep)
-    quiet: Any = SimpleNamespace(ends=False)
+    quiet: Any = SimpleNamespace(ends=False, trains_parts=False)
     saver, idle = StateSaver(tmp_path, "x", minutes=10.0), StateSaver(tmp_path, "x", minutes=10.0, writes=False)
     for step in range(1, 61):
         now[0] += 60.0
