@@ -14,18 +14,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import ParentMode, StagePlan
 from align.config.schema import Decode, RunConfig, StageSpec
 from align.models.fingerprint import read_model_config
 from align.models.sharding import whole_layers
+from align.models.trunk import TrunkCache, alike, attach_trunk, depth_of, release_trunk
 from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
 from align.training.data import Reading, context_of, remarks_of
 from align.training.optimizer import autocast
 from align.training.processes import one_first
 from align.training.resume import SAMPLES, WARNINGS, StateSaver
+from data_prep.core.errors import UserError
 from data_prep.prepare.prepare import Prepared, Renderer
 from data_prep.types import features_of
 
@@ -119,6 +122,50 @@ class StageContext:
         decode = self.config.distributed.decode
         with whole_layers(role.tree) if decode is Decode.whole else nullcontext():
             yield
+
+    @contextmanager
+    def trunk_shared(self, role: Role, others: Sequence[Role], again: bool) -> Iterator[None]:
+        """Context in which the blocks below the lowest one that `role` trains are computed once a row.
+
+        For the role itself and those of the others that have the same blocks there; where there are none, only if the
+        role reads rows in several passes (`again`).
+        """
+        trees = {each.name: each.tree for each in (role, *others)}
+        names = alike(trees, role.name) if self.spec.stage.trunk_cache else []
+        shared = {name: trees[name] for name in names} if len(names) > 1 or again else {}
+        try:
+            if shared:
+                self._attach_trunk(shared, depth_of(role.tree))
+            yield
+        finally:
+            for tree in shared.values():
+                release_trunk(tree)
+
+    def _attach_trunk(self, trees: dict[str, PreTrainedModel], depth: int) -> None:
+        """Give trees of one trunk a cache, or say why they have none."""
+        name, room = f"stages.{self.spec.name}", self.spec.stage.trunk_cache
+
+        def full() -> None:
+            self.warn(
+                "trunk_cache_full",
+                f"the trunk cache of {room:g} GB is full: what the lower blocks give for further rows is not kept",
+                f"raise {name}.trunk_cache",
+            )
+
+        try:
+            if self.spec.stage.neftune:
+                raise UserError("noise on embeddings (neftune) changes what every block gives")
+            if self.bases.in_parts:
+                raise UserError("blocks of a base that is cut cannot be left out of a pass")
+            with self.autocast():
+                attach_trunk(trees, depth, TrunkCache(int(room * 1e9), full))
+        except UserError as problem:
+            off = f"set {name}.trunk_cache=0 to leave this warning out"
+            self.warn("no_trunk_cache", f"every pass computes all blocks: {problem.message}", off)
+        else:
+            if self.is_main:
+                told = f"{depth} blocks are computed once a row, for {', '.join(trees)}"
+                print(f"{self.spec.name}: {told}", file=sys.stderr)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

@@ -66,6 +66,12 @@ class TrainingOptions:
         "auto|off|bf16: precision of matrix products in every pass of the stage (auto: bf16 on CUDA, else off)",
     )
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
+    trunk_cache: float = option(
+        2.0,
+        "GB of a process's main memory for results of the blocks below the lowest trained one, which are then computed "
+        "once a row for all roles and passes (0: off)",
+        high=1e6,
+    )
     eval_every: int = option(0, "optimiser steps between evaluations (0: four times per run)")
     patience: int = option(0, "stop after this many evaluations without improvement (0: never)")
     save_minutes: float = option(
@@ -79,3 +85,7 @@ class TrainingOptions:
     def steps_in_epoch(self, rows: int) -> int:
         """Batches that one pass over so many training rows makes."""
         return max(1, rows // self.batch_size)
+
+    def rereads(self, rows: int) -> bool:
+        """Whether a run over so many training rows takes some of them several times."""
+        return self.steps_over(rows) > self.steps_in_epoch(rows)
