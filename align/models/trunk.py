@@ -3,10 +3,12 @@
 What such blocks give for a row does not change while a stage trains. So the hidden states behind them are kept in main
 memory, and a pass over rows that were read before begins at the lowest trained block.
 
-Each row is computed alone. Its states then depend on nothing but the row: not on the rows beside it, not on whether
-there was room to keep them, not on when they were computed. A stage that is stopped and goes on, one with less room and
-one on several processes get the same bits. Passes without the cache compute a row together with others, which adds up
-in another order: both ways differ by rounding. Cost: the width of the model in numbers, for each token that is kept.
+Where a stage may be stopped while rows are kept, each of them is computed alone. Its states then depend on nothing but
+the row: not on the rows beside it, not on whether there was room to keep them, not on when they were computed. A stage
+that goes on, one with less room and one on several processes get the same bits. Where nothing is kept from one state of
+the stage to the next, as in PPO, new rows of a pass are computed together, which is faster. Against passes without the
+cache, which add up in another order, results differ by rounding. Cost: the width of the model in numbers, for each
+token that is kept.
 
 Shape suffixes: N packed tokens, T tokens of a row, D width.
 """
@@ -47,30 +49,29 @@ class TrunkCache:
 
     Args:
         room: bytes.
+        together: whether the new rows of a pass are computed in one, and not each alone.
         on_full: called when the first row does not fit.
     """
 
     room: int
+    together: bool = False
     on_full: Callable[[], None] = nothing
     used: int = 0
-    _states: dict[bytes, Tensor] = field(default_factory=dict)
+    states: dict[bytes, Tensor] = field(default_factory=dict)
+    """Row -> [T, D], on the CPU."""
 
-    def states(self, row: bytes, compute: Callable[[], Tensor]) -> Tensor:
-        """The states [T, D] of a row, on the CPU."""
-        if (known := self._states.get(row)) is not None:
-            return known
-        found_TD = compute().cpu()
-        if self.used + found_TD.nbytes <= self.room:
-            self._states[row] = found_TD
-            self.used += found_TD.nbytes
+    def keep(self, row: bytes, states_TD: Tensor) -> None:
+        """Keep the states of a row, if there is room."""
+        if self.used + states_TD.nbytes <= self.room:
+            self.states[row] = states_TD.clone()
+            self.used += states_TD.nbytes
         else:
             self.on_full()
             self.on_full = nothing
-        return found_TD
 
     def clear(self) -> None:
         """Forget all rows."""
-        self._states.clear()
+        self.states.clear()
         self.used = 0
 
 
@@ -89,20 +90,26 @@ class Trunk:
         """Hidden states behind the trunk of every packed token, [N, D]."""
         device = packed.ids_1N.device
         narrow = torch.is_autocast_enabled(device.type)
-        found = [
-            self.cache.states(_key(*row, narrow), lambda row=row: self._computed(_alone(*row).to(device)))  # type: ignore[misc]
-            for row in _rows(packed)
-        ]
-        return torch.cat(found).to(device)
+        rows = [(_key(*row, narrow), row) for row in _rows(packed)]
+        known = self.cache.states
+        new = {key: row for key, row in rows if key not in known}
+        found: dict[bytes, Tensor] = {}
+        for part in _parts(list(new), self.cache.together):
+            states_ND = self._computed(_packed([new[key] for key in part]).to(device)).cpu()
+            found |= zip(part, states_ND.split([len(new[key][0]) for key in part]), strict=True)
+        states_ND = torch.cat([found[key] if key in found else known[key] for key, _ in rows])
+        for key, states_TD in found.items():
+            self.cache.keep(key, states_TD)
+        return states_ND.to(device)
 
     @torch.no_grad()
-    def _computed(self, row: Packed) -> Tensor:
+    def _computed(self, rows: Packed) -> Tensor:
         kept: list[Tensor] = []
         backbone = getattr(self.tree, self.tree.base_model_prefix)
         hook = self.blocks[self.depth - 1].register_forward_hook(lambda _, __, out: kept.append(out))
         try:
             with _handing_on(self.blocks[self.depth :]):
-                backbone.forward(**_inputs(row))  # past its hooks, which are there for whole passes
+                backbone.forward(**_inputs(rows))  # past its hooks, which are there for whole passes
         finally:
             hook.remove()
         return kept[0][0]
@@ -153,15 +160,13 @@ def attach_trunk(trees: Mapping[str, PreTrainedModel], depth: int, cache: TrunkC
     Raises:
         UserError: a tree's results are not those of all blocks; none of the trees has a trunk then.
     """
-    for given in (TrunkCache(1 << 30), cache):
-        for tree in trees.values():
-            vars(tree)[_TRUNK] = Trunk(tree, layers_of(tree), depth, given)
-        wrong = {name: why for name, tree in trees.items() if given is not cache and (why := _disagreement(tree))}
-        if wrong:
-            for tree in trees.values():
-                release_trunk(tree)
-            name, why = next(iter(wrong.items()))
+    _leave_out(trees, depth, TrunkCache(1 << 30))
+    for name, tree in trees.items():
+        if (why := _disagreement(tree)) is not None:
+            for each in trees.values():
+                release_trunk(each)
             raise UserError(f"with the trunk cache, {why} of the {name} role", code="trunk_differs")
+    _leave_out(trees, depth, cache)
 
 
 def release_trunk(tree: PreTrainedModel) -> None:
@@ -170,9 +175,14 @@ def release_trunk(tree: PreTrainedModel) -> None:
 
 
 def forget_rows(tree: PreTrainedModel) -> None:
-    """Drop what is kept of rows that will not be read again."""
+    """Drop what is kept of rows, for all trees that share the cache: they will not be read again."""
     if (trunk := vars(tree).get(_TRUNK)) is not None:
         trunk.cache.clear()
+
+
+def _leave_out(trees: Mapping[str, PreTrainedModel], depth: int, cache: TrunkCache) -> None:
+    for tree in trees.values():
+        vars(tree)[_TRUNK] = Trunk(tree, layers_of(tree), depth, cache)
 
 
 def _changes(block: nn.Module) -> bool:
@@ -203,14 +213,23 @@ def _key(ids_T: Tensor, positions_T: Tensor, narrow: bool) -> bytes:
     return hashlib.sha256(ids_T.numpy().tobytes() + positions_T.numpy().tobytes() + bytes([narrow])).digest()
 
 
-def _alone(ids_T: Tensor, positions_T: Tensor) -> Packed:
-    """The row as a batch of its own. Where positions step back, another branch of its prefix begins."""
-    backs = ((positions_T.diff() != 1).nonzero()[:, 0] + 1).tolist()
-    first, *others = (ids_T[start:end].tolist() for start, end in pairwise([0, *backs, len(ids_T)]))
-    if not others:
-        return pack([first])
-    prefix = int(positions_T[backs[0]])
-    return pack_branches([first[:prefix]], [[first[prefix:], *others]])
+def _parts(keys: list[bytes], together: bool) -> list[list[bytes]]:
+    """Which new rows are computed in one pass."""
+    if together:
+        return [keys] if keys else []
+    return [[key] for key in keys]
+
+
+def _packed(rows: Sequence[tuple[Tensor, Tensor]]) -> Packed:
+    """Rows as a batch of their own. Where positions step back, another branch of a row's prefix begins."""
+    prefixes, branches = [], []
+    for ids_T, positions_T in rows:
+        backs = ((positions_T.diff() != 1).nonzero()[:, 0] + 1).tolist()
+        first, *others = (ids_T[start:end].tolist() for start, end in pairwise([0, *backs, len(ids_T)]))
+        shared = int(positions_T[backs[0]]) if backs else len(first)
+        prefixes.append(first[:shared])
+        branches.append([first[shared:], *others])
+    return pack_branches(prefixes, branches)
 
 
 @contextmanager

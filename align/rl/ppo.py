@@ -128,8 +128,7 @@ def collect(
     context: StageContext, rollouts: Rollouts, roles: PPORoles, rule: RewardRule, update: int
 ) -> tuple[list[ExperienceRow], dict[str, float]]:
     """An update's replies as experience, and what is logged of them."""
-    for role in roles.all():
-        forget_rows(role.tree)  # replies of the last update do not come again
+    forget_rows(roles.policy.tree)  # replies of the last update do not come again
     with context.phase("rollout"):
         rollout = rollouts.sample(update)
     with context.phase("score"):

@@ -101,7 +101,7 @@ class PPO(PPOOptions, TrainingStage):
         rule = self._rule(context, prepared, roles)
         updater = self._updater(context, roles)
         held_out = self._held_out(context, prepared, roles)
-        with context.trunk_shared(roles.policy, roles.all()[1:], again=self.ppo_epochs > 1):
+        with context.trunk_shared(roles.policy, roles.all()[1:], again=self.ppo_epochs > 1, together=True):
             last = improve(context, prepared.train, roles, rule, updater, held_out)
         ppo_checks.require_unchanged(roles, before)
         context.numbers["metrics"] = {

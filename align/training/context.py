@@ -20,7 +20,7 @@ from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import ParentMode, StagePlan
 from align.config.schema import Decode, RunConfig, StageSpec
 from align.models.fingerprint import read_model_config
-from align.models.sharding import whole_layers
+from align.models.sharding import layers_of, whole_layers
 from align.models.trunk import TrunkCache, alike, attach_trunk, depth_of, release_trunk
 from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
@@ -124,24 +124,28 @@ class StageContext:
             yield
 
     @contextmanager
-    def trunk_shared(self, role: Role, others: Sequence[Role], again: bool) -> Iterator[None]:
+    def trunk_shared(self, role: Role, others: Sequence[Role], again: bool, together: bool = False) -> Iterator[None]:
         """Context in which the blocks below the lowest one that `role` trains are computed once a row.
 
-        For the role itself and those of the others that have the same blocks there; where there are none, only if the
-        role reads rows in several passes (`again`).
+        For the role itself and those of the others that have the same blocks there.
+
+        Args:
+            again: whether the role reads rows in several passes; if not, it is done for several roles alone.
+            together: whether nothing is kept from one state of the stage to the next, so that rows need not be computed
+                each alone to go on to the same bits.
         """
         trees = {each.name: each.tree for each in (role, *others)}
         names = alike(trees, role.name) if self.spec.stage.trunk_cache else []
         shared = {name: trees[name] for name in names} if len(names) > 1 or again else {}
         try:
             if shared:
-                self._attach_trunk(shared, depth_of(role.tree))
+                self._attach_trunk(shared, depth_of(role.tree), together)
             yield
         finally:
             for tree in shared.values():
                 release_trunk(tree)
 
-    def _attach_trunk(self, trees: dict[str, PreTrainedModel], depth: int) -> None:
+    def _attach_trunk(self, trees: dict[str, PreTrainedModel], depth: int, together: bool) -> None:
         """Give trees of one trunk a cache, or say why they have none."""
         name, room = f"stages.{self.spec.name}", self.spec.stage.trunk_cache
 
@@ -158,13 +162,14 @@ class StageContext:
             if self.bases.in_parts:
                 raise UserError("blocks of a base that is cut cannot be left out of a pass")
             with self.autocast():
-                attach_trunk(trees, depth, TrunkCache(int(room * 1e9), full))
+                attach_trunk(trees, depth, TrunkCache(int(room * 1e9), together, full))
         except UserError as problem:
             off = f"set {name}.trunk_cache=0 to leave this warning out"
             self.warn("no_trunk_cache", f"every pass computes all blocks: {problem.message}", off)
         else:
             if self.is_main:
-                told = f"{depth} blocks are computed once a row, for {', '.join(trees)}"
+                blocks = len(layers_of(next(iter(trees.values()))))
+                told = f"{depth} of {blocks} blocks are computed once a row, for {', '.join(trees)}"
                 print(f"{self.spec.name}: {told}", file=sys.stderr)
 
     @contextmanager

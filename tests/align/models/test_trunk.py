@@ -26,11 +26,13 @@ from align.rl.actor_critic import ActorCritic, PPOLoss
 from align.roles import Role
 from align.training.dpo import DirectPreference
 from align.training.objectives import LanguageModeling, Objective, Pairwise
+from align.training.regularisers import regularise
 from data_prep.core.errors import UserError
 from reward.head import ScalarHead
+from tests.architectures import SUPPORTED, folder
 from tests.tiny import save_tiny_llama
-from tests.tiny_chain import HOME, bases, fresh, legal_loads, sentences
-from tests.tiny_training import experience_rows, gradients, pair_rows, token_rows
+from tests.tiny_chain import HOME, bases, fresh, grid_beyond, legal_loads, sentences
+from tests.tiny_training import experience_rows, gradients, options, pair_rows, token_rows
 
 LAYERS = 3
 GIB = 1 << 30
@@ -61,34 +63,35 @@ def with_head(role: Role) -> Role:
     return role
 
 
-def attached(*roles: Role, room: int = GIB) -> TrunkCache:
+def attached(*roles: Role, room: int = GIB, together: bool = False) -> TrunkCache:
     """A cache for the trunks of roles, of which the first says how deep it is."""
     trees = {role.name: role.tree for role in roles}
     assert alike(trees, roles[0].name) == list(trees)
-    kept = TrunkCache(room)
+    kept = TrunkCache(room, together)
     attach_trunk(trees, depth_of(roles[0].tree), kept)
     return kept
 
 
 def batches() -> list[Packed]:
-    """Rows of unequal lengths, pairs behind their prompts, one row, and a pair without a prompt."""
+    """Rows of unequal lengths, pairs behind their prompts, one row, a pair without a prompt, and a pair as one row."""
     rows = sentences(6)
     pairs = pack_branches(rows[:2], [(rows[2], rows[3]), (rows[4], rows[5])])
-    return [pack(rows), pairs, pack(rows[:1]), pack_branches([[]], [(rows[0], rows[1])])]
+    joined = pack([[*rows[0], *rows[2], *rows[3]]])
+    return [pack(rows), pairs, pack(rows[:1]), pack_branches([[]], [(rows[0], rows[1])]), joined]
 
 
 @contextmanager
 def counted(*roles: Role) -> Iterator[list[int]]:
-    """Tokens that each block of the roles computes inside."""
-    tokens, hooks = [0] * LAYERS, []
+    """How often each block of the roles is computed inside."""
+    passes, hooks = [0] * LAYERS, []
     for role in roles:
         for place, block in enumerate(layers_of(role.tree)):
 
             def count(module: Any, *_: Any, place: int = place) -> None:
-                tokens[place] += 0 if "forward" in vars(module) else 1
+                passes[place] += 0 if "forward" in vars(module) else 1
 
             hooks.append(block.register_forward_pre_hook(count))
-    yield tokens
+    yield passes
     for hook in hooks:
         hook.remove()
 
@@ -106,9 +109,9 @@ CHOICES = [(method, {}) for method in adapters.names()] + [
 ]
 
 
-@pytest.mark.parametrize(("method", "options"), CHOICES, ids=lambda value: str(value))
-def test_it_ends_where_gradients_begin(method, options):
-    role = top(method, load=legal_loads(adapters.get(method))[0], **options)
+@pytest.mark.parametrize(("method", "chosen"), CHOICES, ids=lambda value: str(value))
+def test_it_ends_where_gradients_begin(method, chosen):
+    role = top(method, load=legal_loads(adapters.get(method))[0], **chosen)
     grads: list[bool] = []
     for block in layers_of(role.tree):
         block.register_forward_hook(lambda _, __, out: grads.append(out.requires_grad))
@@ -125,14 +128,14 @@ def test_active_dropout_ends_it():
 
 # ------------------------------------------------------------------------------------------- what it gives
 @pytest.mark.parametrize("load", [Load.fp32, Load.bf16, Load.nf4])
-@pytest.mark.parametrize("narrow", [False, True])
-def test_hidden_states_are_those_of_all_blocks(load, narrow):
+@pytest.mark.parametrize(("narrow", "together"), [(False, False), (True, True)])
+def test_hidden_states_are_those_of_all_blocks(load, narrow, together):
     role = top(load=load)
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
         plain = [role.hidden(packed) for packed in batches()]
-        attached(role)
+        attached(role, together=together)
         found = [role.hidden(packed) for packed in batches()]
-    assert torch.equal(found[2], plain[2])  # a row alone
+    assert together or torch.equal(found[2], plain[2])  # a row alone
     for ours, theirs in zip(found, plain, strict=True):
         size = float(theirs.abs().max())
         torch.testing.assert_close(
@@ -167,30 +170,40 @@ def test_precisions_of_products_are_kept_apart():
     assert torch.equal(trunk_states(role, packed), plain)
 
 
+@pytest.mark.parametrize("name", grid_beyond(SUPPORTED, {"gpt2", "gemma2"}))
+def test_every_architecture_has_one(name):
+    role = top(found=bases(folder(name)), rank=2)
+    depth = depth_of(role.tree)
+    assert depth == len(layers_of(role.tree)) - 1
+    attach_trunk({"policy": role.tree}, depth, TrunkCache(GIB))
+
+
 # ---------------------------------------------------------------------------------------------- how much it saves
-def test_lower_blocks_are_computed_once_a_row_for_all_roles():
+@pytest.mark.parametrize("together", [False, True])
+def test_lower_blocks_are_computed_once_a_row_for_all_roles(together):
     found = loaded()
     policy, reference = top(found=found), found.start_of(None, BARE, "reference")
     rows = sentences(6)
     packs = [pack(rows), pack(rows[3:]), pack([rows[5], rows[0]])]
-    with counted(policy, reference) as tokens, torch.no_grad():
+    with counted(policy, reference) as passes, torch.no_grad():
         for packed in packs:
             policy.hidden(packed), reference.hidden(packed)
-        assert tokens == [6, 6, 6]  # passes
-        attached(policy, reference)
-        tokens[:] = [0] * LAYERS
+        assert passes == [6, 6, 6]  # passes
+        attached(policy, reference, together=together)
+        passes[:] = [0] * LAYERS
         for packed in packs:
             policy.hidden(packed), reference.hidden(packed)
-        assert tokens == [6, 6, 6]  # rows in the trunk, passes above it
+        once = 1 if together else 6  # the first batch has all six rows
+        assert passes == [once, once, 6]
         for packed in packs:
             policy.hidden(packed), reference.hidden(packed)
-        assert tokens == [6, 6, 12]
+        assert passes == [once, once, 12]
         forget_rows(reference.tree)
         policy.hidden(packs[0])
-        assert tokens == [12, 12, 13]
+        assert passes == [2 * once, 2 * once, 13]
         release_trunk(policy.tree)
         policy.hidden(packs[0])
-        assert tokens == [13, 13, 14]
+        assert passes == [2 * once + 1, 2 * once + 1, 14]
 
 
 def test_what_does_not_fit_is_computed_in_every_pass_and_told_once():
@@ -198,10 +211,10 @@ def test_what_does_not_fit_is_computed_in_every_pass_and_told_once():
     role, rows = top(), sentences(6)
     room = 4 * 32 * (len(rows[0]) + len(rows[1]))
     attach_trunk({"policy": role.tree}, 2, kept := TrunkCache(room, on_full=lambda: told.append(1)))
-    with counted(role) as tokens, torch.no_grad():
+    with counted(role) as passes, torch.no_grad():
         for _ in range(2):
             role.hidden(pack(rows))
-    assert tokens == [10, 10, 2] and kept.used == room and told == [1]
+    assert passes == [10, 10, 2] and kept.used == room and told == [1]
 
 
 # --------------------------------------------------------------------------------------------------- who shares it
@@ -273,9 +286,9 @@ def test_losses_and_gradients_are_those_of_all_blocks(make, checkpointing):
         for role in roles if checkpointing else []:
             role.tree.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         if cached:
-            attached(*roles)
+            attached(*roles, together=make is actor_critic)
             objective.eval()
-            objective(objective.collate(rows[::-1]))  # rows are known, beside others
+            objective(objective.collate(rows[:2:-1]))  # most rows are known, beside others
         objective.train()
         torch.manual_seed(5)
         loss = objective(objective.collate(rows))[0]
@@ -287,6 +300,23 @@ def test_losses_and_gradients_are_those_of_all_blocks(make, checkpointing):
     assert found.keys() == expected.keys() and expected
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-5 * float(grad.abs().max()))
+
+
+def test_a_penalty_on_drift_reads_whole_passes():
+    def losses(cached: bool) -> list[float]:
+        objective, rows = language(loaded())
+        start = loaded().start_of(None, BARE, "start")
+        regularise(objective, objective.role, options(hidden_drift=0.5), lambda: start)
+        if cached:
+            attached(objective.role, start)
+        objective.train()
+        found = []
+        for _ in range(2):  # rows are new, rows are known
+            torch.manual_seed(5)
+            found.append(objective(objective.collate(rows))[0].item())
+        return found
+
+    assert losses(True) == pytest.approx(losses(False), rel=1e-5)
 
 
 # -------------------------------------------------------------------------------------------------- planted faults
@@ -320,10 +350,10 @@ def test_what_does_not_give_the_same_is_refused(spoil):
     spoil(role)
     with pytest.raises(UserError, match=r"with the trunk cache, .* of the policy role"):
         attach_trunk({"policy": role.tree}, 2, TrunkCache(GIB))
-    with counted(role) as tokens, torch.no_grad():
+    with counted(role) as passes, torch.no_grad():
         if spoil is not paired:
             role.hidden(packed)
-            assert tokens == [1, 1, 1]
+            assert passes == [1, 1, 1]
     assert trunk._TRUNK not in vars(role.tree)
 
 
