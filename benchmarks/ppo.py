@@ -1,9 +1,11 @@
 """PPO against the last TRL with a PPOTrainer (1.12): LoRA on a random Llama, 16 prompts an update, replies of 64.
 
-    OMP_NUM_THREADS=1 python benchmarks/ppo.py [--size T] [--epochs 4] [--updates 3] [--rounds 2] [--document]
+    OMP_NUM_THREADS=1 python benchmarks/ppo.py [--size T] [--setting all|top] [--epochs 4] [--updates 3] [--rounds 2]
+        [--document]
 
 Sides take turns in processes of their own, each over the same prompts; the first update of a process is not counted.
-Two of ours have their LoRA on the top quarter of the blocks alone, in every role: with and without the trunk cache.
+With `--setting top` the LoRA of every role is in the top quarter of the blocks alone, and the sides are ours with and
+without the trunk cache.
 TRL's critic is trained in full, as TRL is used: another number of trained tensors than ours, whose critic is a LoRA. So
 losses are not comparable; work is. TRL 1.12 is installed beside the model that is made, in runs/benchmarks, at the
 first call; $ALIGN_BENCHMARKS names another folder.
@@ -25,11 +27,12 @@ from common import SIZES, Clock, Measured, arguments, cells, finish, missing, mo
 TRL, BATCH, REPLY = "1.12.0", 16, 64
 WORK = Path(os.environ.get("ALIGN_BENCHMARKS", "runs/benchmarks")).resolve()
 OWN = {
-    "align": ("all", []),
-    "align, top quarter": ("top", []),
-    "align, top quarter, trunk_cache=0": ("top", ["stages.ppo.trunk_cache=0"]),
+    "align": [],
+    "align, trunk_cache=0": ["stages.ppo.trunk_cache=0"],
 }
-"""Our sides: which blocks have a LoRA, and further overrides."""
+"""Our sides, with their overrides."""
+SIDES = {"all": ["align", "TRL"], "top": list(OWN)}
+"""Which take turns where the LoRA is in all blocks, or in the top quarter of them."""
 TEMPLATE = (
     "{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}{{ 't3 ' + m['content'] + ' </s> ' }}"
     "{%- else -%}{{ 't2 ' + m['content'] + ' ' }}{%- endif -%}{%- endfor -%}"
@@ -39,19 +42,21 @@ TEMPLATE = (
 
 def main() -> None:
     """Both sides in turns, or one of them where the environment names it."""
-    options = arguments(__doc__, {"size": list(SIZES)}, {"epochs": 4, "updates": 3, "rounds": 2})
+    options = arguments(
+        __doc__, {"size": list(SIZES), "setting": list(SIDES)}, {"epochs": 4, "updates": 3, "rounds": 2}
+    )
     if side := os.environ.get("ALIGN_SIDE"):
-        found = align_side(options, *OWN[side]) if side in OWN else trl_side(options)
+        found = align_side(options, OWN[side]) if side in OWN else trl_side(options)
         print("MEASURED " + json.dumps(vars(found)))
         return
     prepare(options.size)
     peer = WORK / f"trl-{TRL}"
-    if not peer.exists():
+    sides = SIDES[options.setting]
+    if "TRL" in sides and not peer.exists():
         words = ["install", "-q", "--no-deps", "--target", str(peer), f"trl=={TRL}"]
         done = subprocess.run([sys.executable, "-m", "pip", *words], check=False, capture_output=True, text=True)
         if done.returncode:
             missing(f"TRL {TRL}", RuntimeError(done.stderr.strip().splitlines()[-1]))
-    sides = [*OWN, "TRL"]
     total = {side: Measured() for side in sides}
     for number in range(options.rounds):
         for side in sides if number % 2 else reversed(sides):
@@ -124,12 +129,12 @@ def run(folder: Path, *words: str) -> None:
         sys.exit(code)
 
 
-def align_side(options: Any, blocks: str, more: Sequence[str]) -> Measured:
+def align_side(options: Any, more: Sequence[str]) -> Measured:
     """Processor seconds of every update but the first, from the beginning of one rollout to that of the next."""
     from align.rl import ppo
     from align.rl.rollouts import Rollouts
 
-    folder, found, clocks = WORK / options.size, Measured(), []
+    folder, blocks, found, clocks = WORK / options.size, options.setting, Measured(), []
     sample, improve = Rollouts.sample, ppo.improve
 
     def watched(self: Any, update: int) -> Any:
