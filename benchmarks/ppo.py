@@ -1,8 +1,11 @@
 """PPO against the last TRL with a PPOTrainer (1.12): LoRA on a random Llama, 16 prompts an update, replies of 64.
 
-    OMP_NUM_THREADS=1 python benchmarks/ppo.py [--size T] [--epochs 4] [--updates 3] [--rounds 2] [--document]
+    OMP_NUM_THREADS=1 python benchmarks/ppo.py [--size T] [--setting all|top] [--epochs 4] [--updates 3] [--rounds 2]
+        [--document]
 
 Sides take turns in processes of their own, each over the same prompts; the first update of a process is not counted.
+With `--setting top` the LoRA of every role is in the top quarter of the blocks alone, and the sides are ours with and
+without the trunk cache.
 TRL's critic is trained in full, as TRL is used: another number of trained tensors than ours, whose critic is a LoRA. So
 losses are not comparable; work is. TRL 1.12 is installed beside the model that is made, in runs/benchmarks, at the
 first call; $ALIGN_BENCHMARKS names another folder.
@@ -15,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,13 @@ from common import SIZES, Clock, Measured, arguments, cells, finish, missing, mo
 
 TRL, BATCH, REPLY = "1.12.0", 16, 64
 WORK = Path(os.environ.get("ALIGN_BENCHMARKS", "runs/benchmarks")).resolve()
+OWN = {
+    "align": [],
+    "align, trunk_cache=0": ["stages.ppo.trunk_cache=0"],
+}
+"""Our sides, with their overrides."""
+SIDES = {"all": ["align", "TRL"], "top": list(OWN)}
+"""Which take turns where the LoRA is in all blocks, or in the top quarter of them."""
 TEMPLATE = (
     "{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}{{ 't3 ' + m['content'] + ' </s> ' }}"
     "{%- else -%}{{ 't2 ' + m['content'] + ' ' }}{%- endif -%}{%- endfor -%}"
@@ -31,21 +42,24 @@ TEMPLATE = (
 
 def main() -> None:
     """Both sides in turns, or one of them where the environment names it."""
-    options = arguments(__doc__, {"size": list(SIZES)}, {"epochs": 4, "updates": 3, "rounds": 2})
+    options = arguments(
+        __doc__, {"size": list(SIZES), "setting": list(SIDES)}, {"epochs": 4, "updates": 3, "rounds": 2}
+    )
     if side := os.environ.get("ALIGN_SIDE"):
-        found = {"align": align_side, "TRL": trl_side}[side](options)
+        found = align_side(options, OWN[side]) if side in OWN else trl_side(options)
         print("MEASURED " + json.dumps(vars(found)))
         return
     prepare(options.size)
     peer = WORK / f"trl-{TRL}"
-    if not peer.exists():
+    sides = SIDES[options.setting]
+    if "TRL" in sides and not peer.exists():
         words = ["install", "-q", "--no-deps", "--target", str(peer), f"trl=={TRL}"]
         done = subprocess.run([sys.executable, "-m", "pip", *words], check=False, capture_output=True, text=True)
         if done.returncode:
             missing(f"TRL {TRL}", RuntimeError(done.stderr.strip().splitlines()[-1]))
-    total = {"align": Measured(), "TRL": Measured()}
+    total = {side: Measured() for side in sides}
     for number in range(options.rounds):
-        for side in ("align", "TRL") if number % 2 else ("TRL", "align"):
+        for side in sides if number % 2 else reversed(sides):
             one = alone(side, peer)
             total[side].seconds += one.seconds
             total[side].added_bytes += one.added_bytes
@@ -68,7 +82,7 @@ def prepare(size: str) -> None:
     from trl_turns import drawn, tokenizer
 
     folder = WORK / size
-    if (folder / "parents" / "reward_model").exists():
+    if (folder / "top" / "reward_model").exists():
         return
     model_of(size).save_pretrained(folder / "model")
     made = tokenizer(SIZES[size][3])
@@ -80,9 +94,15 @@ def prepare(size: str) -> None:
     write(folder / "pairs.jsonl", [{"prompt": p, "chosen": r, "rejected": text(replies[-1])} for p, r in texts[:64]])
     write(folder / "talk.jsonl", [{"messages": [turn("user", p), turn("assistant", r)]} for p, r in texts[:64]])
     words = [f"data.conversations.path={folder}/talk.jsonl", f"data.preferences.path={folder}/pairs.jsonl"]
-    short = ["stages.reward_model.max_steps=1", "stages.reward_model.batch_size=8"]
-    run(folder, "pipeline=sft", "name=sft", *words, "stages.sft.max_steps=1", "stages.sft.batch_size=8")
-    run(folder, "pipeline=reward_model", "name=parents", *words, *short)
+    for blocks in ("all", "top"):
+        for stage, name in (("sft", f"sft-{blocks}"), ("reward_model", blocks)):
+            short = [f"stages.{stage}.max_steps=1", f"stages.{stage}.batch_size=8"]
+            run(folder, f"pipeline={stage}", f"name={name}", *words, *adapted(size, blocks), *short)
+
+
+def adapted(size: str, blocks: str) -> list[str]:
+    """The override that puts the LoRA into all blocks, or into the top quarter of them."""
+    return [] if blocks == "all" else [f"adapter.layers=top_{SIZES[size][2] // 4}"]
 
 
 def text(ids: list[int]) -> str:
@@ -109,12 +129,12 @@ def run(folder: Path, *words: str) -> None:
         sys.exit(code)
 
 
-def align_side(options: Any) -> Measured:
+def align_side(options: Any, more: Sequence[str]) -> Measured:
     """Processor seconds of every update but the first, from the beginning of one rollout to that of the next."""
     from align.rl import ppo
     from align.rl.rollouts import Rollouts
 
-    folder, found, clocks = WORK / options.size, Measured(), []
+    folder, blocks, found, clocks = WORK / options.size, options.setting, Measured(), []
     sample, improve = Rollouts.sample, ppo.improve
 
     def watched(self: Any, update: int) -> Any:
@@ -129,9 +149,9 @@ def align_side(options: Any) -> Measured:
     Rollouts.sample, ppo.improve = watched, ended  # type: ignore[method-assign]
     given = {"updates": options.updates + 1, "ppo_epochs": options.epochs, "batch_size": BATCH, "lr": 1e-5}
     given |= {"minibatches": 1, "micro_batch_size": 8, "max_new_tokens": REPLY, "critic_warmup": 0}
-    given |= {"max_approx_kl": 1000, "kl_limit": 1000, "init": folder / "sft/sft"}
-    given |= {"reward": folder / "parents/reward_model"}
-    words = [f"stages.ppo.{name}={value}" for name, value in given.items()]
+    given |= {"max_approx_kl": 1000, "kl_limit": 1000, "init": folder / f"sft-{blocks}" / "sft"}
+    given |= {"reward": folder / blocks / "reward_model"}
+    words = [*(f"stages.ppo.{name}={value}" for name, value in given.items()), *adapted(options.size, blocks), *more]
     name = f"name=ppo-{time.time_ns()}"
     run(folder, "pipeline=ppo", name, f"data.prompts.path={folder}/prompts.jsonl", *words)
     return found

@@ -6,6 +6,7 @@ Shape suffixes: N packed tokens, M selected tokens, D width, V vocabulary.
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from align.models.memory import OutOfMemory, is_out_of_memory, told_of
 from align.models.own_modules import is_plain
 from align.models.packing import ATTENTION, Packed, pack
 from align.models.row_features import reader_of
+from align.models.trunk import above_trunk
 from align.models.virtual_tokens import lead_of
 from data_prep.core.errors import UserError, said_by
 
@@ -31,7 +33,7 @@ def packed_hidden(tree: PreTrainedModel, packed: Packed, cache: Cache | None = N
     if reader_of(tree) is not None:
         inputs["features"] = packed.features
     keeping: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
-    with told_of(packed.tokens):
+    with told_of(packed.tokens), above_trunk(tree, packed) if cache is None else nullcontext():
         out = backbone(**inputs, position_ids=packed.positions_1N, layout=packed.layout, **keeping)
     return out.last_hidden_state[0, first:]  # type: ignore[no-any-return]
 

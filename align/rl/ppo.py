@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from align.models.trunk import forget_rows
 from align.rl import invariants
 from align.rl.actor_critic import ActorCritic, ExperienceRow
 from align.rl.advantages import estimate, weigh
@@ -127,6 +128,7 @@ def collect(
     context: StageContext, rollouts: Rollouts, roles: PPORoles, rule: RewardRule, update: int
 ) -> tuple[list[ExperienceRow], dict[str, float]]:
     """An update's replies as experience, and what is logged of them."""
+    forget_rows(roles.policy.tree)  # replies of the last update do not come again
     with context.phase("rollout"):
         rollout = rollouts.sample(update)
     with context.phase("score"):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _CODE_VERSION = 3  # raised when a change makes equal inputs give another result
-_NOT_INPUTS = {"init", "reward", "data", "adapter", "save_minutes"}
+_NOT_INPUTS = {"init", "reward", "data", "adapter", "save_minutes", "trunk_cache"}
 
 
 @dataclass
@@ -224,6 +224,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
             **({"beside": beside} if beside else {}),
             **({"plain": True} if run.config.model.plain else {}),
             **({"deterministic": True} if run.config.deterministic else {}),
+            **({"trunk_cache": False} if getattr(spec.stage, "trunk_cache", None) == 0 else {}),
             **({"revision": spec.stage.revision} if spec.stage.revision else {}),
         }
     )

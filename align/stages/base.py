@@ -224,12 +224,20 @@ class TrainingStage(LengthOptions, TrainingOptions, Stage):
         from align.training.rehearsal import Rehearsal
         from data_prep.prepare.arrow_rows import lengths_of
 
-        rows = self.rows(context).train
+        prepared = self.rows(context)
+        rows, lengths = prepared.train, lengths_of(prepared.train)
         role = context.fresh_role("policy")
         objective = self.objective(context, role)
         ready_to_train(role, self)
-        places, passes = largest_pass(lengths_of(rows), self, context.seed)
-        return Rehearsal([role], objective, [rows[place] for place in places], passes)
+        places, passes = largest_pass(lengths, self, context.seed)
+        again = self.rereads(len(rows))
+        return Rehearsal(
+            roles=[role],
+            objective=objective,
+            train=[rows[place] for place in places],
+            passes=passes,
+            reread=int(lengths.sum() + lengths_of(prepared.eval).sum()) if again else 0,
+        )
 
     def work(self, rows: int, tokens: float) -> float:
         """Tokens that all steps read."""

@@ -111,7 +111,8 @@ class PPO(PPOOptions, TrainingStage):
         rule = self._rule(context, prepared, roles)
         updater = self._updater(context, roles)
         held_out = self._held_out(context, prepared, roles)
-        last = improve(context, prepared.train, roles, rule, updater, held_out)
+        with context.trunk_shared(roles.policy, roles.all()[1:], again=self.ppo_epochs > 1, together=True):
+            last = improve(context, prepared.train, roles, rule, updater, held_out)
         ppo_checks.require_unchanged(roles, before)
         context.numbers["metrics"] = {
             **last,
@@ -252,6 +253,7 @@ class PPO(PPOOptions, TrainingStage):
             train=[rows[place] for place in max(trained, key=lambda one: sum(lengths[i] for i in one))],
             passes=len(trained),
             score=[rows[place] for place in max(scored, key=lambda one: sum(lengths[i] for i in one))],
+            reread=sum(lengths),
             answered=[len(row.prompt) for row in rows],
             new_tokens=self.max_new_tokens,
         )

@@ -25,6 +25,7 @@ def supervised_run(
     context: StageContext, objective: Objective, role: Role, prepared: Prepared[Any]
 ) -> dict[str, float]:
     """Train `objective` over prepared rows; returns the numbers of the evaluation that counts."""
+    from align.roles import Role
     from align.tracking.metrics import read_metrics
     from align.training.loop import fit
     from align.training.optimizer import Updater, ready_to_train
@@ -42,7 +43,9 @@ def supervised_run(
     context.numbers["tokens"] = int(
         sum(row.get("tokens", 0) for row in read_metrics(context.metrics.path))
     )  # if resumed
-    with Progress(context.spec.name, steps, enabled=context.is_main, done=context.saver.step) as progress:
+    others = [each for each in objective.modules() if isinstance(each, Role) and each is not role]
+    progress = Progress(context.spec.name, steps, enabled=context.is_main, done=context.saver.step)
+    with context.trunk_shared(role, others, again=options.rereads(len(prepared.train))), progress:
 
         def log(step: int, split: str, numbers: dict[str, float]) -> None:
             if context.is_main:

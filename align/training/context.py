@@ -14,18 +14,21 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from transformers import PreTrainedModel
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import ParentMode, StagePlan
-from align.config.schema import Decode, RunConfig, StageSpec
+from align.config.schema import Decode, RunConfig, Shard, StageSpec
 from align.models.fingerprint import read_model_config
-from align.models.sharding import whole_layers
+from align.models.sharding import layers_of, whole_layers
+from align.models.trunk import TrunkCache, alike, attach_trunk, depth_of, release_trunk
 from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
 from align.training.data import Reading, context_of, remarks_of
 from align.training.optimizer import autocast
 from align.training.processes import one_first
 from align.training.resume import SAMPLES, WARNINGS, StateSaver
+from data_prep.core.errors import UserError
 from data_prep.prepare.prepare import Prepared, Renderer
 from data_prep.types import features_of
 
@@ -124,6 +127,56 @@ class StageContext:
         decode = self.config.distributed.decode
         with whole_layers(role.tree) if decode is Decode.whole else nullcontext():
             yield
+
+    @contextmanager
+    def trunk_shared(self, role: Role, others: Sequence[Role], again: bool, together: bool = False) -> Iterator[None]:
+        """Context in which the blocks below the lowest one that `role` trains are computed once a row.
+
+        For the role itself and those of the others that have the same blocks there.
+
+        Args:
+            again: whether the role reads rows in several passes; if not, it is done for several roles alone.
+            together: whether nothing is kept from one state of the stage to the next, so that rows need not be computed
+                each alone to go on to the same bits.
+        """
+        trees = {each.name: each.tree for each in (role, *others)}
+        room = self.spec.stage.trunk_room(self.accelerator.device.type)
+        names = alike(trees, role.name) if room else []
+        shared = {name: trees[name] for name in names} if len(names) > 1 or again else {}
+        try:
+            if shared:
+                self._attach_trunk(shared, depth_of(role.tree), room, together)
+            yield
+        finally:
+            for tree in shared.values():
+                release_trunk(tree)
+
+    def _attach_trunk(self, trees: dict[str, PreTrainedModel], depth: int, room: int, together: bool) -> None:
+        """Give trees of one trunk a cache of so many bytes, or say why they have none."""
+        name = f"stages.{self.spec.name}"
+
+        def full() -> None:
+            self.warn(
+                "trunk_cache_full",
+                f"the trunk cache of {room / 1e9:g} GB is full: of further rows nothing is kept",
+                f"raise {name}.trunk_cache",
+            )
+
+        try:
+            if self.spec.stage.neftune:
+                raise UserError("noise on embeddings (neftune) changes what every block gives")
+            if self.bases.shard is not Shard.none:
+                raise UserError("blocks of a base that is cut cannot be left out of a pass")
+            with self.autocast():
+                attach_trunk(trees, depth, TrunkCache(room, together, full))
+        except UserError as problem:
+            off = f"set {name}.trunk_cache=0 to leave this warning out"
+            self.warn("no_trunk_cache", f"every pass computes all blocks: {problem.message}", off)
+        else:
+            if self.is_main:
+                blocks = len(layers_of(next(iter(trees.values()))))
+                told = f"{depth} of {blocks} blocks are computed once a row, for {', '.join(trees)}"
+                print(f"{self.spec.name}: {told}", file=sys.stderr)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:

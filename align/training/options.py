@@ -71,6 +71,12 @@ class TrainingOptions:
         "auto|off|bf16: precision of matrix products in every pass of the stage (auto: bf16 on CUDA, else off)",
     )
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
+    trunk_cache: float | None = option(
+        None,
+        "GB of a process's main memory for results of the blocks below the lowest trained one, which are then computed "
+        "once a row for all roles and passes (0: off; default: 2 on a CPU, 0 on a card, where it is not measured)",
+        high=1e6,
+    )
     eval_every: int = option(0, "optimiser steps between evaluations (0: four times per run)")
     patience: int = option(0, "stop after this many evaluations without improvement (0: never)")
     save_minutes: float = option(
@@ -81,6 +87,15 @@ class TrainingOptions:
         """Optimiser steps of a run over so many training rows."""
         return self.max_steps or max(1, round(self.steps_in_epoch(rows) * self.epochs))
 
+    def trunk_room(self, device: str) -> int:
+        """Bytes of the trunk cache on a kind of device."""
+        default = 2.0 if device == "cpu" else 0.0
+        return int(1e9 * (default if self.trunk_cache is None else self.trunk_cache))
+
     def steps_in_epoch(self, rows: int) -> int:
         """Batches that one pass over so many training rows makes."""
         return max(1, rows // self.batch_size)
+
+    def rereads(self, rows: int) -> bool:
+        """Whether a run over so many training rows takes some of them several times."""
+        return self.steps_over(rows) > self.steps_in_epoch(rows)

@@ -24,6 +24,8 @@ class Rehearsal:
     """Passes of that optimiser step."""
     score: Sequence[Any] = ()
     """Rows of the largest pass without gradients, where there are larger ones than those of training."""
+    reread: int = 0
+    """Tokens of rows that come in several passes: what a trunk cache keeps something of."""
     answered: Sequence[int] = ()
     """Tokens of the prompts that are answered at a time."""
     new_tokens: int = 0

@@ -18,6 +18,7 @@ from align.adapters.shapes import config_of, linear_layers
 from align.config.schema import Load
 from align.inference.cache import BLOCK
 from align.models.own_functions import HEAD_ELEMENTS, HEAD_ROWS
+from align.models.trunk import depth_of
 from align.planning.memory.trace import traced
 from align.training.options import Autocast, Optimizer, TrainingOptions
 
@@ -86,6 +87,8 @@ def memory_of(
     }
     if rehearsal.objective is not None:
         resident["optimizer"] = sum(state_bytes(tensor.numel(), options.optimizer) for tensor in learned)
+        if device.kind == "cpu" and (kept := trunk_bytes(rehearsal, options, model_config)):
+            resident["trunk cache"] = kept
     gradients = sum(tensor.nbytes for tensor in learned)
     phases = _phases(rehearsal, options, model_config, device, gradients)
     unpacked = max((_unpacked(base, device.kind) for base in bases), default=0)
@@ -151,6 +154,15 @@ def state_bytes(count: int, optimizer: Optimizer) -> int:
     if optimizer is Optimizer.adamw:
         return 8 * count + 4  # the step is counted by tensor
     return 8 * count if count < _SMALL else 2 * (count + 4 * math.ceil(count / _NESTED))
+
+
+def trunk_bytes(rehearsal: Rehearsal, options: TrainingOptions, model_config: dict[str, Any]) -> int:
+    """Bytes of hidden states that are kept in main memory of rows that come again; 0 without a block to leave out."""
+    tree = rehearsal.roles[0].tree
+    if not depth_of(tree):
+        return 0
+    each = int(config_of(model_config).hidden_size) * next(tree.parameters()).element_size()
+    return min(options.trunk_room("cpu"), rehearsal.reread * each)
 
 
 def rollout_bytes(model_config: dict[str, Any], size: int, prompts: Sequence[int], new_tokens: int) -> dict[str, int]:

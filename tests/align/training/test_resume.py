@@ -40,9 +40,9 @@ CASES = {
     "sgd": ["adapter=lora", "stages.sft.optimizer=sgd"],
     "best-fit": ["adapter=lora", "stages.sft.micro_batch_size=0", "stages.sft.micro_tokens=64"],
 }
-KINDS = {"lora", "adalora", "delta_lora in the weights", "full", "qlora", "best-fit"}
-"""One of each kind of state: plain tensors, a schedule's, moved weights, the base itself, what stands on four bits, and
-what the passes add. The other cases are for the grid."""
+KINDS = {"lora", "adalora", "delta_lora in the weights", "full", "qlora", "best-fit", "feature_extraction"}
+"""One of each kind of state: plain tensors, a schedule's, moved weights, the base itself, what stands on four bits,
+what the passes add, and a trunk cache, which is empty again. The others are for the grid."""
 
 
 @pytest.fixture
