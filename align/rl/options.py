@@ -90,7 +90,7 @@ class PPOOptions(TrainingOptions):
     beta2: float = option(0.95, "second-moment decay of Adam", below=1)
     max_new_tokens: int = option(32, "longest reply in tokens", low=1)
     temperature: float = option(0.7, "sampling temperature, also of the log-probabilities that are trained", above=0)
-    kl_coef: float = option(0.05, "weight of the per-token KL penalty (k1) in the reward")
+    kl_coef: float = option(0.08, "weight of the per-token KL penalty (k1) in the reward")
     kl_target: float = option(0.0, "KL per reply that an adaptive kl_coef steers to (0: fixed coefficient)")
     kl_horizon: float = option(10.0, "updates in which the adaptive kl_coef can grow or shrink by a factor e", low=1)
     kl_limit: float = option(

@@ -265,7 +265,7 @@ def test_a_tracker_that_fails_is_left_out_with_one_warning(recorder, tmp_path, c
     entry, err = record.tracking[0], capfd.readouterr().err
     assert entry["status"] == "failed"
     assert entry["error"] in {
-        "raises": ["RuntimeError: broken"],
+        "raises": ["RuntimeError: broken on two lines"],
         "full": ["OSError: [Errno 28] No space left on device"],
     }.get(fault, ["its process ended"])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 50

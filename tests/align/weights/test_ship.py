@@ -163,4 +163,4 @@ def test_a_hub_that_turns_one_away_is_a_line_and_nothing_is_made(tmp_path, capfd
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "HfApi", Hub)
     _, err = shipped(capfd, finished() / "sft", "to=hub", "push=true", f"folder={tmp_path}/x", code=2)
-    assert "(401 Unauthorized); log in: hf auth login" in refused(2, err) and not list(tmp_path.iterdir())
+    assert "(401 Unauthorized for url: x); log in: hf auth login" in refused(2, err) and not list(tmp_path.iterdir())
