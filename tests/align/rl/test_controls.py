@@ -38,7 +38,7 @@ def train_rows(run: Path) -> list[dict[str, Any]]:
 # ---------------------------------------- the KL coefficient
 def test_the_coefficient_rests_while_the_critic_warms_up(tmp_path):
     """Also the schedule: passes that end early leave out their steps, and the rate falls as updates pass."""
-    words = ["updates=4", "critic_warmup=2", "kl_target=0.5", "kl_horizon=1", "lr=1e-3", "ppo_epochs=3"]
+    words = ["updates=4", "critic_warmup=2", "kl_coef=0.05", "kl_target=0.5", "kl_horizon=1", "lr=1e-3", "ppo_epochs=3"]
     rows = train_rows(ppo(tmp_path, *words, "max_approx_kl=1e-12", "name=k"))
     coefficients = [row["objective/kl_coef"] for row in rows]
     assert coefficients[:3] == [0.05] * 3 and coefficients[3] < 0.05
