@@ -130,7 +130,15 @@ def _stage_kinds(tree: Tree, choices: Mapping[str, Any]) -> dict[str, Any]:
         nodes[name] = {} if nodes[name] is None else nodes[name]
         if not isinstance(nodes[name], dict):
             raise UserError("a stage is a mapping of options", field=f"stages.{name}", code="bad_value")
-        kinds[name] = stages.get(str(choices.get(f"stage@stages.{name}") or name))
+        chosen = choices.get(f"stage@stages.{name}")
+        if chosen is None and any(f"stage@stages.{each}" in choices for each in nodes):
+            raise UserError(
+                f"a recipe sets options of a stage '{name}', which the pipeline does not have",
+                field=f"stages.{name}",
+                code="no_stage",
+                hint=f"choose a pipeline with it, or add it in the recipe's defaults: /stage@stages.{name}: KIND",
+            )
+        kinds[name] = stages.get(str(chosen or name))
     return kinds
 
 

@@ -282,6 +282,21 @@ def test_own_recipe_folder_must_exist(tmp_path):
     assert "no such folder" in problem(config_dir=str(tmp_path / "none"))
 
 
+def test_a_recipe_s_options_do_not_make_a_stage_of_their_own():
+    """An experiment for the whole chain, with a pipeline that is shorter: its SFT would be trained behind PPO."""
+    words = [
+        "experiment=persona_rlhf",
+        "pipeline=ppo",
+        "model.path=x",
+        "data.root=x",
+        "stages.ppo.reward=r/reward_model",
+    ]
+    with pytest.raises(
+        UserError, match="stages.sft: a recipe sets options of a stage 'sft', which the pipeline does not"
+    ):
+        compose(words)
+
+
 def test_registering_is_all_it_takes(monkeypatch):
     monkeypatch.setattr(ConfigStore.instance(), "repo", {**ConfigStore.instance().repo})
     monkeypatch.setattr(adapters, "_choices", dict(adapters._choices))
