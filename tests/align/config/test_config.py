@@ -292,7 +292,7 @@ def test_a_recipe_s_options_do_not_make_a_stage_of_their_own():
         "stages.ppo.reward=r/reward_model",
     ]
     with pytest.raises(
-        UserError, match="stages.sft: a recipe sets options of a stage 'sft', which the pipeline does not"
+        UserError, match=r"stages\.sft: a recipe sets options of a stage 'sft', which the pipeline does not"
     ):
         compose(words)
 
