@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.core.errors import TrainingStopped, UserError
 
@@ -66,10 +66,31 @@ def join_processes() -> Accelerator:
 
     kind = device.current_accelerator() if device.is_available() else None
     # Without a device that has a backend of its own, accelerate joins processes only where it is told to use the CPU.
-    process = Processes(cpu=count > 1 and (kind is None or kind.type == "mps"), mixed_precision="no")
+    cpu = count > 1 and (kind is None or kind.type == "mps")
+    process = Processes(cpu=cpu, mixed_precision="no", kwargs_handlers=_met_anew() if count > 1 else [])
     if process.num_processes != count:
         raise _apart(count, process.num_processes)
     return process
+
+
+def _met_anew() -> list[Any]:
+    """How processes that a launcher has started again meet: apart from what those before them left in its store.
+
+    torchrun's agent keeps one store over its restarts, and a process that is quick would find the address of a peer
+    that is dead there (torch 2.13; seen as a hang, or as `connectFullMesh failed`).
+    """
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts == "0":
+        return []
+    from accelerate.utils import InitProcessGroupKwargs
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]
+    from torch.distributed.rendezvous import rendezvous
+
+    store, rank, size = next(rendezvous("env://"))
+    how = {"store": PrefixStore(f"restart-{restarts}", store), "rank": rank, "world_size": size}
+    handler = InitProcessGroupKwargs()
+    vars(handler)["to_kwargs"] = lambda: how  # accelerate knows its own classes alone, and they can name no store
+    return [handler]
 
 
 def _apart(count: int, joined: int) -> UserError:
