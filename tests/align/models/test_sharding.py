@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -176,11 +177,12 @@ def test_what_is_stopped_in_parts_ends_in_the_same_bits(out: Path) -> None:
     assert contents(out / "again" / "sft") == contents(out / "full" / "sft")
 
 
-def test_a_state_in_parts_is_taken_up_by_one_process(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_in_parts_goes_on_in_one_process(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the number of processes is no input of the stage: the parts are put together."""
+    shutil.copytree(out / "stopped", tmp_path / "stopped")
     monkeypatch.setattr(resume, "newest", lambda staging, digest: next(staging.glob("resume/step-*"), None))
-    execute(compose(full_words("sft", "full", out, "name=stopped")))
-    both, alone = (load_file(out / name / "sft" / "model.safetensors") for name in ("full", "stopped"))
+    execute(compose(full_words("sft", "full", tmp_path, "name=stopped")))
+    both, alone = (load_file(run / "sft" / "model.safetensors") for run in (out / "full", tmp_path / "stopped"))
     assert gap(alone, both) <= 1e-6
 
 

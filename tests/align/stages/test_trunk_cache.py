@@ -36,7 +36,7 @@ def said(capfd: Any) -> list[str]:
 
 
 def test_a_chain_says_the_same_numbers_with_and_without_it(capfd):
-    cached = chain()
+    cached = made("rlhf", "name=trunk-told", *TOP)
     told = said(capfd)
     assert told == [
         "sft: 1 of 2 blocks are computed once a row, for policy",
@@ -69,8 +69,8 @@ def test_room_decides_no_bit_and_is_no_reason_to_train_again(capfd):
 def test_an_update_begins_with_an_empty_cache(monkeypatch):
     used: list[int] = []
     clear = TrunkCache.clear
-    monkeypatch.setattr(TrunkCache, "clear", lambda self: (used.append(self.used), clear(self))[1])
     ppo = ["init=" + str(chain() / "sft"), "reward=" + str(chain() / "reward_model")]
+    monkeypatch.setattr(TrunkCache, "clear", lambda self: (used.append(self.used), clear(self))[1])
     made("ppo", "name=alone", TOP[0], *(f"stages.ppo.{word}" for word in [*ppo, "updates=3", "monitor=off"]))
     assert len(used) == 3 and 0 < used[2] < 1.5 * used[1]
 
