@@ -73,7 +73,7 @@ def read_jsonl(path: str, file: IO[bytes]) -> Iterator[RowOrProblem]:
         if first and (line.lstrip()[:1] == b"[" or line.strip() == b"{"):
             what = "an array" if line.lstrip()[:1] == b"[" else "objects of several lines"
             raise UserError(
-                f"holds {what} (got {line.decode()[:1]!r}; expected one JSON object per line)",
+                f"holds {what} (got {line.decode(errors='replace')[:1]!r}; expected one JSON object per line)",
                 hint="call it .json",
                 file=path,
             )

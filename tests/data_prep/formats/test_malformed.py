@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from data_prep.core.errors import UserError
@@ -481,6 +481,7 @@ def test_any_table_comes_out_as_it_went_in(table: list[tuple[str, str]], tmp_pat
 @given(
     content=st.binary(max_size=200) | st.text('[]{}",:\\n\r\n \t', max_size=60).map(str.encode), zipped=st.booleans()
 )
+@example(content=b"[\x80", zipped=False)
 def test_any_bytes_are_read_or_refused(content: bytes, zipped: bool, tmp_path_factory: Any) -> None:
     folder = tmp_path_factory.mktemp("rows")
     for container in ("jsonl", "json", "csv", "tsv", "txt", "parquet"):
