@@ -114,7 +114,8 @@ def _stage_kinds(tree: Tree, choices: Mapping[str, Any]) -> dict[str, Any]:
     """Stage name -> its dataclass: what the recipe chose for it, else the stage of the same name.
 
     Raises:
-        UserError: no stages, a stage that is not a mapping, or a recipe file without its package line.
+        UserError: no stages, a stage that is not a mapping, options of one that the pipeline lacks, or a recipe file
+            without its package line.
     """
     for group in ("pipeline", "experiment"):
         if group in tree:

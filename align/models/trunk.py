@@ -30,7 +30,7 @@ from align.models.packing import Packed, pack, pack_branches
 from align.models.row_features import reader_of
 from align.models.sharding import layers_of
 from align.models.virtual_tokens import lead_of
-from data_prep.core.errors import UserError
+from data_prep.core.errors import UserError, said_by
 
 _TRUNK = "align_trunk"
 """Attribute of a tree that leaves its trunk out."""
@@ -282,7 +282,7 @@ def _disagreement(tree: PreTrainedModel) -> str | None:
             if not gap <= (0.0 if exact else rounding * max(1.0, size)):
                 return f"hidden states differ by {gap:.1e} from those of all blocks"
     except (TypeError, AttributeError, ValueError, RuntimeError, KeyError, IndexError) as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+        return f"{type(error).__name__}: {said_by(error)}"
     finally:
         tree.train(training)
     return None

@@ -19,6 +19,7 @@ from data_prep.core.options import listing, option
 STAGE = "reward_model"
 """The stage that a number is of, where none is named."""
 MOST = 20
+"""Members that a number may ask for."""
 
 
 class By(Enum):
@@ -44,6 +45,12 @@ class Ensemble(Source):
     def of(cls, values: dict[str, Any], where: str) -> Source:
         """There are two different members at least."""
         if is_number(values["ensemble"]):
+            if values["ensemble"] > MOST:
+                raise UserError(
+                    f"out of range (got {values['ensemble']}; expected at most {MOST})",
+                    field=f"{where}.ensemble",
+                    code="bad_value",
+                )
             values = {**values, "ensemble": member_names(values["ensemble"], str(values.get("stage", STAGE)))}
         source = super().of(values, where)
         if len(set(source.models)) < max(2, len(source.models)) or "base" in source.models:

@@ -118,6 +118,7 @@ def test_an_ensemble_by_number_is_trained_with_other_seeds() -> None:
         (["pipeline=ppo", "stages.ppo.reward={ensemble: 3}"], "the run has no such reward model"),
         (["stages.ppo.reward={ensemble: 2}", "stages.ppo.refresh=1"], "go on with one reward model"),
         (["stages.ppo.reward={ensemble: true}"], "expected a list"),
+        (["stages.ppo.reward={ensemble: 21}"], "ensemble: out of range (got 21; expected at most 20)"),
     ],
 )
 def test_an_ensemble_that_cannot_be_trained_is_one_line(words: list[str], said: str) -> None:
