@@ -1,4 +1,4 @@
-"""The rows of docs/results.md, read from run folders: nothing in that page is typed by hand.
+"""The rows of docs/results.md, read from run folders, and their mean: nothing in that page is typed by hand.
 
 python benchmarks/results.py RUN_FOLDER [RUN_FOLDER ...]
 """
@@ -42,6 +42,21 @@ def row(folder: Path) -> list[str]:
     ]
 
 
+def mean_row(rows: list[list[str]]) -> list[str]:
+    """The mean of every column of numbers."""
+    return ["mean", "-", *(mean(column) for column in list(zip(*rows, strict=True))[2:])]
+
+
+def mean(column: tuple[str, ...]) -> str:
+    """The mean of printed numbers, printed as they are; "-" where one is not a number."""
+    try:
+        numbers = [float(cell) for cell in column]
+    except ValueError:
+        return "-"
+    places, sign = len(column[0].partition(".")[2]), "+" if column[0][0] in "+-" else ""
+    return f"{sum(numbers) / len(numbers):{sign}.{places}f}"
+
+
 def memory_row(folder: Path) -> list[str]:
     """What PPO holds in memory, counted by storage."""
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
@@ -63,7 +78,8 @@ def main() -> None:
     if not folders:
         sys.exit(__doc__)
     head = "run seed methods modes SFT-topic PPO-topic ratio SFT-gold PPO-gold gain SE gain/SE KL RM-accuracy"
-    show([*head.split(), "seconds", "peak-MiB"], [row(folder) for folder in folders])
+    rows = [row(folder) for folder in folders]
+    show([*head.split(), "seconds", "peak-MiB"], rows if len(rows) == 1 else [*rows, mean_row(rows)])
     show(
         ["run", "bases", "base-bytes", "beside", "SFT's", "heads", "ratio"], [memory_row(folder) for folder in folders]
     )
