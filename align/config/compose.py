@@ -137,7 +137,8 @@ def _stage_kinds(tree: Tree, choices: Mapping[str, Any]) -> dict[str, Any]:
                 f"a recipe sets options of a stage '{name}', which the pipeline does not have",
                 field=f"stages.{name}",
                 code="no_stage",
-                hint=f"choose a pipeline with it, or add it in the recipe's defaults: /stage@stages.{name}: KIND",
+                hint="take a pipeline with it and leave out others ('~stages.OTHER'), or add to the recipe's defaults: "
+                f"/stage@stages.{name}: KIND",
             )
         kinds[name] = stages.get(str(chosen or name))
     return kinds
