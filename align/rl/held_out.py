@@ -76,6 +76,8 @@ class HeldOut:
         self._roles = replace(roles, value=None)
         self._gold = gold
         self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id)
+        self.by = "reward less its KL penalty" if gold is None else "gold"
+        """What the measure of a look is, in words."""
 
     def look(self, rule: RewardRule, options: PPOOptions) -> Look:
         """Answer the prompts and judge the answers."""

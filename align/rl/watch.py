@@ -67,11 +67,12 @@ class Watch:
     def finish(self) -> dict[str, Any]:
         """Put the weights of the best look back; what run.json says of it and of the end."""
         course, found = self._course, self._course.finish(self._updater)
-        if course.begun is not None and course.best_look is not None and fell(course.best_look, course.begun):
+        held_out, begun, best = self._held_out, course.begun, course.best_look
+        if held_out is not None and begun is not None and best is not None and fell(best, begun):
             self._context.warn(
                 "no_gain",
-                f"no update answers the held-out prompts better than the start: {course.best_look.measure:.3g} at "
-                f"update {course.best.step}, {course.begun.measure:.3g} before the first",
+                f"no update answers the held-out prompts better than the start, by {held_out.by}: {best.measure:.3g} "
+                f"at update {course.best.step}, {begun.measure:.3g} before the first",
                 f"look at the reward model's accuracy, or lower {self._where}.lr",
             )
         return found | self._ended
