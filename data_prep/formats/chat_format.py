@@ -19,12 +19,12 @@ from data_prep.formats.message_lists import (
     tools_as_text,
     without_nulls,
 )
-from data_prep.formats.transcripts import open_transcript
+from data_prep.formats.transcripts import open_transcript, turns_of
 from data_prep.formats.turns import need_question
 from data_prep.sources.rows import Row, kind_of, short
 from data_prep.types import ROLES, Message
 
-_READ = ("role", "from", "content", "value", "train", "weight", "name", "id")
+_READ = ("role", "from", "content", "value", "train", "loss", "weight", "name", "id")
 _EXCHANGES = (
     ("input", "output"),
     ("prompt", "response"),
@@ -190,8 +190,13 @@ class ChatFormat(Format):
         """A list of turns as messages, where it is clear what they are; counted.
 
         {"input", "output"} and the like are a question and its answer (Capybara); texts alone are turn about, the
-        user's first (LIMA).
+        user's first (LIMA); one text may hold all turns, "Human: ... Assistant: ..." (HH-RLHF).
         """
+        if isinstance(value, str):
+            turns, before = turns_of(value)
+            if len(turns) > 1 and not before.strip():
+                self.notes["texts read as turns of Human and Assistant"] += 1
+                return [{"role": turn.role, "content": turn.content} for turn in turns]
         if not isinstance(value, list) or not value:
             return value
         if len(value) > 1 and all(isinstance(one, str) for one in value):

@@ -191,6 +191,7 @@ def test_a_mistake_is_one_line(command, tmp_path, monkeypatch, words, message):
     [
         ({"q": "a", "m": {"a": ["b"]}}, ["columns={prompt: 'Q: {q}', completion: m.a.0}"], "prompt_completion"),
         ({"q": "a", "a": "b"}, ["columns.prompt=q", "columns.completion=a"], "prompt_completion"),
+        ({"q": "a", "m": {"a": "b"}}, ["columns={prompt:q,completion:m.a}"], "prompt_completion"),
         (
             {"conversation": [{"from": "Q", "value": "a"}, {"from": "bot", "value": "b"}]},
             ["options={roles: {Q: user, bot: assistant}}"],
