@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from data_prep.core.errors import UserError, unknown
@@ -37,6 +38,7 @@ _EXCHANGES = (
     ("human", "gpt"),
 )
 """Keys of objects that hold a question and its answer."""
+_SPEAKERS = ("user", "assistant")
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
 CHAT_OPTIONS: Mapping[str, str] = {
     "role": "key of a message that holds its role (default: role, or from)",
@@ -95,6 +97,7 @@ class ChatFormat(Format):
         value = self._meant(row, value)
         messages = parse_messages(row, field, value, self.known, self.keys)
         self._note_unread(value)
+        self._note_order(messages)
         system = system_of(row).strip()
         first = messages[0].content if messages and messages[0].role == "system" else ""
         if system and not first:
@@ -235,6 +238,14 @@ class ChatFormat(Format):
     ) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
         tools = self._pruned(row, parse_tools(row))
         return (tools_as_text(messages, tools), ()) if self.as_text else (messages, tools)
+
+    def _note_order(self, messages: tuple[Message, ...]) -> None:
+        """Count dialogues whose turns do not take turns."""
+        roles = [message.role for message in messages]
+        if any(one == other and one in _SPEAKERS for one, other in pairwise(roles)):
+            self.notes["dialogues with two turns of one role after one another"] += 1
+        if "system" in roles[1:]:
+            self.notes["dialogues with a system message after their first turn"] += 1
 
     def _note_unread(self, entries: list[dict[str, Any]]) -> None:
         """Count what messages say beside role and content that is not read."""

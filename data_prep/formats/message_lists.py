@@ -168,7 +168,7 @@ def _train_flag(row: Row, place: str, entry: dict[str, Any]) -> bool | None:
     if value is None and entry.get("loss") in (0, 1):
         return bool(entry["loss"])
     if value is not None and not isinstance(value, bool):
-        raise row.problem(f"{place}.train", f"wrong value (got {short(str(value))}; expected true or false)")
+        raise row.problem(f"{place}.train", f"wrong value (got {short(repr(value))}; expected true or false)")
     return value
 
 

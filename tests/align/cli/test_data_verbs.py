@@ -135,6 +135,14 @@ def test_show_prints_rows_as_the_model_sees_them(command, tmp_path):
         assert code == 2 and message in err and err.count("\n") == 1
 
 
+def test_show_says_what_it_leaves_out(command, tmp_path):
+    marked = {"prompt": "q", "completion": "[INST] a"}
+    source = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "", "completion": "a"}, marked])
+    code, out, err = command("show", source)
+    assert code == 0 and out.count("conversation, ") == 1
+    assert f"warning  {source}:1:prompt: empty" in err and "note     rows whose text spells '[INST]'" in err
+
+
 def test_labelled_rows_and_documents_are_shown(command, tmp_path):
     labelled = write_jsonl(tmp_path / "k.jsonl", [{"prompt": "a", "completion": "b", "label": False}])
     texts = write_jsonl(tmp_path / "t.jsonl", [{"text": "Once upon a time."}])
