@@ -174,7 +174,7 @@ def _numbers(text: str) -> tuple[int, int]:
     first, dash, last = text.replace("..", "-").partition("-")
     if not first.isdigit() or (dash and not last.isdigit()) or not 1 <= int(first) <= int(last or first):
         raise UserError(f"wrong rows (got {text!r}; expected N or N-M, from 1)", field="rows", code="bad_value")
-    return int(first), int(last or first)
+    return min(int(first), sys.maxsize), min(int(last or first), sys.maxsize)
 
 
 def renderer_of(model: str) -> Renderer:

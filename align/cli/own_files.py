@@ -61,6 +61,7 @@ def with_files(words: Sequence[str]) -> list[str]:
                 f"data.{kind.option}.mix",
             )
         found[kind.option] = file, kind
+        _check_is_alone(file, kind, rest)
     said = [] if _given(rest, "data") else ["data=files"]
     said += [f"data.{option}.path={os.path.expanduser(file)}" for option, (file, _) in found.items()]
     if not _given(rest, "pipeline") and not _given(rest, "experiment"):
@@ -76,6 +77,21 @@ def _meant(words: Sequence[str]) -> RowKind | None:
     named -= {path[1] for path in options if path[2:3] in (["path"], ["mix"], ["generator"])}
     kinds = [kind for kind in RowKind if kind.option == kind.name and kind.name in named]
     return kinds[0] if len(kinds) == 1 else None
+
+
+def _check_is_alone(file: str, kind: RowKind, words: Sequence[str]) -> None:
+    """No word gives another source for the rows of a file: one of both would be read, and the other not.
+
+    Raises:
+        UserError: one does.
+    """
+    own = {f"data.{kind.option}.{name}" for name in ("path", "generator", "mix")} | {"data.mix"}
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        if key in own or key.startswith((f"data.{kind.option}.mix.", "data.mix.")):
+            raise UserError(
+                f"'{file}' and {key} both give {kind.option}", code="two_sources", hint="leave one of them out"
+            )
 
 
 def _check_is_no_path(word: str) -> None:

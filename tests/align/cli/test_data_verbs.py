@@ -128,6 +128,7 @@ def test_show_prints_rows_as_the_model_sees_them(command, tmp_path):
     assert code == 0 and "conversation" in out and "[Th" in out
     for words, message in (
         (("rows=6",), "has no row 6"),
+        (("rows=6-99999999999999999999",), "has no row 6"),
         (("rows=0",), "expected N or N-M"),
         (("rows=3-2",), "expected N"),
     ):
@@ -177,6 +178,8 @@ def test_files_are_made(command, tmp_path):
         ([], "what? (expected stats, show, dedup, split, convert)"),
         (["stats"], "which file? (expected FILE); align data stats FILE"),
         (["stats", "none.jsonl"], "none.jsonl: no such file or folder"),
+        (["stats", "-"], "-: standard input is not read; "),
+        (["stats", "[a.jsonl,b.jsonl]"], "no data file matches this pattern; several files are a folder"),
         (["stats", "a.jsonl", "agianst=b"], "did you mean 'against'?"),
         (["stats", "a.jsonl", "near=2"], "near: out of range"),
         (["stats", "a.jsonl", "kind=pairs"], "unknown choice 'pairs'"),

@@ -95,6 +95,14 @@ def test_options_of_a_kind_say_what_the_rows_of_a_file_are(files: dict[str, str]
         source_for(DataOptions(name="files", prompts=SourceOptions(path=path)), CONVERSATION)
 
 
+@pytest.mark.parametrize(
+    "word", ["data.conversations.path=x", "data.mix={a: {path: x}}", "data.conversations.mix.a.path=x"]
+)
+def test_a_file_beside_another_source_of_its_rows_is_refused(files: dict[str, str], word: str) -> None:
+    with pytest.raises(UserError, match=f"talk.jsonl' and {word.partition('=')[0]} both give conversations"):
+        with_files([files["talk"], word])
+
+
 def test_two_files_of_a_kind_are_refused(files: dict[str, str], tmp_path: Path) -> None:
     write_jsonl(tmp_path / "more.jsonl", TALK)
     with pytest.raises(UserError, match=r"two files of conversations: .*talk.jsonl and .*more.jsonl"):
