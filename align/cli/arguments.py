@@ -89,8 +89,28 @@ def read_options(kind: type[T], words: Sequence[str]) -> T:
         for step in inside:  # filters.dedup.near=0.8: into the mapping
             inner = place.setdefault(last, {})
             place, last = inner if isinstance(inner, dict) else {}, step
-        place[last] = unquoted if is_text(wanted) else yaml.safe_load(text)
+        place[last] = unquoted if is_text(wanted) else _loaded(text)
     return build(kind, given, "")
+
+
+def _loaded(text: str) -> Any:
+    """A value in YAML; `{a:b}` is `{a: b}`, as recipes and overrides of runs read it."""
+    return _spaced(yaml.safe_load(text))
+
+
+def _spaced(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_spaced(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    spaced = {}
+    for key, one in value.items():
+        name, colon, said = str(key).partition(":")
+        if one is None and colon:
+            spaced[name] = _loaded(said)
+        else:
+            spaced[key] = _spaced(one)
+    return spaced
 
 
 @contextmanager

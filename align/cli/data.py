@@ -71,9 +71,12 @@ def show(args: argparse.Namespace) -> Answer:
     if not records:
         stream.tally.check_bad_rows(options.on_bad_row)
         raise UserError(f"has no row {first} (got {stream.tally.seen} rows)", file=path, code="no_rows")
-    for problem in (stream.left_out.problem(path), *stream.left_out.warnings(path)):
+    bad = stream.tally.first_problems()
+    for problem in (*bad, stream.left_out.problem(path), *stream.left_out.warnings(path)):
         if problem is not None:
             print(f"warning  {problem}", file=sys.stderr)
+    for note, count in stream.form.notes.items():
+        print(f"note     {note}: {count:,}", file=sys.stderr)
     renderer = renderer_of(options.model)
     shown: list[dict[str, Any]] = []
     for row in renderer.render(stream.kind, records):
@@ -171,7 +174,7 @@ def _numbers(text: str) -> tuple[int, int]:
     first, dash, last = text.replace("..", "-").partition("-")
     if not first.isdigit() or (dash and not last.isdigit()) or not 1 <= int(first) <= int(last or first):
         raise UserError(f"wrong rows (got {text!r}; expected N or N-M, from 1)", field="rows", code="bad_value")
-    return int(first), int(last or first)
+    return min(int(first), sys.maxsize), min(int(last or first), sys.maxsize)
 
 
 def renderer_of(model: str) -> Renderer:

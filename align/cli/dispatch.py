@@ -119,6 +119,7 @@ def json_only() -> Iterator[None]:
 def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
     """Run a verb; exceptions become an exit code, a line on standard error and the `error` object."""
     try:
+        _check_are_text(words)
         with _terminated_as_interrupt():
             return _dispatch(words)
     except (UserError, TrainingStopped) as problem:
@@ -142,6 +143,20 @@ def _guarded(words: list[str]) -> tuple[int, dict[str, Any]]:
             raise
         traceback.print_exc()
         return 1, {"error": UserError(f"{type(problem).__name__}: {problem}", code="internal").as_dict()}
+
+
+def _check_are_text(words: Iterable[str]) -> None:
+    """Refuse words of bytes that are no text in this locale: a run could not write them down.
+
+    Raises:
+        UserError: there is one.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            hint = "set LC_ALL=C.UTF-8, or give the file or the run a name in UTF-8"
+            raise UserError(f"{word!a} is no text in this locale", code="bad_override", hint=hint) from None
 
 
 def _interrupted(words: list[str], kept: str) -> str:

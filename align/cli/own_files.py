@@ -9,10 +9,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from data_prep.core.errors import UserError
 from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED, RowKind
+
+if TYPE_CHECKING:
+    from data_prep.records.stream import Given
 
 _PIPELINES = {
     frozenset({CONVERSATION}): "sft",
@@ -46,8 +50,9 @@ def with_files(words: Sequence[str]) -> list[str]:
     if not files:
         return rest
     found: dict[str, tuple[str, RowKind]] = {}
+    meant = _meant(rest) if len(files) == 1 else None
     for file in files:
-        kind = _kind_of(file)
+        kind = meant or _kind_of(file)
         if kind.option in found:
             raise UserError(
                 f"two files of {kind.name}: {found[kind.option][0]} and {file}",
@@ -56,12 +61,37 @@ def with_files(words: Sequence[str]) -> list[str]:
                 f"data.{kind.option}.mix",
             )
         found[kind.option] = file, kind
+        _check_is_alone(file, kind, rest)
     said = [] if _given(rest, "data") else ["data=files"]
     said += [f"data.{option}.path={os.path.expanduser(file)}" for option, (file, _) in found.items()]
     if not _given(rest, "pipeline") and not _given(rest, "experiment"):
-        said.append(f"pipeline={_pipeline({kind for _, kind in found.values()})}")
+        said.append(f"pipeline={_pipeline({kind: file for file, kind in found.values()})}")
     print(f"read as: {' '.join(said)}", file=sys.stderr)
     return [*said, *rest]
+
+
+def _meant(words: Sequence[str]) -> RowKind | None:
+    """What the rows of a file are where the words say how such rows, of one kind alone, are read."""
+    options = [word.partition("=")[0].split(".") for word in words if word.startswith("data.")]
+    named = {path[1] for path in options if len(path) > 2}
+    named -= {path[1] for path in options if path[2:3] in (["path"], ["mix"], ["generator"])}
+    kinds = [kind for kind in RowKind if kind.option == kind.name and kind.name in named]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def _check_is_alone(file: str, kind: RowKind, words: Sequence[str]) -> None:
+    """No word gives another source for the rows of a file: one of both would be read, and the other not.
+
+    Raises:
+        UserError: one does.
+    """
+    own = {f"data.{kind.option}.{name}" for name in ("path", "generator", "mix")} | {"data.mix"}
+    for word in words:
+        key = word.partition("=")[0].lstrip("+")
+        if key in own or key.startswith((f"data.{kind.option}.mix.", "data.mix.")):
+            raise UserError(
+                f"'{file}' and {key} both give {kind.option}", code="two_sources", hint="leave one of them out"
+            )
 
 
 def _check_is_no_path(word: str) -> None:
@@ -83,21 +113,43 @@ def _check_is_no_path(word: str) -> None:
 
 def _kind_of(file: str) -> RowKind:
     """What the rows of a file are."""
+    from data_prep.records.stream import open_any
+
+    return open_any(_source(file)).kind
+
+
+def _source(file: str, option: str = "") -> Given:
     from data_prep.options import DataOptions, SourceOptions
-    from data_prep.records.stream import Given, open_any
+    from data_prep.records.stream import Given
 
     path = os.path.expanduser(file)
-    return open_any(Given(DataOptions(path=path), SourceOptions(path=path))).kind
+    return Given(DataOptions(path=path), SourceOptions(path=path), option=option)
 
 
-def _pipeline(kinds: set[RowKind]) -> str:
-    known = _PIPELINES.get(frozenset(kinds))
-    if known is None:
-        alone = next((kind for kind in _CHOICES if kind in kinds), None)
-        named = " and ".join(sorted(kind.name for kind in kinds))
-        hint = _CHOICES[alone] if alone and len(kinds) == 1 else "say which: pipeline=NAME (align ls recipes)"
-        raise UserError(f"files of {named} do not say what is to be trained", code="which_pipeline", hint=hint)
-    return known
+def _pipeline(files: Mapping[RowKind, str]) -> str:
+    """What is trained on files of these kinds."""
+    kinds = frozenset(files)
+    if known := _PIPELINES.get(kinds):
+        return known
+    named = " and ".join(sorted(kind.name for kind in kinds))
+    hint = "say which: pipeline=NAME (align ls recipes)"
+    if len(kinds) == 1:
+        (kind,) = kinds
+        hint = _CHOICES.get(kind, hint)
+        hint = (kind == PROMPT and _answers(files[kind])) or hint
+    raise UserError(f"files of {named} do not say what is to be trained", code="which_pipeline", hint=hint)
+
+
+def _answers(file: str) -> str | None:
+    """How rows that are read as prompts are made dialogues, where a column beside them may be the answer."""
+    from data_prep.records.stream import open_stream
+
+    try:
+        open_stream(_source(file, "data.conversations."), CONVERSATION, 0)
+    except UserError as problem:
+        if "completion: " in (problem.hint or ""):
+            return f"where they are answered, {problem.hint}; {_CHOICES[PROMPT]}"
+    return None
 
 
 def _given(words: Sequence[str], key: str) -> bool:

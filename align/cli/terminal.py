@@ -141,7 +141,7 @@ def print_rows(
 def _tokens(row: dict[str, Any], console: Console, plain: bool) -> Iterator[Text]:
     """A row's tokens: those in the loss in green, or where there is no colour every run of them in one bracket."""
     kept = [bool(value) for value in row["mask"]]
-    left_out = range(LONGEST // 2, len(kept) - (LONGEST - LONGEST // 2))
+    left_out = range(LONGEST // 2, len(kept) - (LONGEST - LONGEST // 2)) or range(len(kept), len(kept))
     bar = _safe("│", console)
     for place, token in enumerate(row["tokens"]):
         if place in left_out:

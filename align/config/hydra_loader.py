@@ -336,10 +336,12 @@ def _explain_node(problem: OmegaConfBaseException) -> UserError:
         if isinstance(problem, (ConfigKeyError, AttributeError)):
             return unknown_key(path, hints)
         try:
-            convert(hints[path.rpartition(".")[2]], problem.value, path)
+            meant = convert(hints[path.rpartition(".")[2]], problem.value, path)
         except (UserError, KeyError) as better:
             if isinstance(better, UserError):
                 return better
+        else:
+            return UserError(f"write {shown(meant)} (got {shown(problem.value)})", field=path, code="bad_value")
     return UserError(f"{_first_line(problem)} (got {shown(problem.value)})", field=path or None, code="bad_value")
 
 

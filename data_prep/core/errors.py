@@ -124,13 +124,13 @@ def at_row(identity: str, problem: UserError) -> UserError:
     )
 
 
-def nearest(name: str, choices: Iterable[str]) -> str | None:
-    """The choice most like `name`, or None when none is close."""
+def nearest(name: str, choices: Iterable[str], least: float = 0.6) -> str | None:
+    """The choice most like `name`, or None when none is close; `least` is how close, 1 being the same."""
     pool = [str(choice) for choice in choices]
     lowered = {choice.lower(): choice for choice in pool}
     if str(name).lower() in lowered:
         return lowered[str(name).lower()]
-    found = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=0.6)
+    found = difflib.get_close_matches(str(name).lower(), list(lowered), n=1, cutoff=least)
     return lowered[found[0]] if found else None
 
 

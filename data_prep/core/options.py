@@ -18,6 +18,8 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 from data_prep.core.errors import UserError, nearest
 
 T = TypeVar("T")
+_WIDEST = 2**63
+"""Whole numbers are below it: the libraries that they go to hold no wider ones."""
 
 _EXPECTED = {
     float: "a number",
@@ -136,6 +138,10 @@ def _scalar(kind: type, value: Any, where: str) -> Any:
         good = value if isinstance(value, int) and not isinstance(value, bool) else None
         if isinstance(value, float) and value.is_integer():
             good = int(value)
+        if good is not None and not -_WIDEST <= good < _WIDEST:
+            raise UserError(
+                f"out of range (got {shown(value)}; expected a whole number of 64 bits)", field=where, code="bad_value"
+            )
     elif kind is float:
         good = _number(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
     elif kind is str:
@@ -196,7 +202,8 @@ class Bounds:
         high = value < self.below if self.below is not None else value <= self.high
         if low and high and not math.isnan(value):
             return None
-        return "expected a finite number" if low and self.high == sys.float_info.max else f"expected {self}"
+        endless = self.below is None and self.high == sys.float_info.max
+        return "expected a finite number" if low and endless else f"expected {self}"
 
     def __str__(self) -> str:
         low = f"more than {self.above:g}" if self.above is not None else f"at least {self.low:g}"

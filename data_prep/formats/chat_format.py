@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, ClassVar
 
 from data_prep.core.errors import UserError, unknown
@@ -19,12 +20,12 @@ from data_prep.formats.message_lists import (
     tools_as_text,
     without_nulls,
 )
-from data_prep.formats.transcripts import open_transcript
+from data_prep.formats.transcripts import open_transcript, turns_of
 from data_prep.formats.turns import need_question
 from data_prep.sources.rows import Row, kind_of, short
 from data_prep.types import ROLES, Message
 
-_READ = ("role", "from", "content", "value", "train", "weight", "name", "id")
+_READ = ("role", "from", "content", "value", "train", "loss", "weight", "name", "id")
 _EXCHANGES = (
     ("input", "output"),
     ("prompt", "response"),
@@ -37,6 +38,7 @@ _EXCHANGES = (
     ("human", "gpt"),
 )
 """Keys of objects that hold a question and its answer."""
+_SPEAKERS = ("user", "assistant")
 _CALLS = ("tool_calls", "function_call", "tool_call_id")
 CHAT_OPTIONS: Mapping[str, str] = {
     "role": "key of a message that holds its role (default: role, or from)",
@@ -95,6 +97,7 @@ class ChatFormat(Format):
         value = self._meant(row, value)
         messages = parse_messages(row, field, value, self.known, self.keys)
         self._note_unread(value)
+        self._note_order(messages)
         system = system_of(row).strip()
         first = messages[0].content if messages and messages[0].role == "system" else ""
         if system and not first:
@@ -190,8 +193,13 @@ class ChatFormat(Format):
         """A list of turns as messages, where it is clear what they are; counted.
 
         {"input", "output"} and the like are a question and its answer (Capybara); texts alone are turn about, the
-        user's first (LIMA).
+        user's first (LIMA); one text may hold all turns, "Human: ... Assistant: ..." (HH-RLHF).
         """
+        if isinstance(value, str):
+            turns, before = turns_of(value)
+            if len(turns) > 1 and not before.strip():
+                self.notes["texts read as turns of Human and Assistant"] += 1
+                return [{"role": turn.role, "content": turn.content} for turn in turns]
         if not isinstance(value, list) or not value:
             return value
         if len(value) > 1 and all(isinstance(one, str) for one in value):
@@ -230,6 +238,14 @@ class ChatFormat(Format):
     ) -> tuple[tuple[Message, ...], tuple[dict[str, Any], ...]]:
         tools = self._pruned(row, parse_tools(row))
         return (tools_as_text(messages, tools), ()) if self.as_text else (messages, tools)
+
+    def _note_order(self, messages: tuple[Message, ...]) -> None:
+        """Count dialogues whose turns do not take turns."""
+        roles = [message.role for message in messages]
+        if any(one == other and one in _SPEAKERS for one, other in pairwise(roles)):
+            self.notes["dialogues with two turns of one role after one another"] += 1
+        if "system" in roles[1:]:
+            self.notes["dialogues with a system message after their first turn"] += 1
 
     def _note_unread(self, entries: list[dict[str, Any]]) -> None:
         """Count what messages say beside role and content that is not read."""

@@ -42,7 +42,7 @@ def text_of(row: Row, field: str, value: Any, *, empty: bool = False) -> str:
     """
     if not isinstance(value, str):
         got = kind_of(value) if value is None or isinstance(value, bool) else f"{kind_of(value)} {short(str(value))}"
-        raise row.problem(field, f"wrong type (got {got}; expected text)")
+        raise row.problem(field, f"wrong type (got {got}; expected text{_part_of(row, field, value)})")
     if not empty and _BLANK.fullmatch(value):
         raise row.problem(field, f"empty (got {short(value)!r}; expected text)", code="empty")
     try:
@@ -50,6 +50,14 @@ def text_of(row: Row, field: str, value: Any, *, empty: bool = False) -> str:
     except UnicodeEncodeError as problem:
         raise row.problem(field, "half of a character (got a lone surrogate; expected valid Unicode)") from problem
     return value
+
+
+def _part_of(row: Row, field: str, value: Any) -> str:
+    """How a column of objects is read: by the name of a part that is text; nothing where there is none."""
+    parts = [str(name) for name, one in value.items() if isinstance(one, str)] if isinstance(value, dict) else []
+    if not parts or field not in row.data:
+        return ""
+    return f"; columns={{{field}: {field}.{parts[0]}}} takes one part of it, here of {short(', '.join(parts), 60)}"
 
 
 def text_field(row: Row, *names: str, empty: bool = False) -> str:

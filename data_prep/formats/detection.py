@@ -7,7 +7,7 @@ from typing import Any
 
 from data_prep.core.errors import UserError, nearest
 from data_prep.formats.base import FORMATS, Format
-from data_prep.formats.column_roles import ANSWER, BETTER, QUESTION, WORSE, role_of
+from data_prep.formats.column_roles import ANSWER, BETTER, OTHER, QUESTION, WORSE, role_of
 from data_prep.sources.rows import short
 from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, RowKind
 
@@ -15,6 +15,10 @@ _LISTED = 20
 """Columns that an error names."""
 _SETTLED = (CONVERSATION, PREFERENCE)
 """Whose format prompts follow where several fit: the stages before PPO have read the same rows."""
+_META = ("split", "task", "features")
+"""Columns that every format reads."""
+_ALIKE = 0.82
+"""How like a known name a column must be to be taken for it misspelt: `turns` are no `ranks`."""
 _NAME_THEM = "set format, or name the columns with columns={ours: theirs}"
 
 
@@ -115,6 +119,8 @@ def _instead(rest: frozenset[str], form: type[Format], kind: RowKind, first: Map
         return f"name the column of the answer: columns={{completion: {answer}}}{table}"
     if PREFERENCE in form.kinds and kind == CONVERSATION and rest.isdisjoint({"completion"}):
         chosen = getattr(form, "sides", ("",))[0]
+        if chosen and form.whole:
+            return f"to imitate the better dialogues, name them: columns={{messages: {chosen}}}"
         if chosen:
             return f"to imitate the better replies, name them as answers: columns={{completion: {chosen}}}"
     if kind == PREFERENCE:
@@ -132,13 +138,14 @@ def listed(names: Iterable[str]) -> str:
 def _no_format(seen: frozenset[str], kind: RowKind, file: str | None, rows: Sequence[Mapping[str, Any]]) -> UserError:
     """The error for keys that no format knows, with the nearest known column."""
     known = sorted({c for _, form in FORMATS.items() for columns in (*form.spellings, form.extras) for c in columns})
-    near = {key: nearest(key, known) for key in sorted(seen)[:_LISTED] if key not in known}
+    unknown = [key for key in sorted(seen)[:_LISTED] if key not in (*known, *_META) and role_of(key) is not None]
+    near = {key: nearest(key, known, _ALIKE) for key in unknown}
     guesses = ", ".join(f"'{guess}' for '{key}'" for key, guess in near.items() if guess and guess not in seen)
     guess = f"did you mean the column {guesses}? " if guesses else ""
     return UserError(
         f"no format knows rows with the columns {listed(seen)} ({guess}formats: {', '.join(FORMATS.names())})",
         code="unknown_format",
-        hint=_turns_of(rows) or _in_capitals(seen, kind) or _NAME_THEM,
+        hint=_turns_of(rows) or _in_capitals(seen, kind) or _by_role(kind, rows) or _NAME_THEM,
         file=file,
     )
 
@@ -159,6 +166,23 @@ def _in_capitals(seen: frozenset[str], kind: RowKind) -> str | None:
 def _turns_of(rows: Sequence[Mapping[str, Any]]) -> str | None:
     """What to do with rows of which one column holds the turns of a dialogue, by another name."""
     for name, value in rows[0].items() if rows else ():
-        if role_of(str(name)) == QUESTION and isinstance(value, list) and len(value) > 1:
+        turns = value if isinstance(value, list) else []
+        objects = role_of(str(name)) == OTHER and all(isinstance(one, dict) and _says(one) for one in turns)
+        if len(turns) > 1 and (objects or role_of(str(name)) == QUESTION):
             return f"name the column of the turns: columns={{messages: {name}}}"
     return None
+
+
+def _says(turn: Mapping[str, Any]) -> bool:
+    """Whether an object can be a turn: a text beside what says whose it is."""
+    return len(turn) > 1 and any(isinstance(value, str) for value in turn.values())
+
+
+def _by_role(kind: RowKind, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """How to name a question and an answer, of which the columns' names tell one at least."""
+    texts = sorted(str(name) for name, value in (rows[0].items() if rows else ()) if isinstance(value, str))
+    roles = {role_of(name): name for name in reversed(texts)}
+    asked, said = roles.get(QUESTION), roles.get(ANSWER)
+    if kind != CONVERSATION or not (asked or said):
+        return None
+    return f"name the columns: columns={{prompt: {asked or 'COLUMN'}, completion: {said or 'COLUMN'}}}"

@@ -6,7 +6,7 @@ implicit prompt). Both sides share everything but the last reply.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from data_prep.formats.base import FORMATS, pair
 from data_prep.formats.chat_format import ChatFormat
@@ -23,10 +23,12 @@ class HelpfulHarmless(ChatFormat):
 
     kinds = (PREFERENCE, PROMPT)
     spellings = (("chosen", "rejected"),)
+    sides: ClassVar[tuple[str, str]] = ("chosen", "rejected")
+    whole = True
 
     def preference(self, row: Row) -> Preference:
         """The shared turns as the prompt, the two last replies."""
-        sides = [self._side(row, field) for field in ("chosen", "rejected")]
+        sides = [self._side(row, field) for field in self.sides]
         prompt, chosen, rejected = shared_prompt(row, sides[0][0], sides[1][0])
         more: dict[str, Any] = {"margin": number_field(row, "margin"), "meta": meta_of(row), "tools": sides[0][1]}
         return pair(row, prompt, chosen, rejected, **more)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from data_prep.core.errors import nearest
+from data_prep.core.errors import UserError, nearest
 from data_prep.formats.column_checks import json_of, listed, number_of, object_of, text_of
 from data_prep.formats.spelled import like_messages, value_of
 from data_prep.sources.rows import Row, kind_of, short
@@ -30,13 +30,12 @@ SHAREGPT_ROLES: Mapping[str, str] = {
     "chatgpt": "assistant",
     "bing": "assistant",
     "bard": "assistant",
-    "system": "system",
-    "user": "user",
-    "assistant": "assistant",
     "function_call": CALL,
     "tool_call": CALL,
     "observation": "tool",
-    "tool": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    **OPENAI_ROLES,
 }
 _TOOLS_INTRO = "You may call these tools:"
 
@@ -91,8 +90,8 @@ def parse_messages(
     Args:
         row: for error messages.
         field: where the list stands.
-        value: list of {"role", "content"} (or {"from", "value"}), with `train`, `weight`, `tool_calls`, `name` and
-            `tool_call_id` where given; or text that spells such a list in JSON.
+        value: list of {"role", "content"} (or {"from", "value"}), with `train` (or `loss`), `weight`, `tool_calls`,
+            `name` and `tool_call_id` where given; or text that spells such a list in JSON.
         roles: their role name -> ours (or CALL); None: OpenAI's.
         keys: their names for role and content; None: as above.
 
@@ -130,13 +129,7 @@ def parse_message(
         known = {**SHAREGPT_ROLES, **known}
     role = entry.get(role_key)
     if not isinstance(role, str) or role not in known:
-        near = nearest(str(role), known)
-        guess = f"; did you mean '{near}'?" if near else "; options.roles={theirs: ours} names others"
-        raise row.problem(
-            f"{place}.{role_key}",
-            f"unknown role (got {short(repr(role))}; expected {', '.join(known)}{guess})",
-            code="unknown_role",
-        )
+        raise _unknown_role(row, place, entry, role_key, known)
     ours, value, where = known[role], entry.get(text_key), f"{place}.{text_key}"
     if len(entry) == 2 and isinstance(value, str) and ours != CALL:  # most messages are no more than these two
         return Message(ours, text_of(row, where, value, empty=ours in ("system", "tool")))
@@ -155,10 +148,27 @@ def parse_message(
     return Message(ours, content, train, weight, calls, name, call_id)
 
 
+def _unknown_role(row: Row, place: str, entry: dict[str, Any], key: str, known: Mapping[str, str]) -> UserError:
+    """The error for a message without a role, or with one that nobody knows; with the option that names it."""
+    role = entry.get(key)
+    got, near = short(repr(role)), nearest(str(role), known)
+    guess = "options.roles={theirs: ours} names others"
+    if key not in entry:
+        got = f"None beside {short(', '.join(map(str, entry)), 60)}"
+        guess = "options.role=KEY and options.content=KEY name other keys"
+    elif near:
+        guess = f"did you mean '{near}'? options.roles={{{role}: {known[near]}}} reads it so"
+    message = f"unknown role (got {got}; expected {', '.join(known)}; {guess})"
+    return row.problem(f"{place}.{key}", message, code="unknown_role")
+
+
 def _train_flag(row: Row, place: str, entry: dict[str, Any]) -> bool | None:
+    """Whether the loss covers a turn, where `train` says so, or `loss` (ms-swift), which may be 0 or 1."""
     value = entry.get("train")
+    if value is None and entry.get("loss") in (0, 1):
+        return bool(entry["loss"])
     if value is not None and not isinstance(value, bool):
-        raise row.problem(f"{place}.train", f"wrong value (got {short(str(value))}; expected true or false)")
+        raise row.problem(f"{place}.train", f"wrong value (got {short(repr(value))}; expected true or false)")
     return value
 
 

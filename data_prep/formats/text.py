@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from data_prep.core.errors import UserError
 from data_prep.formats.base import FORMATS, Format
 from data_prep.formats.column_checks import meta_of, text_field
+from data_prep.formats.column_roles import ANSWER, BETTER, QUESTION, WORSE, role_of
 from data_prep.sources.rows import Row
 from data_prep.types import DOCUMENT, Document
 
@@ -25,6 +28,24 @@ class Text(Format):
     def uses(cls, keys: frozenset[str]) -> frozenset[str]:
         """The text's column; rows that name a role are messages, not documents."""
         return frozenset() if "role" in keys and "text" not in keys else super().uses(keys)
+
+    @classmethod
+    def doubt(cls, rows: Sequence[Mapping[str, Any]], kind: str, options: Mapping[str, Any]) -> UserError | None:
+        """Text beside a question, or beside an answer, is a part of a dialogue, not a document."""
+        held = {name for row in rows for name, value in row.items() if isinstance(value, str) and value.strip()}
+        roles = {name: role_of(str(name)) for name in sorted(held.difference(_NAMES))}
+        parts = [name for name, role in roles.items() if role in (QUESTION, ANSWER, BETTER, WORSE)]
+        if not parts:
+            return None
+        own = next(name for name in _NAMES if any(name in row for row in rows))
+        asked = next((name for name in parts if roles[name] == QUESTION), own)
+        said = next((name for name in parts if roles[name] in (ANSWER, BETTER)), own)
+        return UserError(
+            f"stands beside {', '.join(parts)}: a part of a dialogue is no document",
+            code="unknown_format",
+            hint=f"columns={{prompt: {asked}, completion: {said}}} reads both, format=text reads {own} alone",
+            field=own,
+        )
 
     def written(self, record: Any) -> dict[str, Any]:
         """The text, and its side where it is known."""

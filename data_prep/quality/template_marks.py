@@ -8,10 +8,10 @@ from typing import Any
 
 from data_prep.types import Document, Labelled, Preference
 
-_SIGNS = ("<|", "INST]", "<<SYS>>", "_of_turn>", "### ")  # one of them stands in every mark: the quick look
+_SIGNS = ("<|", "INST]", "<<SYS>>", "_of_turn>", "### ", "</s>")  # one of them stands in every mark: the quick look
 _MARKS = re.compile(
-    r"<\|(?:im_start|im_end|start_header_id|eot_id|user|assistant|system)\|>|\[/?INST\]|<<SYS>>|<(?:start|end)_of_turn>"
-    r"|^### (?:Instruction|Response|Human|Assistant):",
+    r"<\|(?:im_start|im_end|start_header_id|eot_id|endoftext|user|assistant|system)\|>|\[/?INST\]|<<SYS>>"
+    r"|<(?:start|end)_of_turn>|</s>(?=\s*$)|^### (?:Instruction|Response|Human|Assistant):",
     re.MULTILINE,
 )
 

@@ -16,7 +16,18 @@ from typing import Any
 
 from data_prep.core.errors import UserError
 from data_prep.formats.base import Format
-from data_prep.formats.column_roles import ANSWER, CONTEXT, GRADE, LONG_CONTEXT, OTHER, QUESTION, THOUGHT, role_of
+from data_prep.formats.column_roles import (
+    ANSWER,
+    BETTER,
+    CONTEXT,
+    GRADE,
+    LONG_CONTEXT,
+    OTHER,
+    QUESTION,
+    THOUGHT,
+    role_of,
+)
+from data_prep.formats.detection import detect_format
 from data_prep.sources.rows import Row
 from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, UNPAIRED
 
@@ -27,12 +38,13 @@ _SHORT = 60
 _PLAIN = 20
 """Characters from which a text that stands in another does so on purpose."""
 _NOTHING = frozenset(("", "none", "null", "nan", "n/a", "na", "-", "<noinput>", "no input", "[]", "{}"))
+_ANSWERS = (ANSWER, BETTER)
 JOINT = ", "
 """What stands between the columns that a complaint names."""
 _STOPS: Mapping[str, tuple[str, ...]] = {
-    CONVERSATION: (QUESTION, CONTEXT, LONG_CONTEXT, ANSWER),
+    CONVERSATION: (QUESTION, CONTEXT, LONG_CONTEXT, ANSWER, BETTER),
     PREFERENCE: (QUESTION, CONTEXT, LONG_CONTEXT),
-    UNPAIRED: (QUESTION, CONTEXT, LONG_CONTEXT, ANSWER),
+    UNPAIRED: (QUESTION, CONTEXT, LONG_CONTEXT, ANSWER, BETTER),
     PROMPT: (QUESTION, CONTEXT, LONG_CONTEXT),
     DOCUMENT: (),
 }
@@ -41,6 +53,7 @@ _SAID: Mapping[str, tuple[str, ...]] = {
     CONVERSATION: (GRADE, THOUGHT, OTHER),
     PREFERENCE: (GRADE, OTHER),
     UNPAIRED: (GRADE, OTHER),
+    DOCUMENT: (GRADE, OTHER),
 }
 """Kind of record -> the roles of columns whose leaving out is only said."""
 
@@ -72,7 +85,7 @@ class LeftOut:
         self._columns = f"{option}columns"
         self._unused, self._keep = ("data.unused", "data.keep") if option else ("unused", "keep")
         self._made_from = frozenset(made_from)
-        self._excused = {role for name in named if (role := role_of(name)) in (QUESTION, ANSWER)}
+        self._named = frozenset(named)
         self._known: dict[frozenset[str], tuple[list[tuple[str, str]], list[str]]] = {}
         self.rows = 0
         self.stops: Counter[str] = Counter()
@@ -112,10 +125,12 @@ class LeftOut:
         """((column, its role) of what is left out, the columns that are read) of rows with these keys."""
         names = frozenset(str(key) for key in keys)
         used = self._form.reads(names, self._kind) | (self._made_from & names)
+        excused = {role_of(name) for name in self._named & used}.intersection((QUESTION, *_ANSWERS))
+        excused.update(_ANSWERS if excused.intersection(_ANSWERS) else ())
         found = []
         for name in sorted(names - used):
             role = role_of(name)
-            wanted = role in _STOPS[self._kind] and role not in self._excused
+            wanted = role in _STOPS[self._kind] and role not in excused
             if role is not None and (wanted or role in _SAID.get(self._kind, ())):
                 found.append((name, role))
         return found, sorted(used)
@@ -139,10 +154,9 @@ class LeftOut:
         if not names:
             return None
         are, them = ("are", "them") if len(names) > 1 else ("is", "it")
-        context = [name for name in names if role_of(name) != ANSWER]
+        context = [name for name in names if role_of(name) not in _ANSWERS]
         if not context:
-            what = "may be the answer as well"
-            instead = f"{self._columns}={{completion: {names[0]}}} names the one to train on, or "
+            what, instead = "may be the answer as well", self._train_on(names[0])
         elif _MEDIA.search(names[0]):
             what, instead = f"{are} left out, as models here read text alone", "take such rows out, or "
         else:
@@ -154,6 +168,21 @@ class LeftOut:
             file=file,
             field=JOINT.join(names),
         )
+
+    def _train_on(self, name: str) -> str:
+        """How to train on another answer: by its name, or without the dialogue that goes before it; or nothing."""
+        used = self._known[frozenset(self._shown[name])][1]
+        if not self._form.whole:
+            own = next((one for one in used if role_of(one) in _ANSWERS), "completion")
+            return f"{self._columns}={{{own}: {name}}} names the one to train on, or "
+        data = {key: value for key, value in self._shown[name].items() if not isinstance(value, list)}
+        lists = ",".join(one for one in used if one not in data)
+        try:
+            form, _ = detect_format(data, CONVERSATION, rows=[data])
+        except UserError:
+            return ""
+        reads_it = lists and name in form.reads(frozenset(data), CONVERSATION)
+        return f"{self._unused}=[{lists}] reads it in their place, or " if reads_it else ""
 
     def _put_in(self, names: Sequence[str]) -> str:
         """How to put columns (none of an answer) into the prompt, or nothing where no option of ours can."""
@@ -256,7 +285,7 @@ def _characters(value: Any) -> int:
 
 def _is_said(value: Any, data: Mapping[str, Any], used: Sequence[str], role: str) -> bool:
     """Whether a value stands in what is read anyway, or spells all of it once more."""
-    beside = [n for n in used if isinstance(data[n], list) or (role_of(n) == ANSWER) == (role == ANSWER)]
+    beside = [n for n in used if isinstance(data[n], list) or (role_of(n) in _ANSWERS) == (role in _ANSWERS)]
     if isinstance(value, str) and len(value) >= _PLAIN:  # mostly, and a tenth of the time
         stripped = value.strip()
         if any(stripped in text for name in beside for text in _texts(data[name])):
@@ -270,7 +299,7 @@ def _is_said(value: Any, data: Mapping[str, Any], used: Sequence[str], role: str
         parts = [folded for text in _texts(value) if (folded := _folded(text))]
         return bool(parts) and all(re.search(rf"(?<!\w){re.escape(part)}(?!\w)", fitting) for part in parts)
     said = [text for text in read.values() if text]
-    return role != ANSWER and len(said) > 1 and all(text in own for text in said)
+    return role not in _ANSWERS and len(said) > 1 and all(text in own for text in said)
 
 
 def _folded(value: Any) -> str:

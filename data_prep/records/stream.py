@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ VERSION = 4  # raise it when the same files and options give other rows
 _KEY_ROWS = 50
 _NO_FORMAT = ("format_kind", "unknown_format", "format")
 """Codes of the errors that no, or no one format fits."""
+_OPTION = re.compile(r"(?<![\w.])(columns|format|parse)=")
+"""Options of a source as formats name them."""
 _FALLBACKS = {PROMPT: (CONVERSATION, PREFERENCE)}
 
 
@@ -113,11 +116,10 @@ def source_for(data: DataOptions, kind: RowKind) -> Given:
         names = [name.option for name in (kind, *_FALLBACKS.get(kind, ()))]
         name = next((name for name in names if getattr(data, name) != SourceOptions()), names[0])
         return Given(data, replace(getattr(data, name), path=data.path), option=f"data.{name}.")
-    raise UserError(
-        f"data '{data.name}' has no {kind.option}",
-        code="no_source",
-        hint=f"set data.{kind.option}.path=FILE (or .generator=NAME)",
-    )
+    hint = f"set data.{kind.option}.path=FILE (or .generator=NAME)"
+    if paths := [path for other in RowKind if (path := getattr(data, other.option).path)]:
+        hint = f"data.{kind.option}.path={paths[0]} reads its rows as such, or says what they lack"
+    raise UserError(f"data '{data.name}' has no {kind.option}", code="no_source", hint=hint)
 
 
 def _split_options(source: SourceOptions, form: type[Format] | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -387,7 +389,11 @@ def open_stream(given: Given, kind: RowKind, seed: int) -> Stream:
             said = f"no row meets the conditions ({tally.dropped['not_kept']} of {tally.seen} do not)"
             raise UserError(said, code="no_rows", file=given.label, field="data.keep")
         raise UserError(f"no row could be read of {tally.seen}", code="no_rows", file=given.label)
-    chosen, evidence = _format_of(first, source, kind, given.label)
+    try:
+        chosen, evidence = _format_of(first, source, kind, given.label)
+    except UserError as problem:
+        problem.hint = _OPTION.sub(rf"{given.option}\1=", problem.hint or "") or None  # as a run calls them
+        raise
     evidence += f"; {wish.said}" if wish.said else ""
     options = _split_options(source, chosen)[1]
     form = chosen(_known_options(options, chosen) if kind == PROMPT else options, seed)

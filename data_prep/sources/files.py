@@ -98,7 +98,8 @@ def find_files(path: str) -> list[str]:
     if any(sign in path for sign in "*?["):
         found = _once(name for name in glob.glob(path, recursive=True) if suffix_of(name) and os.path.isfile(name))
         if not found:
-            raise UserError("no data file matches this pattern", code="no_file", file=path)
+            several = "several files are a folder, a glob as 'DIR/*.jsonl', or sources of data.mix"
+            raise UserError("no data file matches this pattern", code="no_file", hint=several, file=path)
         return found
     raise _missing(path)
 
@@ -151,6 +152,9 @@ def _missing(path: str) -> UserError:
             hint="download it and give its path; a data set of the hub is named ORG/NAME",
             file=path,
         )
+    if path == "-":
+        hint = "a file may be read more than once: write what comes in to one, and give its path"
+        return UserError("standard input is not read", code="no_file", hint=hint, file=path)
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         return UserError(f"no such file or folder ({folder} does not exist either)", code="no_file", file=path)

@@ -128,11 +128,20 @@ def test_show_prints_rows_as_the_model_sees_them(command, tmp_path):
     assert code == 0 and "conversation" in out and "[Th" in out
     for words, message in (
         (("rows=6",), "has no row 6"),
+        (("rows=6-99999999999999999999",), "has no row 6"),
         (("rows=0",), "expected N or N-M"),
         (("rows=3-2",), "expected N"),
     ):
         code, _, err = command("show", source, *words)
         assert code == 2 and message in err and err.count("\n") == 1
+
+
+def test_show_says_what_it_leaves_out(command, tmp_path):
+    marked = {"prompt": "q", "completion": "[INST] a"}
+    source = write_jsonl(tmp_path / "a.jsonl", [{"prompt": "", "completion": "a"}, marked])
+    code, out, err = command("show", source)
+    assert code == 0 and out.count("conversation, ") == 1
+    assert f"warning  {source}:1:prompt: empty" in err and "note     rows whose text spells '[INST]'" in err
 
 
 def test_labelled_rows_and_documents_are_shown(command, tmp_path):
@@ -169,6 +178,8 @@ def test_files_are_made(command, tmp_path):
         ([], "what? (expected stats, show, dedup, split, convert)"),
         (["stats"], "which file? (expected FILE); align data stats FILE"),
         (["stats", "none.jsonl"], "none.jsonl: no such file or folder"),
+        (["stats", "-"], "-: standard input is not read; "),
+        (["stats", "[a.jsonl,b.jsonl]"], "no data file matches this pattern; several files are a folder"),
         (["stats", "a.jsonl", "agianst=b"], "did you mean 'against'?"),
         (["stats", "a.jsonl", "near=2"], "near: out of range"),
         (["stats", "a.jsonl", "kind=pairs"], "unknown choice 'pairs'"),
@@ -191,6 +202,7 @@ def test_a_mistake_is_one_line(command, tmp_path, monkeypatch, words, message):
     [
         ({"q": "a", "m": {"a": ["b"]}}, ["columns={prompt: 'Q: {q}', completion: m.a.0}"], "prompt_completion"),
         ({"q": "a", "a": "b"}, ["columns.prompt=q", "columns.completion=a"], "prompt_completion"),
+        ({"q": "a", "m": {"a": "b"}}, ["columns={prompt:q,completion:m.a}"], "prompt_completion"),
         (
             {"conversation": [{"from": "Q", "value": "a"}, {"from": "bot", "value": "b"}]},
             ["options={roles: {Q: user, bot: assistant}}"],

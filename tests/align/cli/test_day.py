@@ -13,6 +13,9 @@ from align.cli import dispatch as cli
 from align.cli.own_files import with_files
 from align.config.compose import compose
 from data_prep.core.errors import UserError
+from data_prep.options import DataOptions, SourceOptions
+from data_prep.records.stream import source_for
+from data_prep.types import CONVERSATION
 from tests.run_folder import fake_run
 from tests.tiny import write_jsonl
 from tests.tiny_chain import read
@@ -73,6 +76,31 @@ def test_files_that_do_not_say_it_are_refused(files: dict[str, str], given: list
     with pytest.raises(UserError) as caught:
         with_files([files[name] for name in given])
     assert caught.value.hint is not None and said in caught.value.hint
+
+
+def test_options_of_a_kind_say_what_the_rows_of_a_file_are(files: dict[str, str], tmp_path: Path) -> None:
+    path = str(tmp_path / "asked.jsonl")
+    write_jsonl(tmp_path / "asked.jsonl", [{"query": "Hi", "said": "yo", "answer": "no"}])
+    with pytest.raises(UserError) as caught:
+        with_files([path])
+    assert "data.conversations.columns={completion: answer}, or" in str(caught.value.hint)
+    words = with_files([path, "data.conversations.columns={completion: answer}"])
+    assert words[:3] == ["data=files", f"data.conversations.path={path}", "pipeline=sft"]
+    write_jsonl(tmp_path / "unknown.jsonl", [{"a1": "Hi", "b1": "yo"}])
+    words = with_files([str(tmp_path / "unknown.jsonl"), "data.conversations.columns={prompt: a1, completion: b1}"])
+    assert "pipeline=sft" in words
+    both = with_files([files["talk"], f"data.preferences.path={files['pairs']}", "data.preferences.limit=2"])
+    assert f"data.conversations.path={files['talk']}" in both
+    with pytest.raises(UserError, match=f"has no conversations; data.conversations.path={path} reads its rows"):
+        source_for(DataOptions(name="files", prompts=SourceOptions(path=path)), CONVERSATION)
+
+
+@pytest.mark.parametrize(
+    "word", ["data.conversations.path=x", "data.mix={a: {path: x}}", "data.conversations.mix.a.path=x"]
+)
+def test_a_file_beside_another_source_of_its_rows_is_refused(files: dict[str, str], word: str) -> None:
+    with pytest.raises(UserError, match=f"talk.jsonl' and {word.partition('=')[0]} both give conversations"):
+        with_files([files["talk"], word])
 
 
 def test_two_files_of_a_kind_are_refused(files: dict[str, str], tmp_path: Path) -> None:

@@ -223,6 +223,12 @@ def test_a_parent_that_is_not_there(target, tmp_path, capfd):
         assert "did you mean" in line
 
 
+def test_a_name_that_the_locale_cannot_spell(tmp_path, capfd):
+    code, err = run(capfd, *sft(tmp_path), "name=\udcc3\udcbc")
+    assert "'name=\\udcc3\\udcbc' is no text in this locale; set LC_ALL=C.UTF-8" in refused(code, err)
+    assert not list(tmp_path.rglob("run.json"))
+
+
 @pytest.mark.parametrize("verb", ["verify", "lineage", "eval"])
 def test_targets_that_are_not_there(verb, tmp_path, capfd):
     run_folder = copied(finished(), tmp_path)

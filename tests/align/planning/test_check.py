@@ -346,12 +346,17 @@ def test_neighbours_in_the_loss_stand_in_one_bracket():
     row = {"kind": "conversations", "part": "whole", "id": "1"}
     few = {"tokens": ["Hi", "P", "ar", "cel", "<|end|>", "\n", "x"], "mask": [0, 1, 1, 1, 1, 0, 1], "ids": [0] * 7}
     many = {"tokens": ["a"] * 402, "mask": [1] * 402, "ids": [0] * 402}
+    some = {"tokens": ["a"] * 230, "mask": [1] * 230, "ids": [0] * 230}
     stream = io.StringIO()
-    print_rows([{**row, **few}, {**row, **many}], Console(file=stream, highlight=False, markup=False, width=2000))
+    print_rows(
+        [{**row, **few}, {**row, **many}, {**row, **some}],
+        Console(file=stream, highlight=False, markup=False, width=2000),
+    )
     lines = [line.strip() for line in stream.getvalue().splitlines()]
     assert lines[2] == "Hi│[P│ar│cel│<|end|>]\\n│[x]"
     half = f"[{'│'.join('a' * 200)}]"
     assert lines[4] == f"{half} ... 2 more tokens ... {half}"
+    assert lines[6] == f"[{'│'.join('a' * 230)}]"
 
 
 def test_a_terminal_that_knows_ascii_alone(tmp_path):

@@ -76,6 +76,14 @@ LOADS: list[Golden] = [
         [f"{ASKED}a{E}\n{ONE}"],
     ),
     (
+        "loss of ms-swift",
+        "messages",
+        C,
+        {"messages": [HI, assistant("a", loss=False), HI, assistant("yo", loss=1)]},
+        {},
+        [f"{ASKED}a{E}\n{ONE}"],
+    ),
+    (
         "parts",
         "messages",
         C,

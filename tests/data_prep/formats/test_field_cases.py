@@ -21,7 +21,7 @@ from data_prep.core.errors import UserError
 from data_prep.formats.column_roles import role_of
 from data_prep.options import DataOptions, SourceOptions
 from data_prep.records.stream import Stream, open_any, open_stream, source_for
-from data_prep.types import CONVERSATION, PREFERENCE, PROMPT, Message
+from data_prep.types import CONVERSATION, DOCUMENT, PREFERENCE, PROMPT, Message
 from tests.records import read_records
 
 CASES = Path(os.environ.get("ALIGN_SHARED", Path(__file__).resolve().parents[3].parent / "shared")) / "cases" / "data"
@@ -128,6 +128,12 @@ READ: dict[str, tuple[Rows, str, Talk]] = {
                       [("user", Q), ("assistant", A)]),
     "the parts of a dialogue beside it": (rows(lambda q, a, w: {"problem": q, "solution": a, "messages": [
         user(q), assistant(a)]}), "messages", [("user", Q), ("assistant", A)]),
+    "Human and Assistant in one text": (rows(lambda q, a, w: {"messages": f"\n\nHuman: {q}\n\nAssistant: {a}"}),
+                                        "messages", [("user", Q), ("assistant", A)]),
+    "calls and results of ShareGPT": (rows(lambda q, a, w: {"conversations": [
+        {"from": who, "value": said} for who, said in (("user", q), ("assistant", "f"), ("function", "1"),
+                                                       ("assistant", a))]}), "sharegpt",
+                                      [("user", Q), ("assistant", "f"), ("tool", "1"), ("assistant", A)]),
     "a rendering beside": (rows(lambda q, a, w: {"instruction": q, "input": "", "output": a,
                                                  "text": f"### Instruction:\n{q}\n### Response:\n{a}"}), "alpaca",
                            [("user", Q), ("assistant", A)]),
@@ -176,9 +182,12 @@ LEFT_OUT: dict[str, tuple[Rows, str, str]] = {
     "a question beside an instruction": (rows(lambda q, a, w: {"input": "Sum up.", "prompt": q, "output": a}),
                                          "prompt", "puts it into the prompt"),
     "another answer beside the dialogue": (rows(lambda q, a, w: {"problem": q, "solution": w, "messages": [
-        user(q), assistant(a)]}), "solution", "columns={completion: solution} names the one to train on"),
+        user(q), assistant(a)]}), "solution", "unused=[messages] reads it in their place, or "),
     "two answers": (rows(lambda q, a, w: {"prompt": q, "completion": a, "output": w}), "output",
                     "columns={completion: output} names the one to train on"),
+    "the better reply beside another answer": (rows(lambda q, a, w: {"prompt": q, "answer": "4", "chosen": a,
+                                                                     "rejected": w}), "chosen",
+                                               "columns={answer: chosen} names the one to train on"),
     "a theory": (rows(lambda q, a, w: {"theory": f"Anne is {a} " * 3, "question": q, "answer": a}), "theory",
                  'columns={question: "{theory}\\n\\n{question}"} puts it into the prompt'),
     "a schema beside a dialogue": (rows(lambda q, a, w: {"schema": "{tide: text}", "conversations": [
@@ -322,6 +331,72 @@ def test_the_hint_of_a_run_is_a_word_of_a_command(tmp_path: Path) -> None:
         stream = open_stream(source_for(compose([*words, word]).stages[0].data, CONVERSATION), CONVERSATION, 0)
         stream.check_left_out()
         assert turns(next(iter(stream)).messages)[0] == ("user", asked)
+
+
+def test_an_answer_that_is_advised_is_the_reply(tmp_path: Path) -> None:
+    for name in ("the better reply beside another answer", "another answer beside the dialogue", "two answers"):
+        content, column, _ = LEFT_OUT[name]
+        path = write(tmp_path / "rows.jsonl", content)
+        advised = re.search(r"(columns|unused)=(\S+(?: \w+})?) (?:names|reads)", refused(path, CONVERSATION))
+        assert advised is not None
+        found, _ = read(path, CONVERSATION, **{advised[1]: yaml.safe_load(advised[2])})
+        assert found[0].messages[-1].content == content[0][column]
+    named = read(path, CONVERSATION, columns={"completion": "output"})[0]
+    assert named[0].messages[-1].content == W, "what a recipe names is not asked for again"
+    talk = write(tmp_path / "talk.jsonl", rows(lambda q, a, w: {"messages": [user(q), assistant(a)], "answer": w}))
+    assert refused(talk, CONVERSATION).endswith("(in 3 of 3 rows looked at); unused=[answer] leaves it out")
+    assert "completion: may be the answer" in refused(talk, CONVERSATION, columns={"completion": "answer"})
+
+
+def test_text_beside_a_question_or_an_answer_is_no_document(tmp_path: Path) -> None:
+    thought = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"question": q, "thought": w, "content": a}))
+    said = refused(thought, DOCUMENT)
+    assert "content: stands beside question" in said
+    assert open_any(StatsOptions().given(str(thought))).kind == PROMPT
+    advised = re.search(r"columns=({.*?}) reads both", said)
+    assert advised is not None
+    found, _ = read(thought, CONVERSATION, columns=yaml.safe_load(advised[1]))
+    assert turns(found[0].messages) == [("user", Q), ("assistant", A)]
+    assert read(thought, DOCUMENT, format="text")[0][0].text == A
+    plain = rows(lambda q, a, w: {"text": a * 9, "title": "T", "url": "u", "score": 3, "summary": w * 90, "prompt": ""})
+    _, stream = read(write(tmp_path / "b.jsonl", plain), DOCUMENT)
+    grades, unread = map(str, stream.left_out.warnings("f"))
+    assert grades.startswith("f:score: is not used") and unread.startswith("f:summary: holds long text")
+
+
+def test_the_better_dialogues_can_be_imitated(tmp_path: Path) -> None:
+    sides: tuple[Callable[[str, str], Any], ...] = (
+        lambda q, a: f"\n\nHuman: {q}\n\nAssistant: {a}",
+        lambda q, a: [user(q), assistant(a)],
+    )
+    for side in sides:
+        both = rows(lambda q, a, w, side=side: {"chosen": side(q, a), "rejected": side(q, w)})
+        path = write(tmp_path / "rows.jsonl", both)
+        assert "columns={messages: chosen}" in refused(path, CONVERSATION)
+        found, _ = read(path, CONVERSATION, columns={"messages": "chosen"})
+        assert turns(found[0].messages) == [("user", Q), ("assistant", A)]
+
+
+def test_a_part_of_an_object_is_advised_and_read(tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.jsonl", rows(lambda q, a, w: {"question": q, "answer": {"aliases": [w], "value": a}}))
+    said = refused(path, CONVERSATION)
+    assert "columns={answer: answer.value} takes one part of it, here of value" in said
+    found, _ = read(path, CONVERSATION, columns={"answer": "answer.value"})
+    assert found[0].messages[-1].content == A
+
+
+def test_columns_that_nothing_is_like_are_not_guessed_at(tmp_path: Path) -> None:
+    odd = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"emotion": q, "head": a, "tags": w, "conversation_id": 1}))
+    assert "did you mean" not in refused(odd, CONVERSATION)
+    ticket = write(tmp_path / "b.jsonl", rows(lambda q, a, w: {"subject": "S", "text2": q, "answer": a}))
+    assert "name the columns: columns={prompt: COLUMN, completion: answer}" in refused(ticket, CONVERSATION)
+    talk = [{"speaker": "YOU", "words": Q}, {"speaker": "bot", "words": A}]
+    path = write(tmp_path / "c.jsonl", [{"services": ["x", "y"], "turns2": talk}] * 2)
+    assert "columns={messages: turns2}" in refused(path, CONVERSATION)
+    named = {"columns": {"messages": "turns2"}}
+    assert "options.role=KEY and options.content=KEY" in refused(path, CONVERSATION, **named)
+    options = {"role": "speaker", "content": "words", "roles": {"YOU": "user", "bot": "assistant"}}
+    assert turns(read(path, CONVERSATION, **named, options=options)[0][0].messages) == [("user", Q), ("assistant", A)]
 
 
 def test_an_answer_that_is_left_out_is_not_put_into_the_prompt(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from data_prep.rendering.renderer import Renderer
 from data_prep.sources.files import digest_path, read_path
 from data_prep.sources.rows import Row
 from data_prep.types import RowKind
-from tests.data_prep.formats.field_rows import HI, LOADS, ONE, REFUSED, YO, C, P, assistant
+from tests.data_prep.formats.field_rows import CALL, HI, LOADS, ONE, REFUSED, YO, C, P, assistant
 from tests.data_prep.formats.test_golden_rows import shown
 from tests.tiny import tiny_tokenizer
 
@@ -73,7 +73,13 @@ def test_grades_that_are_none_and_prompts_that_make_no_pair() -> None:
 
 def test_texts_that_a_template_has_been_applied_to_are_counted(tmp_path: Path) -> None:
     """Templates applied twice: the marks are learnt as text, which no error would ever tell."""
-    texts = ["[INST] Hi [/INST]", "<|im_start|>user\nHi<|im_end|>", "### Instruction:\nHi", "Hi", "a < | b ### c [1]"]
+    texts = [
+        "[INST] Hi [/INST]",
+        "<|im_start|>user\nHi<|im_end|>",
+        "### Instruction:\nHi",
+        "Hi</s>",
+        "a < | b ### c [1] <s>x</s> y",
+    ]
     shapes = (
         ("conversation", [{"prompt": text, "completion": "yo"} for text in texts]),
         ("preference", [{"prompt": "q", "chosen": text, "rejected": "no"} for text in texts]),
@@ -85,7 +91,7 @@ def test_texts_that_a_template_has_been_applied_to_are_counted(tmp_path: Path) -
         stream = open_any(StatsOptions().given(str(path)))
         assert stream.kind == kind and len(list(stream)) == 5
         marks = {note.split("'")[1]: count for note, count in stream.about()["notes"].items()}
-        one_each = ("[INST]", "[/INST]", "<|im_start|>", "<|im_end|>", "### Instruction:")
+        one_each = ("[INST]", "[/INST]", "<|im_start|>", "<|im_end|>", "### Instruction:", "</s>")
         assert marks == dict.fromkeys(one_each, 1)
 
 
@@ -96,6 +102,25 @@ def test_what_messages_say_beside_their_content_is_counted() -> None:
     rows = [Row("f", 1, {"messages": [HI, assistant("yo", reasoning_content="so", weight=1, refusal=None)]})]
     assert len(list(form.conversations(rows))) == 1
     assert dict(form.notes) == {"messages with 'reasoning_content', which is not read": 1}
+
+
+def test_turns_that_do_not_take_turns_are_counted() -> None:
+    from data_prep.formats import FORMATS
+
+    form, late = FORMATS.get("messages")(), {"role": "system", "content": "s"}
+    called, told = assistant(None, tool_calls=[CALL]), {"role": "tool", "content": "t"}
+    orders: list[list[Any]] = [
+        [HI, YO],
+        [HI, HI, YO],
+        [HI, YO, YO],
+        [late, HI, YO, late, HI, YO],
+        [HI, called, told, YO],
+    ]
+    assert len(list(form.conversations([Row("f", 1, {"messages": order}) for order in orders]))) == 5
+    assert dict(form.notes) == {
+        "dialogues with two turns of one role after one another": 2,
+        "dialogues with a system message after their first turn": 1,
+    }
 
 
 # --------------------------------------------------------------------------------------------------------- containers
