@@ -226,13 +226,11 @@ def test_updates_from_served_replies_are_the_own_ones(server: StandIn, tmp_path:
     assert digests[0] != digests[1]
 
 
-AHEAD = ("updates=3", "rollout_ahead=1", "rollout_cap=2")
-
-
 def test_replies_asked_ahead_are_those_of_the_policy_before(
     server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against a loop over the policies that updates begin with; a stop in between changes no bit."""
+    words = words_of(server.url, "updates=3", "rollout_ahead=1", "rollout_cap=2")
     policies: list[dict[str, torch.Tensor]] = []
     seen: list[tuple[Rollout, list[int]]] = []
     swaps: list[int] = []
@@ -253,7 +251,7 @@ def test_replies_asked_ahead_are_those_of_the_policy_before(
     with monkeypatch.context() as patch:
         for place, name, told in ((ppo, "collect", begins), (Rollouts, "sample", draws), (ppo, "learn", trains)):
             patch.setattr(place, name, told)
-        whole = made("ppo", *words_of(server.url, *AHEAD), "name=whole", out=tmp_path)
+        whole = made("ppo", *words, "name=whole", out=tmp_path)
     assert swaps == [2, 3, 3], "the next replies are asked for before an update trains"
     assert any(not torch.equal(policies[0][name], tensor) for name, tensor in policies[1].items())
 
@@ -271,12 +269,11 @@ def test_replies_asked_ahead_are_those_of_the_policy_before(
     assert gaps[0] < 1e-5 < 1e-3 < min(gaps[1:]), "weights are those of the policy that sampled"
 
     server.wrong = lambda path, asked: (400, "gone") if asked.get("cache_salt") == "update 2" else None
-    words = [*words_of(server.url, *AHEAD), "name=stopped"]
     with pytest.raises(TrainingStopped, match="answered 400"):
-        made("ppo", *words, out=tmp_path)
+        made("ppo", *words, "name=stopped", out=tmp_path)
     server.wrong = lambda path, asked: None
     server.roles.clear()
-    stopped = made("ppo", *words, out=tmp_path)
+    stopped = made("ppo", *words, "name=stopped", out=tmp_path)
     for name in ("adapter_model.safetensors", "metrics.jsonl", "samples.jsonl"):
         assert (stopped / "ppo" / name).read_bytes() == (whole / "ppo" / name).read_bytes(), name
 
