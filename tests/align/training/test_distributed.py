@@ -430,3 +430,18 @@ def test_a_process_that_is_killed_is_started_again_and_changes_no_bit(tmp_path):
     launched(str(tmp_path / "two.py"), json.dumps([[*words, "name=whole"]]))
     for name in ("adapter_model.safetensors", "checkpoint.json", "metrics.jsonl", "samples.jsonl"):
         assert (tmp_path / "killed" / "sft" / name).read_bytes() == (tmp_path / "whole" / "sft" / name).read_bytes()
+
+
+@pytest.mark.grid
+def test_four_processes_train_a_chain_with_a_base_in_parts(tmp_path):
+    """Each has a quarter of the base, and the chain has the bytes of four that have it whole."""
+    base()
+    trained = ("sft", "reward_model", "ppo")
+    words = [*pipeline_words("rlhf", *(f"stages.{name}.batch_size=8" for name in trained)), f"out={tmp_path}"]
+    (tmp_path / "four.py").write_text(SCRIPT, encoding="utf-8")
+    runs = [[*words, "name=whole"], [*words, "name=parts", "distributed.shard=base"]]
+    said = launched(str(tmp_path / "four.py"), json.dumps(runs), by=("torch.distributed.run", "--nproc_per_node", "4"))
+    assert [said.count(f"rank {rank} done") for rank in range(4)] == [2] * 4
+    for stage in (*trained, "evaluate"):
+        whole, parts = (contents(tmp_path / name / stage) for name in ("whole", "parts"))
+        assert whole == parts and whole
