@@ -131,6 +131,7 @@ NOT_NEEDED: dict[str, str] = {
     "dataset_split": "data.conversations.split (the split that trains, where there are several)",
     "remove_unused_columns": "columns that no format reads are named by align check",
     "dataset_text_field": "the format is found from the keys; data.conversations.columns names them where it is not",
+    "streaming": "files are read in chunks and rows mapped from the disk; docs/scale.md has what to do beyond it",
     "dataloader_num_workers": "rows are ready before training starts; data.workers prepares them",
     "dataloader_drop_last": "batches of an epoch differ by a row at most, so none is dropped",
     "ddp_find_unused_parameters": "every trained parameter takes part in every step",

@@ -55,13 +55,13 @@ def require_equal_start(stats: dict[str, float], step0: dict[str, Any], exact: b
         )
 
 
-def require_near(stats: dict[str, float], options: PPOOptions) -> None:
-    """Servers sample from the policy that is trained, up to the precision of their products."""
-    gap = stats.get("rollout/logprob_gap_mean", 0.0)
-    if gap > options.rollout_gap:
+def require_near(stats: dict[str, float], options: PPOOptions, update: int) -> None:
+    """Servers sample from the policy that is trained, up to the precision of their products and what they are ahead."""
+    gap, allowed = stats.get("rollout/logprob_gap_mean", 0.0), options.gap_at(update)
+    if gap > allowed:
         raise TrainingStopped(
             f"the servers' log-probabilities are {gap:.2e} nats a token off those trained with, in the mean "
-            f"(rollout_gap is {options.rollout_gap:g})",
+            f"(at most {allowed:.2g}: rollout_gap is {options.rollout_gap:g})",
             code="rollout_gap",
             hint=f"let them have the stage's base, precision and adapter, and start them with {FLAGS}",
         )

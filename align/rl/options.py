@@ -135,6 +135,9 @@ class PPOOptions(TrainingOptions):
         0.05, "stop once the log-probabilities that servers sampled with are so far from ours, in the mean", above=0
     )
     rollout_cap: float = option(0.0, "bound of the importance weights of served tokens (0: no weights; usual 2)")
+    rollout_ahead: int = option(
+        0, "updates that servers are ahead by: 0, or 1 (they sample the next replies while an update trains)", high=1
+    )
 
     @property
     def replies_per_prompt(self) -> int:
@@ -145,7 +148,16 @@ class PPOOptions(TrainingOptions):
     def idle(self) -> set[str]:
         """Options that decide nothing of the result, as the others are set."""
         served = {"rollout", "rollout_cap"} if self.rollout is Sampler.own else set()
+        served |= set() if self.rollout_ahead else {"rollout_ahead"}
         return served | {"rollout_url", "rollout_timeout", "rollout_gap", "refresh"}
+
+    def gap_at(self, update: int) -> float:
+        """Largest mean difference, in nats a token, of the log-probabilities that servers sampled with from ours.
+
+        Where an update lies between, its passes go on until KL(old, new), which is half the mean square of what they
+        move log-probabilities by, passes `max_approx_kl`.
+        """
+        return self.rollout_gap + (math.sqrt(2 * self.max_approx_kl) if update and self.rollout_ahead else 0.0)
 
     @property
     def prompts_per_update(self) -> int:
@@ -230,7 +242,7 @@ def _of_servers(options: PPOOptions, where: str) -> Iterator[UserError]:
             code="bad_value",
             hint=f"set {where}.rollout_url=[http://HOST:PORT]; docs/scale.md says how to start one",
         )
-    for name in ("rollout_url", "rollout_cap"):
+    for name in ("rollout_url", "rollout_cap", "rollout_ahead"):
         if getattr(options, name) and not options.rollout.is_served:
             yield UserError(
                 "the stage samples its replies itself",
@@ -264,6 +276,12 @@ def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:
             "kl_horizon",
             f"is counted in updates, of which there are {options.updates}: the coefficient would hardly move",
             "usual: 5 to 20",
+        )
+    if options.rollout_ahead and not options.rollout_cap:
+        yield doubt(
+            "rollout_ahead",
+            "update ahead, replies are an older policy's, and weigh as if they were this one's",
+            "set rollout_cap=2",
         )
     if not 0.3 <= options.temperature <= 2:
         yield doubt("temperature", "samples replies far from what the model says", "usual: 0.7 to 1")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,7 @@ def improve(
     rule = replace(rule, kl_coef=kept.get("kl_coef", rule.kl_coef))
     if done:
         watch.restore(kept["watch"])
+        rollouts.restore(kept.get("handed"), done)
         if rule.signals is not None:
             rule.signals.restore(kept["signals"])
     else:
@@ -73,10 +74,11 @@ def improve(
 
     def state(**found: bool) -> dict[str, Any]:
         more = {"stats": stats, "kl_coef": rule.kl_coef, "step0": step0, "watch": watch.state(), **found}
+        more |= rollouts.state()
         return more | ({"signals": rule.signals.state()} if rule.signals is not None else {})
 
     unseen = bool(kept.get("unseen"))  # a scorer failed at the look behind the last update
-    with Progress("ppo", options.updates, enabled=context.is_main, done=done) as progress:
+    with closing(rollouts), Progress("ppo", options.updates, enabled=context.is_main, done=done) as progress:
         for update in range(done - unseen, options.updates):
             if not unseen:
                 with saved_if_stopped(context, updater, update, state() if update else None):
@@ -90,7 +92,6 @@ def improve(
             if options.kl_target > 0 and update >= options.warmup_updates:
                 rule = replace(rule, kl_coef=adapted_kl_coef(rule.kl_coef, stats["objective/kl_k1"], options))
             context.saver.offer(updater, update + 1, state())
-    rollouts.close()
     updater.go_to(updater.steps)
     return {**stats, "step0": step0, **watch.finish()}
 
@@ -146,7 +147,7 @@ def collect(
             advantages, more = weigh(advantages, judged, options.rollout_cap)
         rows = rollouts.joined(experience(rollout, judged, advantages))
         stats = rollouts.averaged(statistics(rollout, judged, rewards, advantages, rule) | more)
-        invariants.require_near(stats, options)
+        invariants.require_near(stats, options, update)
     if context.is_main:
         rollouts.keep(rollout, update)
     return rows, stats

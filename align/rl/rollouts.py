@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from align.training.processes import as_one, gathered
 from data_prep.core.errors import UserError
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from align.rl.actor_critic import ExperienceRow
     from align.rl.options import PPOOptions
     from align.training.context import StageContext
@@ -45,6 +47,10 @@ class Rollouts:
         self._engine = RolloutEngine(roles.policy, context.renderer.end_token_id)
         self._sampling = Sampling(options.max_new_tokens, options.temperature)
         self._served = _servers(context, options) if options.rollout.is_served else None
+        self._coming: Future[list[Reply]] | None = None
+        """Replies of the next update, which servers are asked for while one trains."""
+        self._handed: dict[str, Any] = {}
+        """What servers sample those from, in the process that keeps states."""
         count = context.accelerator.num_processes
         if options.prompts_per_update < count:
             least = count * options.replies_per_prompt
@@ -58,6 +64,14 @@ class Rollouts:
 
     def sample(self, update: int) -> Rollout:
         """This process's share of an update's prompts, each as often as it has replies, and the policy's replies."""
+        prompts, seeds = self._drawn(update)
+        if self._served is not None:
+            return Rollout(prompts, self._from_servers(update))
+        with self._context.answering(self._engine.role), self._context.autocast():
+            return Rollout(prompts, self._engine.generate([row.ids for row in prompts], self._sampling, seeds))
+
+    def _drawn(self, update: int) -> tuple[list[PromptTokens], list[int]]:
+        """The prompts, and the seed that each reply is drawn with."""
         process, seed = self._context.accelerator, self._context.seed
         each, group = self.options.prompts_per_update, self.options.replies_per_prompt
         epoch, place = divmod(update, max(1, len(self._prompts) // each))
@@ -66,24 +80,45 @@ class Rollouts:
         prompts = [self._prompts[i] for i in index for _ in range(group)]
         generator = torch.Generator(device=process.device)
         generator.manual_seed(seed_at(seed, update, process.process_index))
-        seeds = seeds_of(len(prompts), generator)
-        return Rollout(prompts, self._replies([row.ids for row in prompts], seeds, update))
+        return prompts, seeds_of(len(prompts), generator)
 
-    def _replies(self, prompts: Sequence[Sequence[int]], seeds: Sequence[int], update: int) -> list[Reply]:
-        """The replies to this process's prompts, each drawn with its seed."""
-        if self._served is None:
-            with self._context.answering(self._engine.role), self._context.autocast():
-                return self._engine.generate(prompts, self._sampling, seeds)
+    def _from_servers(self, update: int) -> list[Reply]:
+        """The replies of servers; where those are ahead, they go on with the next ones and the policy of now."""
+        if self._coming is None:
+            self._ask(update)
+        assert self._coming is not None
+        with as_one(self._context.accelerator):  # no server still samples as the policy is swapped
+            replies = self._coming.result()
+        self._coming = None
+        if self.options.rollout_ahead and update + 1 < self.options.updates:
+            self._ask(update + 1)
+        return replies
+
+    def _ask(self, update: int, handed: dict[str, Any] | None = None) -> None:
+        """Hand servers the policy of now, or one that they had, and begin to ask for an update's replies."""
+        served = self._served
+        assert served is not None
         with as_one(self._context.accelerator):
             if self._context.is_main:
-                self._served.renew(self._engine.role)
-        with as_one(self._context.accelerator):
-            return self._served.generate(prompts, self._sampling, seeds, update)
+                served.renew(self._engine.role) if handed is None else served.hand_over(handed)
+                self._handed = served.handed() if self.options.rollout_ahead else {}
+        prompts, seeds = self._drawn(update)
+        ids = [row.ids for row in prompts]
+        self._coming = served.begin(ids, self._sampling, seeds, update)
+
+    def state(self) -> dict[str, Any]:
+        """What the replies that are on their way are sampled from: the same command asks for them again."""
+        return {"handed": self._handed} if self._coming is not None else {}
+
+    def restore(self, handed: dict[str, Any] | None, update: int) -> None:
+        """Ask again for the replies of an update that were on their way, if there were some."""
+        if handed is not None:
+            self._ask(update, handed)
 
     def close(self) -> None:
-        """All replies have been sampled."""
-        if self._served is not None and self._context.is_main:
-            self._served.close()
+        """No more replies are sampled."""
+        if self._served is not None:
+            self._served.close(self._context.is_main)
 
     def summed(self, value: Tensor) -> Tensor:
         """The sum of a tensor over all processes."""

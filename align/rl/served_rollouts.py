@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ AT_ONCE = 64
 RETRIES, WAIT = 4, 1.0
 """How often a request without an answer is sent again, and the seconds before that, doubled each time."""
 _UNKNOWN = 404
+_TENSORS = ".safetensors"
 FLAGS = "--enable-lora --logprobs-mode processed_logprobs"
 _HINT = "start it, then the same command; docs/scale.md says how"
 
@@ -83,6 +84,7 @@ class ServedEngine:
         self._own = self._all[index::count] or [self._all[index % len(self._all)]]
         self._timeout = options.rollout_timeout
         self._name, self._folder, self._end_id = name, folder.resolve(), end_id
+        self._beside, self._closed = ThreadPoolExecutor(1), False
 
     def renew(self, role: Role) -> None:
         """Write the policy down and let all servers read it; one process does so for all.
@@ -93,6 +95,32 @@ class ServedEngine:
         assert role.adapter is not None
         self._folder.mkdir(exist_ok=True)
         role.adapter.save(role.carrier, self._folder)
+        self._let_read()
+
+    def handed(self) -> dict[str, Any]:
+        """The files that servers have read: tensors, and texts."""
+        from safetensors.torch import load
+
+        return {
+            file.name: load(file.read_bytes()) if file.suffix == _TENSORS else file.read_text(encoding="utf-8")
+            for file in sorted(self._folder.iterdir())
+        }
+
+    def hand_over(self, handed: dict[str, Any]) -> None:
+        """Write such files down again, and let all servers read them.
+
+        Raises:
+            TrainingStopped: a server that does not.
+        """
+        from safetensors.torch import save
+
+        self._folder.mkdir(exist_ok=True)
+        for name, held in handed.items():
+            content = held.encode() if isinstance(held, str) else save(held, {"format": "pt"})
+            (self._folder / name).write_bytes(content)
+        self._let_read()
+
+    def _let_read(self) -> None:
         for url in self._all:
             _asked(url, partial(self._load, url))
 
@@ -109,6 +137,8 @@ class ServedEngine:
         """
 
         def reply(place: int) -> Reply:
+            if self._closed:
+                raise TrainingStopped("no more replies are wanted", code="rollout_failed")
             url = self._own[place % len(self._own)]
             asked = self._request(prompts[place], sampling) | {"seed": seeds[place]}
             asked["cache_salt"] = f"update {update}"  # vLLM keeps prompts as the adapter before has read them
@@ -121,9 +151,18 @@ class ServedEngine:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
 
-    def close(self) -> None:
-        """Take away what was written down."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+    def begin(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling, seeds: Sequence[int], update: int
+    ) -> Future[list[Reply]]:
+        """`generate`, beside what this process does; one after the other."""
+        return self._beside.submit(self.generate, prompts, sampling, seeds, update)
+
+    def close(self, wrote: bool = True) -> None:
+        """Ask for no more; take away what was written down, where this process did."""
+        self._closed = True
+        self._beside.shutdown(wait=False, cancel_futures=True)
+        if wrote:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _request(self, prompt: Sequence[int], sampling: Sampling) -> dict[str, Any]:
         """All that the server's own defaults would decide is said."""

@@ -26,9 +26,10 @@ from align.roles import Bases, Role
 from align.tracking.metrics import Metrics
 from align.training.data import Reading, context_of, remarks_of
 from align.training.optimizer import autocast
-from align.training.processes import one_first
+from align.training.processes import as_one, once_a_machine
 from align.training.resume import SAMPLES, WARNINGS, StateSaver
 from data_prep.core.errors import UserError
+from data_prep.prepare.assemble import load
 from data_prep.prepare.prepare import Prepared, Renderer
 from data_prep.types import features_of
 
@@ -102,16 +103,23 @@ class StageContext:
             UserError: bad rows, too many that are too long, or too few that are left.
         """
         config = read_model_config(self.bases.folder)
-        with one_first(self.accelerator):  # the others of a machine find its rows in the cache
-            below = (self.init, *self.judges)
-            reading = Reading(self.spec, self.renderer, config, self.context, self.config.seed, below)
-            prepared = reading.rows(kind)
+        below = (self.init, *self.judges)
+        reading = Reading(self.spec, self.renderer, config, self.context, self.config.seed, below)
+        prepared = self._prepared(reading, kind)
         self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
         self.spec.stage.check_contents(kind, chain(prepared.train, prepared.eval), self.spec.data)
         reading.check_features(prepared)
         for remark in remarks_of(prepared.card):
             self.warn(remark.code, f"{remark.file}:{remark.field}: {remark.message}", remark.hint)
         return prepared
+
+    def _prepared(self, reading: Reading, kind: str) -> Prepared[Any]:
+        """The rows of one kind; several processes of a machine map the file that one of them has made."""
+        if self.accelerator.num_processes == 1:
+            return reading.rows(kind)
+        folder = once_a_machine(self.accelerator, lambda: reading.folder(kind))
+        with as_one(self.accelerator):  # a file that is not kept goes with the process that has made it
+            return load(folder)
 
     @property
     def is_main(self) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.checkpoints.compatibility import ParentInfo, adapter_of
@@ -12,6 +13,7 @@ from align.config.schema import StageSpec
 from align.models.fingerprint import context_length
 from data_prep.core.errors import UserError, at_row
 from data_prep.options import LengthOptions
+from data_prep.prepare.arrow_rows import Rows
 from data_prep.prepare.prepare import prepare
 from data_prep.records.tally import LongRows
 from data_prep.types import LabelledTokens, PairTokens, RowKind
@@ -59,20 +61,29 @@ class Reading:
             max_lost=stage.max_lost,
         )
 
-    def rows(self, kind: str) -> Prepared[Any]:
+    def rows(self, kind: str, on_disk: bool = False) -> Prepared[Any]:
         """The rows of one kind of data (conversations, preferences, unpaired, prompts, text) as the stage reads them.
+
+        Args:
+            on_disk: few rows lie in a file as many do.
 
         Raises:
             UserError: bad rows, too many over-long rows, nothing left, or token ids that the model does not have.
         """
         lengths = self.lengths(kind)
         try:
-            prepared = prepare(RowKind[kind], self.spec.data, self.renderer, lengths, self.seed)
+            prepared = prepare(RowKind[kind], self.spec.data, self.renderer, lengths, self.seed, on_disk)
         except LongRows as problem:
             problem.hint = self.room(problem)
             raise
         self._check_vocabulary(prepared)
         return prepared
+
+    def folder(self, kind: str) -> Path:
+        """The same rows in a file, for processes that map it: the folder that `load` opens."""
+        rows = self.rows(kind, on_disk=True).train
+        assert isinstance(rows, Rows)
+        return rows.path.parent
 
     def room(self, problem: LongRows) -> str:
         """What can be done about rows over a length: raise max_length, unless the model's context is the limit."""

@@ -1,4 +1,4 @@
-"""What several processes do together beside the optimiser's sums: take turns, divide what has no gradient, and end.
+"""What processes do together beside the optimiser's sums: share what one made, divide what has no gradient, and end.
 
 Between two operations that all take part in, one of them may fail where the others do not: its disk is full, a scorer
 does not answer it. The others would wait for it until somebody kills them, so such work is done `as_one`.
@@ -9,12 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain
+from platform import node
 from typing import Any, TypeVar
 
 from accelerate import Accelerator
 
 from align.models.sharding import finish_passes
 from data_prep.core.errors import TrainingStopped, UserError, said_by
+from data_prep.records.tally import LongRows
 
 PartT = TypeVar("PartT")
 MadeT = TypeVar("MadeT")
@@ -37,18 +39,6 @@ class Processes(Accelerator):  # type: ignore[misc]
         """The tensors of all processes, one after the other."""
         finish_passes()
         return super().gather(tensor)
-
-
-@contextmanager
-def one_first(process: Accelerator) -> Iterator[None]:
-    """One process of each machine goes first, and the others find what it left; it fails first as well."""
-    if not process.is_local_main_process:
-        process.wait_for_everyone()
-    try:
-        yield
-    finally:
-        if process.is_local_main_process:
-            process.wait_for_everyone()
 
 
 def gathered(process: Accelerator, own: list[Any]) -> list[list[Any]]:
@@ -85,7 +75,7 @@ def as_one(process: Accelerator) -> Iterator[None]:
 
 def _told(problem: Exception) -> Exception:
     """What the others are told of an error: a line for people as it is, of anything else that it is there."""
-    if type(problem) in (UserError, TrainingStopped):
+    if type(problem) in (UserError, LongRows, TrainingStopped):
         return problem
     return TrainingStopped(
         f"another process of the run has failed ({type(problem).__name__}: {said_by(problem)})",
@@ -104,6 +94,16 @@ def divided(process: Accelerator, parts: Sequence[PartT], work: Callable[[PartT]
         own = [work(part) for part in parts[process.process_index :: count]]
     found = gathered(process, own)
     return [found[place % count][place // count] for place in range(len(parts))]
+
+
+def once_a_machine(process: Accelerator, work: Callable[[], MadeT]) -> MadeT:
+    """What `work` makes in one process of each machine, for all that run on it."""
+    machines = list(chain.from_iterable(gathered(process, [node()])))
+    first = machines.index(machines[process.process_index])
+    with as_one(process):
+        own = [work()] if first == process.process_index else []
+    made: MadeT = gathered(process, own)[first][0]
+    return made
 
 
 def from_main(process: Accelerator, work: Callable[[], MadeT]) -> MadeT:

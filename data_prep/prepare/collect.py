@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_prep.core.errors import UserError
-from data_prep.prepare.arrow_rows import RaggedColumn, Rows, arrow_array, numpy_array, text_array, to_batch
+from data_prep.prepare.arrow_rows import RaggedColumn, Rows, arrow_array, numpy_array, schema_of, text_array, to_batch
 from data_prep.prepare.render_chunk import ROW_STATS, RenderedChunk
 from data_prep.prepare.workers import CHUNK
 from data_prep.quality.leakage import RecordTexts
@@ -100,15 +100,15 @@ class CollectedRows:
             return
         with writing(lambda: self.folder):
             if self.folder is None:
-                self._open(part)
+                self._open(part.rows.schema, part.said)
             self._write(part.rows, part.said)
 
-    def _open(self, part: RenderedChunk) -> None:
-        """Begin the files, for parts like this one, with what was gathered so far."""
+    def _open(self, schema: Any, said: RecordTexts) -> None:
+        """Begin the files, for rows of this schema and texts like these, with what was gathered so far."""
         import pyarrow as pa
 
         self.folder = self._folder()
-        for name, kind in ((ROWS, part.rows.schema), (SAID, _said_batch([part.said]).schema)):
+        for name, kind in ((ROWS, schema), (SAID, _said_batch([said]).schema)):
             self._files.append(pa.OSFile(str(self.folder / name), "wb"))
             self._writers.append(pa.ipc.new_file(self._files[-1], kind))
         for start in range(0, len(self._rows), CHUNK):
@@ -123,9 +123,11 @@ class CollectedRows:
             self._writers[0].write_batch(batch)
         self._writers[1].write_batch(_said_batch([said]))
 
-    def close(self) -> None:
-        """Finish the files."""
+    def close(self, on_disk: bool = False) -> None:
+        """Finish the files; `on_disk`: few rows have some, too."""
         with writing(lambda: self.folder):
+            if on_disk and self._rows:
+                self._open(schema_of(type(self._rows[0])), self._said[0])
             for each in (*self._writers, *self._files):
                 each.close()
         self._writers, self._files = [], []

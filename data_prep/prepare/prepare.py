@@ -44,8 +44,8 @@ class Preparation:
         self.ends: list[int] = []
         """How many records stand before the end of each source."""
 
-    def run(self) -> Prepared[Any]:
-        """Rows from the cache, or made and, where they are many, kept in it."""
+    def run(self, on_disk: bool) -> Prepared[Any]:
+        """Rows from the cache, or made and, where they are many, kept in it; `on_disk`: few lie in a file, too."""
         before = stamps(self._files())
         size = sum(status[1] for status in before)
         kept = Kept(self._key(size))
@@ -54,7 +54,7 @@ class Preparation:
         gathered = CollectedRows(kept.folder)
         try:
             self._gather(gathered, kept, size)
-            gathered.close()
+            gathered.close(on_disk)
             reading = Reading(self.kind, self.data, self.sources, self.streams, self.ends)
             prepared = settled(reading, gathered, self.renderer, self.length, self.seed, self._numbers())
             if gathered.folder is not None:
@@ -149,7 +149,9 @@ __all__ = [
 ]
 
 
-def prepare(kind: RowKind, data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int) -> Prepared[Any]:
+def prepare(
+    kind: RowKind, data: DataOptions, renderer: Renderer, length: LengthOptions, seed: int, on_disk: bool = False
+) -> Prepared[Any]:
     """The rows of one kind as token ids, with a card that counts what became of all.
 
     Conversations get a mask of the assistant's words. Preferences and labelled replies (`unpaired`, of
@@ -157,7 +159,10 @@ def prepare(kind: RowKind, data: DataOptions, renderer: Renderer, length: Length
     with the generation prompt; they fall back on those of conversations, then of preferences, and repeated ones are
     dropped and counted. Of documents every token is supervised; longer ones are cut into pieces, counted.
 
+    Args:
+        on_disk: few rows lie in a file as well, as many do, and `Rows.path` says where: other processes `load` them.
+
     Raises:
         UserError: bad rows, too many over-long rows, or nothing left.
     """
-    return Preparation(data, kind, renderer, length, seed).run()
+    return Preparation(data, kind, renderer, length, seed).run(on_disk)

@@ -23,10 +23,11 @@ from align.config.registries import adapters
 from align.config.schema import Load
 from align.inference.generation import Reply, RolloutEngine, Sampling
 from align.inference.scoring import pack_responses
-from align.rl import served_rollouts
+from align.rl import ppo, served_rollouts
 from align.rl.advantages import weigh
-from align.rl.experience import Advantages, Judged
+from align.rl.experience import Advantages, Judged, Rollout
 from align.rl.options import PPOOptions, Sampler
+from align.rl.rollouts import Rollouts
 from align.rl.served_rollouts import ServedEngine, method_refusal
 from align.roles import Role, chosen_logprobs
 from align.tracking.metrics import read_metrics
@@ -225,6 +226,66 @@ def test_updates_from_served_replies_are_the_own_ones(server: StandIn, tmp_path:
     assert digests[0] != digests[1]
 
 
+def test_replies_asked_ahead_are_those_of_the_policy_before(
+    server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against a loop over the policies that updates begin with; a stop in between changes no bit."""
+    words = words_of(server.url, "updates=3", "rollout_ahead=1", "rollout_cap=2")
+    policies: list[dict[str, torch.Tensor]] = []
+    seen: list[tuple[Rollout, list[int]]] = []
+    swaps: list[int] = []
+    collect, sample, learn = ppo.collect, Rollouts.sample, ppo.learn
+
+    def begins(context: Any, rollouts: Any, roles: Any, rule: Any, update: int) -> Any:
+        policies.append({name: p.detach().clone() for name, p in roles.policy.named_parameters() if p.requires_grad})
+        return collect(context, rollouts, roles, rule, update)
+
+    def draws(self: Rollouts, update: int) -> Rollout:
+        seen.append((sample(self, update), self._drawn(update)[1]))
+        return seen[-1][0]
+
+    def trains(*given: Any) -> Any:
+        swaps.append(sum("load" in path for path, _ in server.asked))
+        return learn(*given)
+
+    with monkeypatch.context() as patch:
+        for place, name, told in ((ppo, "collect", begins), (Rollouts, "sample", draws), (ppo, "learn", trains)):
+            patch.setattr(place, name, told)
+        whole = made("ppo", *words, "name=whole", out=tmp_path)
+    assert swaps == [2, 3, 3], "the next replies are asked for before an update trains"
+    assert any(not torch.equal(policies[0][name], tensor) for name, tensor in policies[1].items())
+
+    role, asked = fresh("lora", Load.fp32), server.asked[-1][1]
+    held = dict(role.named_parameters())
+    for update, (rollout, seeds) in enumerate(seen):
+        with torch.no_grad():
+            for name, tensor in policies[max(0, update - 1)].items():
+                held[name].copy_(tensor)
+        engine = RolloutEngine(role, asked["stop_token_ids"][0])
+        for prompt, seed, reply in zip(rollout.prompts, seeds, rollout.replies, strict=True):
+            assert engine.generate([prompt.ids], Sampling(asked["max_tokens"], 0.7), [seed]) == [reply]
+    rows = [row for row in read_metrics(whole / "ppo" / "metrics.jsonl") if row["split"] == "train"]
+    gaps = [row["rollout/logprob_gap_mean"] for row in rows]
+    assert gaps[0] < 1e-5 < 1e-3 < min(gaps[1:]), "weights are those of the policy that sampled"
+
+    server.wrong = lambda path, asked: (400, "gone") if asked.get("cache_salt") == "update 2" else None
+    with pytest.raises(TrainingStopped, match="answered 400"):
+        made("ppo", *words, "name=stopped", out=tmp_path)
+    server.wrong = lambda path, asked: None
+    server.roles.clear()
+    stopped = made("ppo", *words, "name=stopped", out=tmp_path)
+    for name in ("adapter_model.safetensors", "metrics.jsonl", "samples.jsonl"):
+        assert (stopped / "ppo" / name).read_bytes() == (whole / "ppo" / name).read_bytes(), name
+
+
+def test_replies_asked_ahead_may_differ_by_what_an_update_moves_them() -> None:
+    options = PPOOptions(rollout_gap=0.05, max_approx_kl=0.02)
+    assert [options.gap_at(update) for update in (0, 3)] == [0.05, 0.05]
+    options.rollout_ahead = 1
+    assert [options.gap_at(update) for update in (0, 3)] == [0.05, pytest.approx(0.05 + 0.2)]
+    assert "rollout_ahead" not in options.idle and "rollout_ahead" in PPOOptions().idle
+
+
 def test_importance_weights_are_those_of_the_two_policies_and_bounded() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False]])
     ours = torch.tensor([[-1.0, -2.0, -0.5], [-1.0, 0.0, 0.0]])
@@ -263,6 +324,7 @@ def test_what_cannot_be_is_refused_before_anything_is_trained(
     assert "the server localhost is no address of a server" in said(*words_of("localhost"))
     assert "no server is named" in said(*words_of("", "rollout=vllm"))
     assert "set stages.ppo.rollout=vllm, or leave rollout_cap out" in said(*words_of("", "rollout_cap=2"))
+    assert "set stages.ppo.rollout=vllm, or leave rollout_ahead out" in said(*words_of("", "rollout_ahead=1"))
     assert "vLLM cannot sample from vera as set" in said(*words_of(server.url, "adapter=vera"))
     server.wrong = lambda path, asked: (200, "[]")
     assert f"the server {server.url} lists no models" in said(*words_of(server.url))

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from align.config.compose import compose
 from align.rl.rollouts import Rollouts
 from align.tracking.metrics import read_metrics
 from align.training import optimizer
+from align.training.context import StageContext
 from align.training.objectives import LanguageModeling
 from align.training.optimizer import shared_module
 from data_prep.core.errors import UserError
@@ -37,9 +41,21 @@ torch.set_num_threads(1)
 from align.config.compose import compose
 from align.pipeline import run
 from align.stages import supervised
+from align.training.context import StageContext
 from data_prep.core.errors import TrainingStopped
+from data_prep.prepare.prepare import Preparation
+from tests.align.training.test_distributed import digest_of
 supervised.SAMPLED = 8
 asked, fails_at = 0, 0
+prepare, rows = Preparation.run, StageContext.rows
+def told_prepare(self, on_disk):
+    print(f"rank {os.environ['RANK']} prepares", flush=True)
+    return prepare(self, on_disk)
+def told_rows(self, kind):
+    found = rows(self, kind)
+    print(f"rank {os.environ['RANK']} has rows {digest_of(found)}", flush=True)
+    return found
+Preparation.run, StageContext.rows = told_prepare, told_rows
 def score(prompts, replies, fields):
     global asked
     asked += 1
@@ -90,6 +106,14 @@ code = main(["run", *json.loads(sys.argv[1])])
 print(f"rank {os.environ['RANK']} ends with {code}", flush=True)
 sys.exit(code)
 """
+
+
+def digest_of(prepared):
+    """A hash of all rows, in their order, and of their card."""
+    told = [*map(vars, [*prepared.train, *prepared.eval]), prepared.card]
+    return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 CLOSE = 1e-4
 """Of the largest change of a weight: two processes add up the same numbers in another order, three steps long, and
 each step starts where the last one's rounding left it. A wrong share of a row is at least a hundred times as much."""
@@ -184,6 +208,17 @@ def started(tmp_path_factory, stopped):
     return out, cases, output
 
 
+ROWS = StageContext.rows
+DIGESTS = []
+"""Of the rows of every stage that ran in this process alone."""
+
+
+def told(context, kind):
+    found = ROWS(context, kind)
+    DIGESTS.append(digest_of(found))
+    return found
+
+
 @pytest.fixture(scope="module")
 def both(started):
     """Every case by one process and by two: name -> (folder of one, folder of two, folder of what they start from)."""
@@ -191,7 +226,8 @@ def both(started):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as each of the two, so that the order of sums is theirs
     for name, case in cases.items():
-        execute(compose([*words_of(case, out / "one"), f"name={name}"]))
+        with patch.object(StageContext, "rows", told):
+            execute(compose([*words_of(case, out / "one"), f"name={name}"]))
         if name in CASES and name != "patient":  # which begins as "sft" does
             still = [f"stages.{case[0]}.lr=1e-44", f"stages.{case[0]}.max_steps=1"]  # leaves every weight as it begins
             execute(compose([*words_of([*case, *still], out / "start"), f"name={name}"]))
@@ -222,6 +258,14 @@ def test_two_processes_log_the_numbers_of_one(name, both):
             if key == "micro_batches":  # each process packs its own share
                 continue
             assert two[key] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-4, abs=1e-5)), key
+
+
+def test_rows_are_prepared_by_one_process_and_read_by_both(both, started):
+    """All that the second one has are those of the first, which are those of a single process."""
+    _, _, said = started
+    first, second = (re.findall(rf"rank {rank} has rows ([0-9a-f]{{64}})", said) for rank in "01")
+    assert first == second and said.count("rank 0 prepares") == len(first) and "rank 1 prepares" not in said
+    assert len(set(DIGESTS)) > 3 and set(DIGESTS) <= set(first)
 
 
 def test_ppo_runs_and_keeps_its_promises(both):
@@ -386,3 +430,18 @@ def test_a_process_that_is_killed_is_started_again_and_changes_no_bit(tmp_path):
     launched(str(tmp_path / "two.py"), json.dumps([[*words, "name=whole"]]))
     for name in ("adapter_model.safetensors", "checkpoint.json", "metrics.jsonl", "samples.jsonl"):
         assert (tmp_path / "killed" / "sft" / name).read_bytes() == (tmp_path / "whole" / "sft" / name).read_bytes()
+
+
+@pytest.mark.grid
+def test_four_processes_train_a_chain_with_a_base_in_parts(tmp_path):
+    """Each has a quarter of the base, and the chain has the bytes of four that have it whole."""
+    base()
+    trained = ("sft", "reward_model", "ppo")
+    words = [*pipeline_words("rlhf", *(f"stages.{name}.batch_size=8" for name in trained)), f"out={tmp_path}"]
+    (tmp_path / "four.py").write_text(SCRIPT, encoding="utf-8")
+    runs = [[*words, "name=whole"], [*words, "name=parts", "distributed.shard=base"]]
+    said = launched(str(tmp_path / "four.py"), json.dumps(runs), by=("torch.distributed.run", "--nproc_per_node", "4"))
+    assert [said.count(f"rank {rank} done") for rank in range(4)] == [2] * 4
+    for stage in (*trained, "evaluate"):
+        whole, parts = (contents(tmp_path / name / stage) for name in ("whole", "parts"))
+        assert whole == parts and whole

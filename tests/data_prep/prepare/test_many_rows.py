@@ -20,6 +20,7 @@ from data_prep.prepare import prepare as preparing
 from data_prep.prepare import row_cache as kept
 from data_prep.prepare import workers
 from data_prep.prepare.arrow_rows import Joined, Rows, lengths_of
+from data_prep.prepare.assemble import load
 from data_prep.prepare.prepare import Prepared, Renderer, prepare
 from data_prep.prepare.render_chunk import Chunks
 from data_prep.quality.minhash import word_pairs, word_pairs_of
@@ -144,6 +145,44 @@ def test_documents(renderer: Renderer, tmp_path: Path, monkeypatch: pytest.Monke
         patch.setattr(workers, "MANY", 10**9)
         lists = prepare(RowKind.text, data, renderer, LENGTH, 0)
     assert list(stored.train) == list(lists.train) and stored.card == lists.card
+
+
+@pytest.mark.parametrize(
+    ("kind", "row"),
+    [
+        (RowKind.conversations, {"prompt": "question {n}", "completion": "answer {n}", "features": [1.0, 0.25]}),
+        (RowKind.preferences, {"prompt": "question {n}", "chosen": "good {n}", "rejected": "bad {n}", "margin": 0.1}),
+        (RowKind.unpaired, {"prompt": "question {n}", "completion": "answer {n}", "label": True}),
+        (RowKind.prompts, {"prompt": "question {n}", "ground_truth": 3, "features": "pirate", "split": "train"}),
+        (RowKind.text, {"text": "the tale of {n}"}),
+    ],
+    ids=lambda value: value.name if isinstance(value, RowKind) else "",
+)
+def test_few_rows_lie_in_a_file_where_processes_share_it(
+    kind: RowKind, row: dict[str, Any], renderer: Renderer, tmp_path: Path
+) -> None:
+    path = tmp_path / "few.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for n in range(12):
+            told = {name: value.format(n=n) if isinstance(value, str) else value for name, value in row.items()}
+            told |= {"split": "eval" if n % 4 == 0 else "train"} if "split" in row else {}
+            file.write(json.dumps(told) + "\n")
+    data = DataOptions(**{kind.option: SourceOptions(path=str(path))}, workers=0)
+    lists, stored = (prepare(kind, data, renderer, LENGTH, 0, on_disk=one) for one in (False, True))
+    assert isinstance(lists.train, list) and isinstance(stored.train, Rows)
+    for mapped in (stored, load(stored.train.path.parent)):
+        assert list(mapped.train) == lists.train and list(mapped.eval) == lists.eval and lists.eval
+        assert (mapped.card, mapped.digest, mapped.highest) == (lists.card, lists.digest, lists.highest)
+        assert (mapped.asked.tolist(), mapped.held.tolist()) == (lists.asked.tolist(), lists.held.tolist())
+
+
+def test_rows_that_none_is_left_of_make_no_file(renderer: Renderer, tmp_path: Path) -> None:
+    path = tmp_path / "held.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b", "split": "eval"}\n', encoding="utf-8")
+    data = DataOptions(conversations=SourceOptions(path=str(path)), workers=0)
+    with pytest.raises(UserError, match="no training row is left"):
+        prepare(RowKind.conversations, data, renderer, LENGTH, 0, on_disk=True)
+    assert not entries(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------- the cache
