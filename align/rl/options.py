@@ -107,6 +107,15 @@ class PPOOptions(TrainingOptions):
     value_lr_ratio: float = option(2.0, "learning rate of the value role over the policy's")
     reward_clip: float = option(10.0, "normalised scores are clipped to this", above=0, high=math.inf)
     missing_eos_penalty: float = option(1.0, "subtracted from the reward of a reply that does not end")
+    ptx_coef: float = option(
+        0.0, "weight of a pretraining loss on the data's conversations in the policy's (0: off; usual 0.05)"
+    )
+    ema_decay: float = option(
+        0.0,
+        "decay of an update in a moving average of the policy's weights, which held-out prompts are answered with and "
+        "the stage hands over (0: off; usual 0.9)",
+        below=1,
+    )
     critic: Critic = option(
         Critic.zero, "zero|parent: what values start from, a head of zeros or the critic saved beside init"
     )
@@ -145,7 +154,8 @@ class PPOOptions(TrainingOptions):
     def idle(self) -> set[str]:
         """Options that decide nothing of the result, as the others are set."""
         served = {"rollout", "rollout_cap"} if self.rollout is Sampler.own else set()
-        return served | {"rollout_url", "rollout_timeout", "rollout_gap", "refresh"}
+        off = {name for name in ("ptx_coef", "ema_decay") if not getattr(self, name)}
+        return served | off | {"rollout_url", "rollout_timeout", "rollout_gap", "refresh"}
 
     @property
     def prompts_per_update(self) -> int:
@@ -264,6 +274,13 @@ def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:
             "kl_horizon",
             f"is counted in updates, of which there are {options.updates}: the coefficient would hardly move",
             "usual: 5 to 20",
+        )
+    moving = options.updates - options.warmup_updates
+    if options.ema_decay and 1 / (1 - options.ema_decay) > moving:
+        yield doubt(
+            "ema_decay",
+            f"averages over more updates than the {moving} that train the policy: much of its start would be left",
+            "usual: 0.9",
         )
     if not 0.3 <= options.temperature <= 2:
         yield doubt("temperature", "samples replies far from what the model says", "usual: 0.7 to 1")
