@@ -7,9 +7,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-WITHOUT = {30: "not built"}
-"""Details that there is no code of."""
-
 
 @dataclass(frozen=True)
 class Mutation:
@@ -26,6 +23,7 @@ class Mutation:
 ADVANTAGES, DETAILS, PPO = (f"tests/align/rl/test_{name}.py::test_" for name in ("advantages", "details", "ppo"))
 FUNCTIONAL, SAMPLER = "tests/align/test_functional.py::test_", "tests/align/inference/test_generation.py::test_"
 LOOP, SHAPING = "tests/align/training/test_loop.py::test_", "tests/reward/test_shaping.py::test_"
+AVERAGE, PTX = (f"tests/align/rl/test_{name}.py::test_" for name in ("average", "pretraining"))
 BY_HAND = f"{PPO}rewards_advantages_and_returns_by_hand"
 RATIO_1 = f"{PPO}ratio_is_one_and_kl_zero_before_the_first_update"
 STEP = f"{SHAPING}each_step_by_hand"
@@ -295,6 +293,14 @@ MUTATIONS = (
     ),
     Mutation(
         20,
+        "ratios above 1 have a clip of their own",
+        "align/functional.py",
+        "1.0 + (clip_high or clip))",
+        "1.0 + clip)",
+        (f"{FUNCTIONAL}a_wider_upper_clip_leaves_the_lower_bound",),
+    ),
+    Mutation(
+        20,
         "dual clip bounds negative advantages alone",
         "align/functional.py",
         "torch.where(advantages < 0, torch.minimum",
@@ -397,6 +403,54 @@ MUTATIONS = (
         'if self.step_number < group.get("wait", 0):',
         "if False:",
         (f"{DETAILS}the_policy_rests_while_the_critic_warms_up",),
+    ),
+    Mutation(
+        30,
+        "the pretraining loss is a mean over the conversations' own tokens",
+        "align/rl/pretraining.py",
+        "mean = summed * self._share",
+        "mean = summed",
+        (f"{PTX}it_adds_the_mean_over_the_conversations_supervised_tokens",),
+    ),
+    Mutation(
+        30,
+        "it has its weight",
+        "align/rl/pretraining.py",
+        "loss + self.coef * mean",
+        "loss + mean",
+        (f"{PTX}it_adds_the_mean_over_the_conversations_supervised_tokens",),
+    ),
+    Mutation(
+        30,
+        "every update has conversations of its own",
+        "align/rl/pretraining.py",
+        "[self.seed, update, 0, 1]",
+        "[self.seed, 0, 0, 1]",
+        (f"{PTX}rows_are_drawn_by_seed_and_update_and_none_comes_twice_where_there_are_enough",),
+    ),
+    Mutation(
+        30,
+        "an update moves the average by what is not the decay",
+        "align/rl/average.py",
+        "1.0 - self._decay",
+        "self._decay",
+        (f"{AVERAGE}where_nothing_is_looked_at_the_last_average_is_handed_over",),
+    ),
+    Mutation(
+        30,
+        "held-out prompts are answered with the average",
+        "align/rl/watch.py",
+        'with self._context.phase("look"), averaged:',
+        'with self._context.phase("look"):',
+        (f"{AVERAGE}held_out_prompts_are_answered_by_the_average_and_the_best_of_it_is_handed_over",),
+    ),
+    Mutation(
+        30,
+        "the best average is handed over",
+        "align/rl/watch.py",
+        "self._average or self._updater",
+        "self._updater",
+        (f"{AVERAGE}held_out_prompts_are_answered_by_the_average_and_the_best_of_it_is_handed_over",),
     ),
     Mutation(
         31,

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from align.checkpoints.compatibility import ParentMode
 from align.config.schema import Load
 from align.rl.actor_critic import ActorCritic, ExperienceRow, PPOLoss
+from align.rl.pretraining import MixedActorCritic, Pretraining
 from align.roles import Role
 from align.stages.base import TrainingStage
 from align.training.dpo import DirectPreference
@@ -82,6 +83,13 @@ def actor_critic() -> tuple[Objective, list]:
     value = fresh("vera", Load.fp32, found, seed=2)
     value.head = ScalarHead(32)
     return ActorCritic(policy, value, PPOLoss(value_coef=0.7, temperature=0.8)), experience_rows()
+
+
+def mixed_actor_critic() -> tuple[Objective, list]:
+    """The same with conversations beside the replies."""
+    objective, rows = actor_critic()
+    mixed = MixedActorCritic(objective.policy, objective.value, objective.loss, coef=0.4)
+    return mixed, Pretraining(token_rows(20), seed=3).beside(rows, 0)
 
 
 def policy_and_reference(seed: int = 0) -> tuple[Role, Role]:

@@ -126,7 +126,7 @@ def _read(
     below = (plan.init, *plan.judges)
     context = context_of(model_config, spec.adapter, below)
     reading = Reading(spec, renderer, model_config, context, config.seed, below)
-    kinds = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
+    kinds = [*spec.stage.reads, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
     counts = []
     for kind in kinds:
         say(f"reading {kind} of {spec.name}")

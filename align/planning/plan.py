@@ -75,7 +75,7 @@ def plan(
             below = (each.init, *each.judges)
             context = context_of(model_config, spec.adapter, below)
             reading = Reading(spec, renderer, model_config, context, config.seed, below)
-            prepared = {kind: shelf.rows(reading, kind) for kind in spec.stage.needs_data}
+            prepared = {kind: shelf.rows(reading, kind) for kind in spec.stage.reads}
             say(f"planning {spec.name}")
             yield spec.name, _needs(Rehearsed(config, each, folder, model_config, prepared), device)
 

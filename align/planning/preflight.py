@@ -52,7 +52,7 @@ def check_sources(config: RunConfig) -> None:
     for _, problem in source_problems(config):
         raise problem
     for spec in config.stages:
-        for kind in spec.stage.needs_data:
+        for kind in spec.stage.reads:
             _check_first_rows(spec, RowKind[kind], config.seed)
 
 
@@ -67,7 +67,7 @@ def source_problems(config: RunConfig) -> Iterator[tuple[str | None, UserError]]
     """(stage, problem) of data that is missing, or given and never read; each problem once."""
     said: set[str] = set()
     for spec in config.stages:
-        checks = [lambda s=spec, k=kind: _check_source(s, k) for kind in spec.stage.needs_data]
+        checks = [lambda s=spec, k=kind: _check_source(s, k) for kind in spec.stage.reads]
         problems = [found for check in checks for found in caught(check)]
         problems += caught(partial(check_code, spec, config.allow_code)) or spec.stage.data_refusals(spec.data)
         for problem in problems:
@@ -133,11 +133,11 @@ def _check_file(path: str | None, root: str | None) -> None:
 def _check_path_is_read(specs: Sequence[StageSpec]) -> None:
     """`data.path` serves the kinds without a source of their own; where there are none it would be ignored."""
     reading = [spec for spec in specs if spec.data.path and _reads_path(spec)]
-    idle = [spec for spec in specs if spec.data.path and spec.stage.needs_data and spec not in reading]
+    idle = [spec for spec in specs if spec.data.path and spec.stage.reads and spec not in reading]
     own = [spec for spec in idle if spec.data.path not in {other.data.path for other in reading}]
     if own:
         raise UserError(
-            f"is not read: the data '{own[0].data.name}' brings its own {' and '.join(own[0].stage.needs_data)}",
+            f"is not read: the data '{own[0].data.name}' brings its own {' and '.join(own[0].stage.reads)}",
             field=f"stages.{own[0].name}.data.path",
             hint=f"data=files data.path={own[0].data.path}",
             code="not_read",
@@ -147,7 +147,7 @@ def _check_path_is_read(specs: Sequence[StageSpec]) -> None:
 def _reads_path(spec: StageSpec) -> bool:
     """Whether a stage gets a kind of row from `data.path`; a source that is wrong in itself is not said twice."""
     try:
-        paths = {source_for(spec.data, RowKind[kind]).source.path for kind in spec.stage.needs_data}
+        paths = {source_for(spec.data, RowKind[kind]).source.path for kind in spec.stage.reads}
     except UserError:
         return True
     return spec.data.path in paths

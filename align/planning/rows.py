@@ -60,13 +60,13 @@ class Shelf:
         if known.prepared is None:
             return None
         try:
-            reading.spec.stage.check_rows(f"stages.{stage}", len(known.prepared.train))
+            reading.spec.stage.check_rows(f"stages.{stage}", kind, len(known.prepared.train))
             both = chain(known.prepared.train, known.prepared.eval)
             reading.spec.stage.check_contents(kind, both, reading.spec.data)
             reading.check_features(known.prepared)
         except UserError as problem:
             self.found.add(stage, [problem])
-        if kind in reading.spec.stage.needs_data:
+        if kind in reading.spec.stage.reads:
             self.found.add(stage, _over_budget(reading.spec, known.prepared.train), "warning")
         return len(known.prepared.train)
 

@@ -21,6 +21,7 @@ from reward.metrics import paired_difference
 
 if TYPE_CHECKING:
     from align.inference.generation import Reply
+    from align.rl.average import Average
     from align.rl.gold import Gold
     from align.rl.options import PPOOptions
     from align.training.context import StageContext
@@ -132,7 +133,7 @@ class Course:
     fooled: int = 0
     """Looks in a row at which the measure was below its best while the reward was above what it was there."""
 
-    def take(self, look: Look, update: int, updater: Updater) -> bool:
+    def take(self, look: Look, update: int, updater: Updater | Average) -> bool:
         """Take a look after an update in; whether the stage should stop, since only the reward still rises."""
         if self.best_look is not None and look.reward > self.best_look.reward and fell(look, self.best_look):
             self.fooled += 1

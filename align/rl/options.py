@@ -107,6 +107,15 @@ class PPOOptions(TrainingOptions):
     value_lr_ratio: float = option(2.0, "learning rate of the value role over the policy's")
     reward_clip: float = option(10.0, "normalised scores are clipped to this", above=0, high=math.inf)
     missing_eos_penalty: float = option(1.0, "subtracted from the reward of a reply that does not end")
+    ptx_coef: float = option(
+        0.0, "weight of a pretraining loss on the data's conversations in the policy's (0: off; usual 0.05)"
+    )
+    ema_decay: float = option(
+        0.0,
+        "decay of an update in a moving average of the policy's weights, which held-out prompts are answered with and "
+        "the stage hands over (0: off; usual 0.9)",
+        below=1,
+    )
     critic: Critic = option(
         Critic.zero, "zero|parent: what values start from, a head of zeros or the critic saved beside init"
     )
@@ -149,7 +158,8 @@ class PPOOptions(TrainingOptions):
         """Options that decide nothing of the result, as the others are set."""
         served = {"rollout", "rollout_cap"} if self.rollout is Sampler.own else set()
         served |= set() if self.rollout_ahead else {"rollout_ahead"}
-        return served | {"rollout_url", "rollout_timeout", "rollout_gap", "refresh"}
+        off = {name for name in ("ptx_coef", "ema_decay") if not getattr(self, name)}
+        return served | off | {"rollout_url", "rollout_timeout", "rollout_gap", "refresh"}
 
     def gap_at(self, update: int) -> float:
         """Largest mean difference, in nats a token, of the log-probabilities that servers sampled with from ours.
@@ -282,6 +292,13 @@ def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:
             "rollout_ahead",
             "update ahead, replies are an older policy's, and weigh as if they were this one's",
             "set rollout_cap=2",
+        )
+    moving = options.updates - options.warmup_updates
+    if options.ema_decay and 1 / (1 - options.ema_decay) > moving:
+        yield doubt(
+            "ema_decay",
+            f"averages over more updates than the {moving} that train the policy: much of its start would be left",
+            "usual: 0.9",
         )
     if not 0.3 <= options.temperature <= 2:
         yield doubt("temperature", "samples replies far from what the model says", "usual: 0.7 to 1")

@@ -22,6 +22,7 @@ from align.rl.advantages import estimate, weigh
 from align.rl.experience import PPORoles, RewardRule, experience, judge, reward, statistics
 from align.rl.held_out import HeldOut
 from align.rl.options import PPOOptions
+from align.rl.pretraining import Pretraining
 from align.rl.rollouts import Rollouts
 from align.rl.watch import Watch
 from align.training.batching import cut, rows_at, shares
@@ -50,9 +51,11 @@ def improve(
     rule: RewardRule,
     updater: Updater,
     held_out: HeldOut | None,
+    pretraining: Pretraining | None = None,
 ) -> dict[str, Any]:
     """All updates, or those that an earlier run left to do, then the weights of the best one that was looked at.
 
+    With `pretraining`, conversations are trained on beside the replies.
     Returns the last update's statistics, what was found at step 0, and what was kept.
     """
     options = updater.options
@@ -83,6 +86,8 @@ def improve(
             if not unseen:
                 with saved_if_stopped(context, updater, update, state() if update else None):
                     rows, stats = collect(context, rollouts, roles, rule, update)
+                if pretraining is not None:
+                    rows = pretraining.beside(rows, update)
                 stats |= learn(context, updater, rows, stats, update, step0)
                 progress.advance(1, **{short: stats[name] for short, name in SHOWN.items()})
             unseen = False

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from align.rl.alarms import Alarm, Alarms
+from align.rl.average import Average
 from align.rl.held_out import Course, HeldOut, Look, fell, is_due
 from align.rl.options import OnAlarm, PPOOptions
 
@@ -33,6 +35,7 @@ class Watch:
         self._held_out = held_out
         self._options = updater.options
         self._where = f"stages.{context.spec.name}"
+        self._average = Average(updater, self._options.ema_decay) if self._options.ema_decay else None
         self._alarms = Alarms(self._options, self._where)
         self._course = Course(self._options.patience)
         self._ended: dict[str, float] = {}
@@ -48,6 +51,8 @@ class Watch:
         The look comes first: where a scorer fails, nothing has been taken in, and the same may be done again.
         """
         look = None
+        if self._average is not None:
+            self._average.take()
         if numbers["objective/kl_k1"] > self._options.kl_limit:
             self._ended["stopped_on_kl"] = 1.0
         if self._held_out is not None and (self._ended or is_due(update, self._options)):
@@ -57,7 +62,7 @@ class Watch:
         for alarm in alarms:
             self._tell(alarm, update + 1)
         if look is not None:
-            if self._course.take(look, update + 1, self._updater):
+            if self._course.take(look, update + 1, self._average or self._updater):
                 self._ended["stopped_on_monitor"] = 1.0
             alarms += self._of_look(look, update + 1)
         if alarms and self._options.on_alarm is OnAlarm.stop:
@@ -65,7 +70,9 @@ class Watch:
         return bool(self._ended)
 
     def finish(self) -> dict[str, Any]:
-        """Put the weights of the best look back; what run.json says of it and of the end."""
+        """Put the weights of the best look back, or the averaged ones; what run.json says of it and of the end."""
+        if self._average is not None:
+            self._average.put_back(self._average.held())
         course, found = self._course, self._course.finish(self._updater)
         held_out, begun, best = self._held_out, course.begun, course.best_look
         if held_out is not None and begun is not None and best is not None and fell(best, begun):
@@ -79,15 +86,24 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """All of it, for a state that is kept."""
-        return {"course": self._course.state(), "history": self._alarms.history, "raised": self._alarms.raised}
+        averaged = {"average": self._average.tensors} if self._average is not None else {}
+        return {
+            "course": self._course.state(),
+            "history": self._alarms.history,
+            "raised": self._alarms.raised,
+            **averaged,
+        }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what an earlier run kept."""
         self._course.restore(state["course"])
         self._alarms.history, self._alarms.raised = list(state["history"]), list(state["raised"])
+        if self._average is not None:
+            self._average.restore(state["average"])
 
     def _look(self, held_out: HeldOut, update: int, rule: RewardRule) -> Look:
-        with self._context.phase("look"):
+        averaged = self._average.at_work() if self._average is not None else nullcontext()
+        with self._context.phase("look"), averaged:
             look = held_out.look(rule, self._options)
         if self._context.is_main:
             self._context.metrics.log(update, "eval", look.numbers)

@@ -201,8 +201,8 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
         options["autocast"] = "bf16" if is_narrow(spec.stage, run.accelerator.device) else "off"
         options["lr"] = spec.stage.peak_lr(spec.adapter, run.config.model.lr_scale)
     folder = run.base_folder
-    reads = [*spec.stage.needs_data, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
-    gold = spec.data.gold if "prompts" in spec.stage.needs_data and (spec.data.gold.has_judge or signals) else None
+    reads = [*spec.stage.reads, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
+    gold = spec.data.gold if "prompts" in spec.stage.reads and (spec.data.gold.has_judge or signals) else None
     judged = [hash for each in spec.stage.judged_by(spec.data) for hash in each.source.contents(spec.data)]
     beside = spec.stage.reads_beside()
     rows_of_gold = source_digest(Given(spec.data, gold.source), None) if gold else None

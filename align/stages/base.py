@@ -109,6 +109,11 @@ class Stage:
         return 0
 
     @property
+    def reads(self) -> tuple[str, ...]:
+        """Kinds of data that it reads as its options are set: `needs_data`, and what an option asks for."""
+        return self.needs_data
+
+    @property
     def idle(self) -> set[str]:
         """Options that decide nothing of the result, as the others are set."""
         return set()
@@ -155,8 +160,8 @@ class Stage:
         """Hashes of files beside its rows that decide its result."""
         return []
 
-    def check_rows(self, where: str, count: int) -> None:
-        """Raise UserError where so many training rows are too few."""
+    def check_rows(self, where: str, kind: str, count: int) -> None:
+        """Raise UserError where so many training rows of a kind are too few."""
 
     def check_contents(self, kind: str, rows: Iterable[Any], data: DataOptions) -> None:
         """Raise UserError where a row lacks what the stage needs of it.

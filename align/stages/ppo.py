@@ -9,7 +9,7 @@ training two roles.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from align.checkpoints.checkpoint import Checkpoint
     from align.checkpoints.compatibility import ParentInfo
     from align.config.growth import Chain
-    from align.rl.actor_critic import ActorCritic
+    from align.rl.actor_critic import ActorCritic, ExperienceRow
     from align.rl.experience import PPORoles, RewardRule
     from align.rl.held_out import HeldOut
     from align.rl.signals.base import Signal
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from align.training.rehearsal import Rehearsal
     from data_prep.options import DataOptions
     from data_prep.prepare.prepare import Prepared
-    from data_prep.types import PromptTokens
+    from data_prep.types import PromptTokens, Tokens
 
 
 @stage("ppo")
@@ -98,12 +98,15 @@ class PPO(PPOOptions, TrainingStage):
         """Stand the roles on one base, improve the policy, and save policy and critic."""
         from align.rl import invariants as ppo_checks
         from align.rl.ppo import improve
+        from align.rl.pretraining import Pretraining
         from align.rl.reward_gate import heed
         from align.stages.supervised import record_counts
 
         heed(context)
         with context.phase("data"):
-            prepared = self.rows(context)
+            prepared, beside = self.rows(context), self._beside(context)
+        if beside is not None:
+            prepared = replace(prepared, card={**prepared.card, "pretraining": beside.card})
         context.write_card(prepared)
         roles = self._assemble(context)
         record_counts(context, roles.policy)
@@ -111,8 +114,9 @@ class PPO(PPOOptions, TrainingStage):
         rule = self._rule(context, prepared, roles)
         updater = self._updater(context, roles)
         held_out = self._held_out(context, prepared, roles)
+        pretraining = Pretraining(beside.train, context.seed) if beside is not None else None
         with context.trunk_shared(roles.policy, roles.all()[1:], again=self.ppo_epochs > 1, together=True):
-            last = improve(context, prepared.train, roles, rule, updater, held_out)
+            last = improve(context, prepared.train, roles, rule, updater, held_out, pretraining)
         ppo_checks.require_unchanged(roles, before)
         context.numbers["metrics"] = {
             **last,
@@ -123,6 +127,7 @@ class PPO(PPOOptions, TrainingStage):
 
     def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:
         """Settings that cannot work; the value role is trained with the reward model's method."""
+        from align.adapters.base import Adapter
         from align.checkpoints.compatibility import adapter_of
         from align.rl.options import refusals
         from align.rl.served_rollouts import method_refusal
@@ -133,6 +138,13 @@ class PPO(PPOOptions, TrainingStage):
         if reward is not None:
             yield from self.against_method(where, adapter_of(reward))
         yield from refusals(self, where)
+        if self.ema_decay and type(adapter).after_step is not Adapter.after_step:
+            yield UserError(
+                f"{getattr(adapter, 'method', type(adapter).__name__)} moves weights beside those that are averaged",
+                field=f"{where}.ema_decay",
+                code="illegal_method",
+                hint="leave it out, or take adapter=lora",
+            )
         if self.critic is Critic.parent and not self.requires_reward_model:
             yield UserError(
                 "a saved critic belongs to a reward model, and rules alone give the rewards",
@@ -162,9 +174,14 @@ class PPO(PPOOptions, TrainingStage):
         yield from super().doubts(where, adapter, lr_scale)
         yield from doubts(self, where)
 
-    def check_rows(self, where: str, count: int) -> None:
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Prompts, and conversations where their loss is mixed in."""
+        return (*self.needs_data, *(("conversations",) if self.ptx_coef else ()))
+
+    def check_rows(self, where: str, kind: str, count: int) -> None:
         """Every update takes a whole batch of prompts."""
-        if count < self.prompts_per_update:
+        if kind == "prompts" and count < self.prompts_per_update:
             raise UserError(
                 f"{count} training prompts are fewer than one batch of {self.prompts_per_update}",
                 code="too_few_rows",
@@ -221,8 +238,9 @@ class PPO(PPOOptions, TrainingStage):
         }
 
     def work(self, rows: int, tokens: float) -> float:
-        """Tokens of all updates, as often as they are sampled, read and trained on."""
-        return self.updates * self.batch_size * (tokens + self.max_new_tokens) * (1 + self.ppo_epochs)
+        """Tokens of all updates, as often as they are sampled, read and trained on; a conversation is like a reply."""
+        trained = self.ppo_epochs * (2 if self.ptx_coef else 1)
+        return self.updates * self.batch_size * (tokens + self.max_new_tokens) * (1 + trained)
 
     def lighter(self, where: str) -> Iterator[tuple[str, Stage]]:
         """Smaller passes, activations computed again, no critic, fewer replies at a time."""
@@ -235,16 +253,20 @@ class PPO(PPOOptions, TrainingStage):
 
     def rehearse(self, context: StageContext) -> Rehearsal:
         """All roles, the update with the longest prompts, and replies of full length."""
+        from align.rl.pretraining import Pretraining
         from align.rl.rollouts import longest_replies
         from align.training.batching import cut
         from align.training.optimizer import ready_to_train
         from align.training.rehearsal import Rehearsal
+        from data_prep.prepare.arrow_rows import lengths_of
 
-        rows = longest_replies(self.rows(context).train, self, context.seed)
+        rows: Sequence[ExperienceRow] = longest_replies(self.rows(context).train, self, context.seed)
+        if (beside := self._beside(context)) is not None:
+            rows = Pretraining(beside.train, context.seed).longest(rows)
         roles = replace(self, critic=Critic.zero)._assemble(context)
         for role in roles.trained().values():
             ready_to_train(role, self)
-        lengths = [len(row.prompt) + len(row.reply) for row in rows]
+        lengths = lengths_of(rows)
         part = len(rows) // self.minibatches
         trained, scored = cut(lengths[:part], self), cut(lengths, self)
         return Rehearsal(
@@ -253,16 +275,23 @@ class PPO(PPOOptions, TrainingStage):
             train=[rows[place] for place in max(trained, key=lambda one: sum(lengths[i] for i in one))],
             passes=len(trained),
             score=[rows[place] for place in max(scored, key=lambda one: sum(lengths[i] for i in one))],
-            reread=sum(lengths),
+            reread=int(lengths.sum()),
             answered=[len(row.prompt) for row in rows],
             new_tokens=self.max_new_tokens,
         )
 
     def _objective(self, roles: PPORoles) -> ActorCritic:
         from align.rl.actor_critic import ActorCritic, PPOLoss
+        from align.rl.pretraining import MixedActorCritic
 
         loss = PPOLoss(**{f.name: getattr(self, f.name) for f in fields(PPOLoss)})
+        if self.ptx_coef:
+            return MixedActorCritic(roles.policy, roles.value, loss, self.ptx_coef)
         return ActorCritic(roles.policy, roles.value, loss)
+
+    def _beside(self, context: StageContext) -> Prepared[Tokens] | None:
+        """The conversations whose loss is mixed in."""
+        return context.rows("conversations") if self.ptx_coef else None
 
     def _assemble(self, context: StageContext) -> PPORoles:
         """Policy and reference from the parent, reward from the reward model if there is one, and the critic."""

@@ -106,7 +106,7 @@ class StageContext:
         below = (self.init, *self.judges)
         reading = Reading(self.spec, self.renderer, config, self.context, self.config.seed, below)
         prepared = self._prepared(reading, kind)
-        self.spec.stage.check_rows(f"stages.{self.spec.name}", len(prepared.train))
+        self.spec.stage.check_rows(f"stages.{self.spec.name}", kind, len(prepared.train))
         self.spec.stage.check_contents(kind, chain(prepared.train, prepared.eval), self.spec.data)
         reading.check_features(prepared)
         for remark in remarks_of(prepared.card):

@@ -165,7 +165,7 @@ class Updater:
         passes = [(batch, counts) for batch in window] + [(window[0], False)] * self._lacking(len(window))
         totals: dict[str, Tensor] = {}
         self.optimizer.zero_grad(set_to_none=True)
-        self._survey(window)
+        self._survey(window if counts else ())
         for number, (batch, own) in enumerate(passes):
             last = number == len(passes) - 1
             sync = nullcontext() if last else self.accelerator.no_sync(self._module)

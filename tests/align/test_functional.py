@@ -115,6 +115,13 @@ def test_policy_loss_clips_only_what_goes_too_far():
     assert clipped.tolist() == [True, False, False, True]
 
 
+def test_a_wider_upper_clip_leaves_the_lower_bound():
+    ratios = torch.tensor([1.25, 1.5, 0.5], dtype=torch.float64)
+    advantages = torch.tensor([1.0, 1.0, -1.0], dtype=torch.float64)
+    loss, _, clipped = policy_loss(ratios.log(), torch.zeros(3, dtype=torch.float64), advantages, 0.2, clip_high=0.28)
+    assert loss.tolist() == pytest.approx([-1.25, -1.28, 0.8]) and clipped.tolist() == [False, True, True]
+
+
 def test_dual_clip_bounds_the_loss_of_negative_advantages():
     loss, _, _ = policy_loss(torch.tensor([3.0]), torch.tensor([0.0]), torch.tensor([-1.0]), 0.2, dual_clip=3.0)
     assert loss.item() == pytest.approx(3.0)

@@ -33,6 +33,8 @@ from tests.tiny_training import process
 CHAIN = ["sft", "reward_model", "ppo", "evaluate"]
 UNEVEN = [f"stages.{name}.micro_tokens=60" for name in CHAIN[:3]]
 """Processes cut their shares of a batch into unequal numbers of passes."""
+MIXED = ("stages.ppo.ptx_coef=0.1", "stages.ppo.ema_decay=0.5")
+"""The policy computes two packed rows in a pass, and is averaged."""
 ALWAYS = ("qlora", "dora", "prefix", "feature_extraction")
 """Methods that ask most of a base in parts; `make test-grid` goes through all."""
 FULL = (("rlhf", "full", "name=full"), ("sft", "full", "name=again"), ("sft", "feature_extraction", "name=features"))
@@ -54,7 +56,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     params = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     cases = [found["case"] for found in params if found.get("case") in CASES]
     folder = tmp_path_factory.mktemp("parts")
-    words = pipeline_words("rlhf", *UNEVEN, "stages.sft.adapter.dropout=0.1", f"out={folder}")
+    words = pipeline_words("rlhf", *UNEVEN, "stages.sft.adapter.dropout=0.1", *MIXED, f"out={folder}")
     runs = [[*words, "name=none"], [*words, "name=base", "distributed.shard=base"]]
     runs += [full_words(pipeline, method, folder, "distributed.shard=full", name) for pipeline, method, name in FULL]
     launched("-m", "tests.parts_worker", json.dumps(runs), json.dumps(cases), str(folder))
@@ -196,7 +198,7 @@ def test_ppo_trains_policy_and_critic_in_parts_beside_a_frozen_reference(out: Pa
 
 
 WIDE = {
-    "full": ("rlhf", "full"),
+    "full": ("rlhf", "full", *MIXED),
     "mixed": ("rlhf", "full", "stages.reward_model.adapter=lora"),  # a policy in parts beside a critic's LoRA
     "features": ("sft", "feature_extraction", "model.load=nf4", "adapter.norms=true", "adapter.head=true"),
     "dpo": ("sft_dpo", "full", "stages.sft.embedding_drift=0.1", "stages.sft.hidden_drift=0.1"),

@@ -24,7 +24,18 @@ from align.training.objectives import LanguageModeling
 from align.training.optimizer import make_optimizer
 from align.training.options import Optimizer, TrainingOptions
 from tests.tiny import save_tiny_llama
-from tests.tiny_chain import HOME, PRECISIONS, base, bases, covered, finished, fresh, methods_and_loads, pipeline_words
+from tests.tiny_chain import (
+    HOME,
+    PRECISIONS,
+    base,
+    bases,
+    covered,
+    finished,
+    fresh,
+    grid_beyond,
+    methods_and_loads,
+    pipeline_words,
+)
 from tests.tiny_training import token_rows
 
 HERE = {"device": "cpu", "memory_bytes": 8 * GIB, "processor": "one"}
@@ -121,11 +132,13 @@ def test_the_cache_of_a_rollout():
 
 
 @pytest.mark.parametrize(
-    "pipeline",
-    ["rlhf", "kto", *(pytest.param(each, marks=pytest.mark.grid) for each in ("dpo", "orpo", "pretrain", "lr_range"))],
+    "words",
+    grid_beyond(
+        ["rlhf", "kto", "dpo", "orpo", "pretrain", "lr_range", "rlhf stages.ppo.ptx_coef=0.1"], {"rlhf", "kto"}
+    ),
 )
-def test_every_stage_can_be_planned(pipeline, capfd):
-    code, answer = planned(capfd, *pipeline_words(pipeline, "device=cpu"))
+def test_every_stage_can_be_planned(words, capfd):
+    code, answer = planned(capfd, *pipeline_words(*words.split(), "device=cpu"))
     assert code == 0 and answer["fits"] is True
     for stage in answer["stages"].values():
         assert stage["low"] < stage["peak_bytes"] == sum(stage["parts"].values()) < stage["high"]

@@ -24,14 +24,29 @@ from align.training.optimizer import Updater
 from tests.align.rl.test_controls import ppo, train_rows
 from tests.tiny_chain import base, checkpoint, finished
 
-CLOSE = 2e-6
-"""Weights that moved by 5e-4 and more, in float32 against float64: Adam makes up to 1.2e-6 of gradients' last digits on
-the plainest kernels (`ATEN_CPU_CAPABILITY=default`), 8e-7 and less on others."""
+CLOSE = 1e-6
+"""Weights that moved by 5e-4 and more, in float32 against float64; Adam's `eps` is large enough that a gradient's last
+digits do not decide the step of a weight that hardly has one."""
 LOSSES_CLOSE = 5e-6
 """Losses, beside 1: a log-probability in float32 is good for 1e-6, and advantages that are not whitened multiply it."""
 SHAPE = ["batch_size=8", "minibatches=2", "ppo_epochs=2", "max_new_tokens=6", "monitor=off"]
 STEERED = ["kl_coef=0.1", "kl_target=0.01", "kl_horizon=2", "max_approx_kl=100", "kl_limit=1000", "temperature=0.8"]
-LOSS = ["clip=0.005", "clip_high=0.008", "dual_clip=3", "value_clip=0.05", "value_coef=0.7", "gamma=0.97", "lr=5e-4"]
+LOSS = [
+    "eps=1e-3",
+    "clip=0.005",
+    "clip_high=0.008",
+    "dual_clip=3",
+    "value_clip=0.05",
+    "value_coef=0.7",
+    "gamma=0.97",
+    "lr=5e-4",
+]
+MORE = {
+    "gae": ["updates=3", "critic_warmup=1"],
+    "rloo": ["updates=2", "group_size=4"],
+    "grpo": ["updates=2", "group_size=4"],
+    "reinforce_pp": ["updates=2", "group_size=4", "ptx_coef=0.3", "ema_decay=0.6"],
+}
 
 
 class Copy:
@@ -59,6 +74,12 @@ class Copy:
         rows = functional_call(self.model, self.merged(), (torch.tensor([[*prompt, *reply]]),)).logits[0]
         every = torch.log_softmax(rows[len(prompt) - 1 : -1] / temperature, -1)
         return torch.stack([every[t, token] for t, token in enumerate(reply)])
+
+    def language(self, row: Any) -> Tensor:
+        """Minus the log-probability of the supervised tokens of a conversation, summed."""
+        rows = functional_call(self.model, self.merged(), (torch.tensor([list(row.ids)]),)).logits[0]
+        every = torch.log_softmax(rows[:-1], -1)
+        return -sum(every[t - 1, row.ids[t]] for t in range(1, len(row.ids)) if row.mask[t])
 
     def scores(self, prompt: list[int], reply: list[int]) -> Tensor:
         """The head's output at every position."""
@@ -89,6 +110,7 @@ class Recorder:
         def begun(stage: PPO, context: Any, roles: Any) -> Updater:
             self.options, self.roles, self.lr, self.seed = stage, roles, context.lr, context.seed
             self.norm = context.reward.record["reward_norm"]
+            self.talk = context.rows("conversations").train
             self.copies = {role.name: Copy(role) for role in roles.all()}
             return make(stage, context, roles)
 
@@ -173,6 +195,7 @@ def followed(run: Recorder, kl_coefs: list[float]) -> dict[str, float]:
     optimizers = [torch.optim.AdamW(role.trained(), lr=0.0, **adam) for role in (policy, critic) if role]
     peaks = [run.lr, run.lr * o.value_lr_ratio]
     kl_coef, worst, done = o.kl_coef, {}, 0
+    average = [p.detach().clone() for p in policy.trained()]
 
     def note(name: str, ours: float, theirs: float) -> None:
         worst[name] = max(worst.get(name, 0.0), abs(ours - theirs) / max(1.0, abs(theirs)))
@@ -183,6 +206,9 @@ def followed(run: Recorder, kl_coefs: list[float]) -> dict[str, float]:
         with torch.no_grad():
             pairs, old, values, rewards, kl = judged(run, run.rollouts[update], kl_coef)
         better, returns = advantages(o, rewards, values)
+        talk = [
+            run.talk[int(i)] for i in np.random.default_rng([run.seed, update, 0, 1]).choice(len(run.talk), 8, False)
+        ]
         for epoch in range(o.ppo_epochs):
             order = np.random.default_rng([run.seed, update, epoch, 0]).permutation(len(pairs))
             for part in np.array_split(order, o.minibatches):
@@ -199,6 +225,11 @@ def followed(run: Recorder, kl_coefs: list[float]) -> dict[str, float]:
                     )
                     total = total + o.value_coef * theirs / tokens
                     note("value/loss", run.steps[done]["value/loss"], float(theirs) / tokens)
+                if o.ptx_coef:
+                    supervised = sum(sum(talk[i].mask[1:]) for i in part)
+                    language = sum(policy.language(talk[i]) for i in part) / supervised
+                    total = total + o.ptx_coef * language
+                    note("ptx/loss", run.steps[done]["policy/ptx_loss"], float(language))
                 for optimizer in optimizers:
                     optimizer.zero_grad()
                 total.backward()
@@ -213,6 +244,11 @@ def followed(run: Recorder, kl_coefs: list[float]) -> dict[str, float]:
                 done += 1
         if o.kl_target and not warming:
             kl_coef *= math.exp(max(-1.0, min(1.0, float(np.mean(kl)) / o.kl_target - 1)) / o.kl_horizon)
+        average = [
+            o.ema_decay * e + (1 - o.ema_decay) * p.detach() for e, p in zip(average, policy.trained(), strict=True)
+        ]
+    for own, e in zip(policy.trained(), average, strict=True):
+        own.data.copy_(e)
     return worst
 
 
@@ -220,8 +256,7 @@ def followed(run: Recorder, kl_coefs: list[float]) -> dict[str, float]:
 def test_a_run_is_the_one_that_the_reference_makes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished()  # made before anything is recorded
     run = Recorder(monkeypatch)
-    more = ["updates=3", "critic_warmup=1"] if name == "gae" else ["updates=2", "group_size=4"]
-    folder = ppo(tmp_path, *SHAPE, *STEERED, *LOSS, *more, f"advantage={name}", "name=r")
+    folder = ppo(tmp_path, *SHAPE, *STEERED, *LOSS, *MORE[name], f"advantage={name}", "name=r")
     assert checkpoint(finished(), "sft").method == "lora", "the copies are made of W + scale B A"
     first = {role: [p.detach().clone() for p in copy.trained()] for role, copy in run.copies.items()}
     worst = followed(run, [row["objective/kl_coef"] for row in train_rows(folder)])

@@ -191,9 +191,10 @@ def test_with_a_critic_it_stands_on_the_parent_and_rules_stand_beside_a_reward_m
 
 
 def test_it_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-    """With running statistics, which are a part of the state."""
+    """With running statistics and averaged weights, which are a part of the state, and with conversations mixed in."""
     reward = "{rule: repetition, words: 1, normalise: running}"
     words = ["name=n", *(f"stages.ppo.{word}" for word in ("updates=4", "critic_warmup=0", OFTEN, f"reward={reward}"))]
+    words += ["stages.ppo.ema_decay=0.5", "stages.ppo.ptx_coef=0.1"]
     words += [f"stages.ppo.init={finished() / 'sft'}", "stages.ppo.lr=1e-2"]
     monkeypatch.setattr(resume, "_SHARE", 0)
     whole, again = both("ppo", "ppo", words, 2, tmp_path, monkeypatch)

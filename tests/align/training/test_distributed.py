@@ -158,6 +158,8 @@ def ppo_words() -> list[str]:
         "stages.ppo.batch_size=7",
         "stages.ppo.minibatches=4",
         "stages.ppo.micro_tokens=40",
+        "stages.ppo.ptx_coef=0.1",
+        "stages.ppo.ema_decay=0.5",
     ]
 
 

@@ -18,6 +18,7 @@ from tests.tiny_training import (
     actor_critic,
     gradients,
     lora,
+    mixed_actor_critic,
     options,
     process,
     supervised,
@@ -47,7 +48,7 @@ def double_precision(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "float", lambda self: self if self.dtype is torch.float64 else plain_float(self))
 
 
-@pytest.mark.parametrize("make", OBJECTIVES, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("make", [*OBJECTIVES, mixed_actor_critic], ids=lambda make: make.__name__)
 def test_gradient_of_step_1_does_not_depend_on_the_cut(make, double_precision):
     found, losses = [], []
     for cut in CUTS:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from align.cli.dispatch import main
+from align.rl.ppo import OUTSIDE
 from align.rl.signals.base import Site, signal_of
 from align.tracking.metrics import read_metrics
 from data_prep.core.errors import TrainingStopped, UserError
@@ -213,9 +214,24 @@ def test_what_may_pass_is_asked_again_and_what_does_not_is_named():
 def test_a_wrong_answer_is_named(answer, message):
     with server(lambda request, number: lengths(request) if number == 1 else answer) as (url, asked):
         scorer = at(url).open(WHERE, Site(DataOptions()))
-        with pytest.raises(TrainingStopped, match=f"the scorer {url} {message}"):
+        with pytest.raises(TrainingStopped, match=f"the scorer {url} {message}") as caught:
             scorer(said("a", "b"))
-        assert len(asked) == 2
+        assert len(asked) == 2 and caught.value.code in OUTSIDE, "the state before it is kept"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ((404, b""), "answered 404 Not Found"),
+        ((200, b"hello"), "answered no JSON"),
+        ((200, b"[]"), r'answered no \{"scores": \[...\]\}'),
+        ((200, b'{"scores": [1]}'), "gave 1 scores for no replies"),
+    ],
+)
+def test_a_server_that_answers_otherwise_is_refused_at_the_start(answer, message):
+    with server(lambda request, number: answer) as (url, _), pytest.raises(UserError, match=message) as caught:
+        at(url).check(WHERE, DataOptions())
+    assert caught.value.field == WHERE and "docs/ppo.md" in caught.value.hint and "\n" not in str(caught.value)
 
 
 def test_no_answer_in_time_is_named():
