@@ -60,8 +60,8 @@ def pack_responses(
         families.setdefault(place if apart else (tuple(prompt), features_of(prompt)), []).append(place)
     prompts = [pairs[places[0]][0] for places in families.values()]
     packed = pack_branches(prompts, [[pairs[place][1] for place in places] for places in families.values()])
-    sources, targets = [np.empty(0)] * len(pairs), [np.empty(0)] * len(pairs)
-    stop = 0
+    nothing, stop = np.empty(0, dtype=np.int64), 0
+    sources, targets = [nothing] * len(pairs), [nothing] * len(pairs)
     for prompt, places in zip(prompts, families.values(), strict=True):
         stop = end = stop + len(prompt)
         for place in places:

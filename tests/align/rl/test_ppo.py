@@ -17,6 +17,8 @@ from align.rl import invariants as ppo_checks
 from align.rl.actor_critic import ActorCritic, ExperienceRow, PPOLoss
 from align.rl.advantages import estimate
 from align.rl.experience import PPORoles, RewardRule, Rollout, experience, judge, reward, statistics
+from align.rl.options import Estimator, PPOOptions
+from align.rl.rollouts import longest_replies
 from align.roles import Role
 from align.training.options import TrainingOptions
 from data_prep.types import FeaturedIds, PromptTokens
@@ -304,6 +306,19 @@ def test_prompts_of_other_features_are_not_shared():
     row_M = batch.packed.features.row_N[batch.source_M]
     assert [batch.packed.features.values[row] for row in row_M.tolist()] == [None, "x", "y", "x"]
     assert pack_responses(pairs, apart=True).packed.tokens == 4 * 4
+
+
+def test_a_plan_shares_prompts_where_every_update_does():
+    """Several minibatches are drawn from all replies: the largest pass has each prompt for itself."""
+    prompts = [PromptTokens([5] * size, "", str(size)) for size in (2, 9, 4, 3)]
+    found = []
+    for minibatches in (1, 2):
+        options = PPOOptions(
+            advantage=Estimator.rloo, batch_size=8, group_size=2, minibatches=minibatches, max_new_tokens=3, updates=1
+        )
+        found.append([row.id for row in longest_replies(prompts, options, seed=0)])
+    together, apart = found
+    assert together[::2] == together[1::2] == apart[:4] == apart[4:] and sorted(apart[:4]) == ["2", "3", "4", "9"]
 
 
 def test_frozen_roles_do_not_change_and_a_change_is_found():
