@@ -8,8 +8,8 @@ With `--setting top` the LoRA of every role is in the top quarter of the blocks 
 without the trunk cache. With `--setting rloo` there is no critic: four replies to each of four prompts, against the
 RLOOTrainer of the TRL that is installed.
 TRL's critic is trained in full, as TRL is used: another number of trained tensors than ours, whose critic is a LoRA. So
-losses are not comparable; work is. TRL 1.12 is installed beside the model that is made, in runs/benchmarks, at the
-first call; $ALIGN_BENCHMARKS names another folder.
+losses are not comparable; work is. Our looks at held-out prompts are off: TRL has none. TRL 1.12 is installed beside
+the model that is made, in runs/benchmarks, at the first call; $ALIGN_BENCHMARKS names another folder.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def align_side(options: Any, more: Sequence[str]) -> Measured:
     Rollouts.sample, ppo.improve = watched, ended  # type: ignore[method-assign]
     given = {"updates": options.updates + 1, "ppo_epochs": options.epochs, "batch_size": BATCH, "lr": 1e-5}
     given |= {"minibatches": 1, "micro_batch_size": 8, "max_new_tokens": REPLY, "critic_warmup": 0}
-    given |= {"max_approx_kl": 1000, "kl_limit": 1000, "init": folder / f"sft-{blocks}" / "sft"}
+    given |= {"max_approx_kl": 1000, "kl_limit": 1000, "monitor": "off", "init": folder / f"sft-{blocks}" / "sft"}
     given |= {"reward": folder / blocks / "reward_model"}
     if options.setting == "rloo":
         given |= {"advantage": "rloo", "group_size": GROUP}
