@@ -16,6 +16,7 @@ from common import SIZES, arguments, cells, finish, in_turns, lengths, model_of
 
 from align.adapters.lora import Lora
 from align.inference.generation import RolloutEngine, Sampling
+from align.models.own_modules import put_in
 from align.roles import Role
 
 
@@ -25,6 +26,7 @@ def main() -> None:
     lora, vocabulary = Lora(rank=16), SIZES[options.size][3]
     ours, theirs = model_of(options.size).eval(), model_of(options.size, "sdpa").eval()
     theirs.load_state_dict(ours.state_dict())
+    put_in(ours)
     carrier, peft = lora.attach(ours, trainable=False), lora.attach(theirs, trainable=False)
     stir(carrier, peft)
     merged = copy.deepcopy(peft).merge_and_unload()

@@ -1,14 +1,15 @@
-"""PPO against the last TRL with a PPOTrainer (1.12): LoRA on a random Llama, 16 prompts an update, replies of 64.
+"""PPO against the last TRL with a PPOTrainer (1.12): LoRA on a random Llama, 16 replies an update of 64 tokens each.
 
-    OMP_NUM_THREADS=1 python benchmarks/ppo.py [--size T] [--setting all|top] [--epochs 4] [--updates 3] [--rounds 2]
-        [--document]
+    OMP_NUM_THREADS=1 python benchmarks/ppo.py [--size T] [--setting all|top|rloo] [--epochs 4] [--updates 3]
+        [--rounds 2] [--document]
 
 Sides take turns in processes of their own, each over the same prompts; the first update of a process is not counted.
 With `--setting top` the LoRA of every role is in the top quarter of the blocks alone, and the sides are ours with and
-without the trunk cache.
+without the trunk cache. With `--setting rloo` there is no critic: four replies to each of four prompts, against the
+RLOOTrainer of the TRL that is installed.
 TRL's critic is trained in full, as TRL is used: another number of trained tensors than ours, whose critic is a LoRA. So
-losses are not comparable; work is. TRL 1.12 is installed beside the model that is made, in runs/benchmarks, at the
-first call; $ALIGN_BENCHMARKS names another folder.
+losses are not comparable; work is. Our looks at held-out prompts are off: TRL has none. TRL 1.12 is installed beside
+the model that is made, in runs/benchmarks, at the first call; $ALIGN_BENCHMARKS names another folder.
 """
 
 from __future__ import annotations
@@ -24,15 +25,15 @@ from typing import Any
 
 from common import SIZES, Clock, Measured, arguments, cells, finish, missing, model_of
 
-TRL, BATCH, REPLY = "1.12.0", 16, 64
+TRL, BATCH, GROUP, REPLY = "1.12.0", 16, 4, 64
 WORK = Path(os.environ.get("ALIGN_BENCHMARKS", "runs/benchmarks")).resolve()
 OWN = {
     "align": [],
     "align, trunk_cache=0": ["stages.ppo.trunk_cache=0"],
 }
 """Our sides, with their overrides."""
-SIDES = {"all": ["align", "TRL"], "top": list(OWN)}
-"""Which take turns where the LoRA is in all blocks, or in the top quarter of them."""
+SIDES = {"all": ["align", "TRL"], "top": list(OWN), "rloo": ["align", "TRL"]}
+"""Which take turns where the LoRA is in all blocks, in the top quarter of them, or where there is no critic."""
 TEMPLATE = (
     "{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}{{ 't3 ' + m['content'] + ' </s> ' }}"
     "{%- else -%}{{ 't2 ' + m['content'] + ' ' }}{%- endif -%}{%- endfor -%}"
@@ -46,17 +47,12 @@ def main() -> None:
         __doc__, {"size": list(SIZES), "setting": list(SIDES)}, {"epochs": 4, "updates": 3, "rounds": 2}
     )
     if side := os.environ.get("ALIGN_SIDE"):
-        found = align_side(options, OWN[side]) if side in OWN else trl_side(options)
+        peer_side = rloo_side if options.setting == "rloo" else trl_side
+        found = align_side(options, OWN[side]) if side in OWN else peer_side(options)
         print("MEASURED " + json.dumps(vars(found)))
         return
     prepare(options.size)
-    peer = WORK / f"trl-{TRL}"
-    sides = SIDES[options.setting]
-    if "TRL" in sides and not peer.exists():
-        words = ["install", "-q", "--no-deps", "--target", str(peer), f"trl=={TRL}"]
-        done = subprocess.run([sys.executable, "-m", "pip", *words], check=False, capture_output=True, text=True)
-        if done.returncode:
-            missing(f"TRL {TRL}", RuntimeError(done.stderr.strip().splitlines()[-1]))
+    sides, peer = SIDES[options.setting], installed() if options.setting == "all" else None
     total = {side: Measured() for side in sides}
     for number in range(options.rounds):
         for side in sides if number % 2 else reversed(sides):
@@ -66,9 +62,20 @@ def main() -> None:
     finish("ppo", options, cells(total, BATCH), "replies", "Peak memory is that of all updates of a process.")
 
 
-def alone(side: str, peer: Path) -> Measured:
+def installed() -> Path:
+    """The folder of TRL 1.12, made at the first call."""
+    peer = WORK / f"trl-{TRL}"
+    if not peer.exists():
+        words = ["install", "-q", "--no-deps", "--target", str(peer), f"trl=={TRL}"]
+        done = subprocess.run([sys.executable, "-m", "pip", *words], check=False, capture_output=True, text=True)
+        if done.returncode:
+            missing(f"TRL {TRL}", RuntimeError(done.stderr.strip().splitlines()[-1]))
+    return peer
+
+
+def alone(side: str, peer: Path | None) -> Measured:
     """One side in a process of its own."""
-    paths = [str(peer)] if side == "TRL" else []
+    paths = [str(peer)] if side == "TRL" and peer else []
     surroundings = {**os.environ, "ALIGN_SIDE": side, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run([sys.executable, *sys.argv], env=surroundings, check=False, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("MEASURED ")]
@@ -134,7 +141,8 @@ def align_side(options: Any, more: Sequence[str]) -> Measured:
     from align.rl import ppo
     from align.rl.rollouts import Rollouts
 
-    folder, blocks, found, clocks = WORK / options.size, options.setting, Measured(), []
+    folder, found, clocks = WORK / options.size, Measured(), []
+    blocks = "top" if options.setting == "top" else "all"
     sample, improve = Rollouts.sample, ppo.improve
 
     def watched(self: Any, update: int) -> Any:
@@ -149,8 +157,10 @@ def align_side(options: Any, more: Sequence[str]) -> Measured:
     Rollouts.sample, ppo.improve = watched, ended  # type: ignore[method-assign]
     given = {"updates": options.updates + 1, "ppo_epochs": options.epochs, "batch_size": BATCH, "lr": 1e-5}
     given |= {"minibatches": 1, "micro_batch_size": 8, "max_new_tokens": REPLY, "critic_warmup": 0}
-    given |= {"max_approx_kl": 1000, "kl_limit": 1000, "init": folder / f"sft-{blocks}" / "sft"}
+    given |= {"max_approx_kl": 1000, "kl_limit": 1000, "monitor": "off", "init": folder / f"sft-{blocks}" / "sft"}
     given |= {"reward": folder / blocks / "reward_model"}
+    if options.setting == "rloo":
+        given |= {"advantage": "rloo", "group_size": GROUP}
     words = [*(f"stages.ppo.{name}={value}" for name, value in given.items()), *adapted(options.size, blocks), *more]
     name = f"name=ppo-{time.time_ns()}"
     run(folder, "pipeline=ppo", name, f"data.prompts.path={folder}/prompts.jsonl", *words)
@@ -164,17 +174,47 @@ def marked(clocks: list[Clock], found: Measured) -> None:
     clocks.append(Clock())
 
 
-def trl_side(options: Any) -> Measured:
-    """The same of TRL's trainer."""
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, TrainerCallback
-    from trl.experimental.ppo import PPOConfig, PPOTrainer
+def told(size: str) -> tuple[Any, list[str], Any]:
+    """TRL's tokenizer, prompts as text, and its model."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder, found, clocks = WORK / options.size, Measured(), []
+    folder = WORK / size
     words = AutoTokenizer.from_pretrained(folder / "model", padding_side="left")
     lines = (folder / "prompts.jsonl").read_text(encoding="utf-8").splitlines()
-    prompts = [{"input_ids": words("t2 " + json.loads(line)["prompt"] + " t3")["input_ids"]} for line in lines]
+    prompts = ["t2 " + json.loads(line)["prompt"] + " t3" for line in lines]
+    return words, prompts, AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32")
+
+
+def scorer(size: str) -> Any:
+    """A reward model, or a critic, of TRL."""
+    from transformers import AutoModelForSequenceClassification
+
+    return AutoModelForSequenceClassification.from_pretrained(WORK / size / "model", num_labels=1, dtype="float32")
+
+
+def marks(clocks: list[Clock], found: Measured, steps: int) -> Any:
+    """A callback for which so many of a trainer's steps are an update."""
+    from transformers import TrainerCallback
+
+    class Marks(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            marked(clocks, found)
+
+        def on_step_end(self, _: Any, state: Any, *__: Any, **___: Any) -> None:
+            if state.global_step % steps == 0:
+                marked(clocks, found)
+
+    return Marks()
+
+
+def trl_side(options: Any) -> Measured:
+    """The same of TRL's PPOTrainer."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl.experimental.ppo import PPOConfig, PPOTrainer
+
+    found, clocks = Measured(), list[Clock]()
+    words, prompts, model = told(options.size)
     config = PPOConfig(
         output_dir=str(WORK / "trl_out"),
         per_device_train_batch_size=8,
@@ -197,27 +237,54 @@ def trl_side(options: Any) -> Measured:
         seed=0,
     )
 
-    class Marks(TrainerCallback):  # type: ignore[misc]
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            marked(clocks, found)
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            marked(clocks, found)
-
-    scoring = [
-        AutoModelForSequenceClassification.from_pretrained(folder / "model", num_labels=1, dtype="float32")
-        for _ in range(2)
-    ]
     PPOTrainer(
         args=config,
         processing_class=words,
-        model=AutoModelForCausalLM.from_pretrained(folder / "model", dtype="float32"),
+        model=model,
         ref_model=None,
-        reward_model=scoring[0],
-        value_model=scoring[1],
-        train_dataset=Dataset.from_list(prompts),
+        reward_model=scorer(options.size),
+        value_model=scorer(options.size),
+        train_dataset=Dataset.from_list([{"input_ids": words(prompt)["input_ids"]} for prompt in prompts]),
         peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
-        callbacks=[Marks()],
+        callbacks=[marks(clocks, found, 1)],
+    ).train()
+    return found
+
+
+def rloo_side(options: Any) -> Measured:
+    """TRL's RLOOTrainer: no critic, groups of replies, float32, activations kept."""
+    from datasets import Dataset
+    from peft import LoraConfig
+    from trl import RLOOConfig, RLOOTrainer
+
+    found, clocks = Measured(), list[Clock]()
+    words, prompts, model = told(options.size)
+    config = RLOOConfig(
+        output_dir=str(WORK / "trl_out"),
+        per_device_train_batch_size=8,
+        gradient_accumulation_steps=BATCH // 8,
+        num_generations=GROUP,
+        num_iterations=options.epochs,
+        max_steps=options.epochs * (options.updates + 1),
+        max_completion_length=REPLY,
+        report_to="none",
+        save_strategy="no",
+        bf16=False,
+        use_cpu=True,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+        learning_rate=1e-5,
+        seed=0,
+    )
+    RLOOTrainer(
+        model=model,
+        reward_funcs=scorer(options.size),
+        args=config,
+        train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
+        processing_class=words,
+        reward_processing_classes=words,
+        peft_config=LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
+        callbacks=[marks(clocks, found, options.epochs)],
     ).train()
     return found
 

@@ -105,8 +105,8 @@ MUTATIONS = (
         6,
         "the score is read at the reply's last token",
         "align/inference/scoring.py",
-        "last = torch.from_numpy(ends - 1)",
-        "last = torch.from_numpy(ends - 2)",
+        "int(every[-1]) for every",
+        "int(every[-1]) - 1 for every",
         (f"{PPO}a_score_is_read_at_the_replies_last_token",),
     ),
     Mutation(
@@ -223,8 +223,8 @@ MUTATIONS = (
         16,
         "a value stands before its token",
         "align/inference/scoring.py",
-        "ResponseBatch(packed, index - 1,",
-        "ResponseBatch(packed, index,",
+        "np.concatenate([[end - 1], targets[place][:-1]])",
+        "targets[place]",
         (f"{PPO}a_score_is_read_at_the_replies_last_token",),
     ),
     Mutation(

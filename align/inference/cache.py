@@ -9,7 +9,6 @@ Shape suffixes: B rows, C columns held, N packed tokens, K key-value heads, D he
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -102,16 +101,14 @@ class BlockCache(Cache):
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=BlockLayer)
 
-    def lay_out(self, lengths: Sequence[int], virtual: int, memory: Memory) -> Tensor:
-        """Spread one packed pass over rows of these lengths, each behind the `virtual` tokens that all of them share.
+    def lay_out(self, start_B: Tensor, length_B: Tensor, virtual: int, memory: Memory) -> Tensor:
+        """Spread one packed pass over rows that start and are as long as said, where several may be one prompt.
 
-        The virtual tokens are the first of the packed pass, or `memory` has their keys and values. Returns which
-        columns each row sees, bool [B, C].
+        Each comes behind the `virtual` tokens that all of them share, which are the first of the packed pass, or
+        `memory` has their keys and values. Returns which columns each row sees, bool [B, C].
         """
-        device = self.layers[0].keys.device
-        length_B = torch.tensor(lengths, device=device)
-        start_B = length_B.cumsum(0) - length_B
-        own_BC = torch.arange(virtual + max(lengths), device=device) - (max(lengths) - length_B)[:, None]
+        longest = int(length_B.max())
+        own_BC = torch.arange(virtual + longest, device=length_B.device) - (longest - length_B)[:, None]
         index_BC = torch.where(own_BC < virtual, own_BC.clamp_min(0), own_BC + start_B[:, None])
         for number, layer in enumerate(self.layers):
             layer.lay_out(index_BC, memory[number] if memory else None)

@@ -6,7 +6,8 @@ packed, without padding; `align/inference/cache.py` holds what is attended to. A
 generator and of the row's number: neither other rows nor their lengths change them. `benchmarks/generate.py` measures
 it against `generate`.
 
-Shape suffixes: B rows, C columns of the cache, N packed tokens, S draws of a block, D width, V vocabulary.
+Shape suffixes: B rows, R rows that are read, C columns of the cache, N packed tokens, S draws of a block, D width,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from align.models.row_features import RowFeatures, reader_of
 from align.models.virtual_tokens import lead_of
 from align.roles import Role
 from data_prep.core.errors import TrainingStopped
+from data_prep.types import features_of
 
 Draws = torch.Generator | Sequence[int] | None
 """What draws are made with: the seed of each row, or what these are drawn from."""
@@ -59,19 +61,25 @@ class Decoder:
         self.role = role
 
     def _read(self, prompts: Sequence[Sequence[int]], cache: BlockCache) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Read the prompts in one packed pass.
+        """Read the prompts in one packed pass, one that several rows have once.
 
         Returns logits [B, V] of what follows them, the columns each row sees [B, C] unless each sees all, and the
         next positions [B].
         """
-        tree, lengths = self.role.tree, [len(prompt) for prompt in prompts]
-        self._entering([row for row, length in enumerate(lengths) for _ in range(length)], packed=True)
-        hidden_ND = packed_hidden(tree, pack(prompts).to(tree.device), cache)
-        length_B = torch.tensor(lengths, device=tree.device)
+        tree = self.role.tree
+        kinds = [(tuple(ids), features_of(ids), self._owner(row)) for row, ids in enumerate(prompts)]
+        places = {kind: place for place, kind in enumerate(dict.fromkeys(kinds))}
+        which = [places[kind] for kind in kinds]
+        read = [which.index(place) for place in places.values()]
+        self._entering([row for row in read for _ in prompts[row]], packed=True)
+        hidden_ND = packed_hidden(tree, pack([prompts[row] for row in read]).to(tree.device), cache)
+        lengths = [len(prompt) for prompt in prompts]
+        which_B, length_B = torch.tensor([which, lengths], device=tree.device)
+        end_R = torch.tensor([lengths[row] for row in read], device=tree.device).cumsum(0)
         lead = lead_of(tree)
         virtual, memory = (lead.tokens, lead.memory()) if lead is not None else (0, ())
-        visible_BC = cache.lay_out(lengths, virtual, memory)
-        logits_BV = self.role.logits(hidden_ND[length_B.cumsum(0) - 1]).float()
+        visible_BC = cache.lay_out(end_R[which_B] - length_B, length_B, virtual, memory)
+        logits_BV = self.role.logits(hidden_ND[end_R - 1])[which_B].float()
         return logits_BV, visible_BC if len(set(lengths)) > 1 else None, length_B + virtual
 
     def _next(
@@ -92,6 +100,10 @@ class Decoder:
 
     def _entering(self, rows: Sequence[int], packed: bool) -> None:
         """Called before a pass with the row of every token: one token of each row, or packed prompts."""
+
+    def _owner(self, row: int) -> str | None:
+        """What computes a row, where that is not one thing for all of them."""
+        return None
 
     def _features(self, rows: Sequence[int]) -> RowFeatures | None:
         """The features of rows at work, where the role reads them."""

@@ -162,6 +162,9 @@ class _RoutedEngine(RolloutEngine):
     def _entering(self, rows: Sequence[int], packed: bool) -> None:
         self.mixed.route([self.owners[row] for row in rows], dim=1 if packed else 0)
 
+    def _owner(self, row: int) -> str | None:
+        return self.owners[row]
+
 
 def put_on_one_base(opened: Sequence[Opened]) -> None:
     """Let checkpoints share the weights in memory that the first one stands on.

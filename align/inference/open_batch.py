@@ -128,6 +128,9 @@ class OpenBatch(Decoder):
         if self._route is not None:
             self._route([self._entered[row].adapter for row in rows], int(packed))
 
+    def _owner(self, row: int) -> str | None:
+        return self._entered[row].adapter
+
     def _features(self, rows: Sequence[int]) -> RowFeatures | None:
         return RowFeatures.of(self._entered[row].prompt for row in rows)
 

@@ -1,4 +1,4 @@
-"""Scores of replies: packed (prompt, reply) rows read by a reward role."""
+"""Scores of replies: packed (prompt, reply) rows read by a reward role. Replies to one prompt share its tokens."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import torch
 from torch import Tensor
 
 from align.checkpoints.checkpoint import Checkpoint
-from align.models.packing import Packed, pack
+from align.models.packing import Packed, pack_branches
 from align.roles import Role, chosen_logprobs
-from data_prep.types import joined
+from data_prep.types import features_of
 from reward.shaping import shape_rewards
 
 
 @dataclass
 class ResponseBatch:
-    """Packed prompt + reply rows; `source_M` is the position before each reply token, where it is predicted."""
+    """Packed prompts and replies; `source_M` is the position before each reply token, where it is predicted.
+
+    M runs over the replies in the order of the rows, wherever in the packed row they lie.
+    """
 
     packed: Packed
     source_M: Tensor
@@ -45,14 +48,29 @@ class ResponseBatch:
         return self.source_M, 1.0
 
 
-def pack_responses(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], ids: Sequence[str] = ()) -> ResponseBatch:
-    """Pack (prompt, reply) pairs and find every reply token's place. Replies are never empty."""
-    packed = pack([joined(prompt, reply) for prompt, reply in pairs])
-    ends = np.cumsum([len(prompt) + len(reply) for prompt, reply in pairs])
-    targets = np.concatenate([np.arange(end - len(reply), end) for end, (_, reply) in zip(ends, pairs, strict=True)])
-    index = torch.from_numpy(targets)
-    last = torch.from_numpy(ends - 1)
-    return ResponseBatch(packed, index - 1, last, packed.ids_1N[0, index], {}, float(len(targets)), list(ids))
+def pack_responses(
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]], ids: Sequence[str] = (), apart: bool = False
+) -> ResponseBatch:
+    """Pack (prompt, reply) pairs and find every reply token's place. Replies are never empty.
+
+    Each prompt is computed once for all replies to it; `apart`: once for each of them.
+    """
+    families: dict[object, list[int]] = {}
+    for place, (prompt, _) in enumerate(pairs):
+        families.setdefault(place if apart else (tuple(prompt), features_of(prompt)), []).append(place)
+    prompts = [pairs[places[0]][0] for places in families.values()]
+    packed = pack_branches(prompts, [[pairs[place][1] for place in places] for places in families.values()])
+    nothing, stop = np.empty(0, dtype=np.int64), 0
+    sources, targets = [nothing] * len(pairs), [nothing] * len(pairs)
+    for prompt, places in zip(prompts, families.values(), strict=True):
+        stop = end = stop + len(prompt)
+        for place in places:
+            targets[place] = np.arange(stop, stop + len(pairs[place][1]))
+            sources[place] = np.concatenate([[end - 1], targets[place][:-1]])
+            stop += len(targets[place])
+    source_M, index_M = (torch.from_numpy(np.concatenate(every)) for every in (sources, targets))
+    last_B = torch.tensor([int(every[-1]) for every in targets])
+    return ResponseBatch(packed, source_M, last_B, packed.ids_1N[0, index_M], {}, float(len(index_M)), list(ids))
 
 
 def score_replies(role: Role, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], chunk: int) -> list[float]:

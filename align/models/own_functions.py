@@ -2,6 +2,8 @@
 
 Each computes what its plain form in the comment above it computes; `tests/align/models/test_own_functions.py` holds
 them to it in float64. `docs/performance.md` has what each of them is worth, `model.plain=true` turns all of them off.
+Where nothing is differentiated the first three skip autograd's `Function`, whose call takes longer than one token's
+products; the bits are the same.
 
 Shape suffixes: N tokens, M selected tokens, I in, O out, R rank, D width, F width of the feed-forward layer,
 V vocabulary.
@@ -9,6 +11,7 @@ V vocabulary.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -28,11 +31,8 @@ class _LowRank(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, out_NO: Tensor, x_NI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
-        kind = out_NO.dtype
-        with torch.autocast(out_NO.device.type, enabled=False):
-            x_NI = x_NI.to(kind)
-            hidden_NR = x_NI.reshape(-1, x_NI.shape[-1]) @ down_RI.to(kind).T
-            out_NO.view(-1, out_NO.shape[-1]).addmm_(hidden_NR, up_OR.to(kind).T, alpha=scale)
+        x_NI = x_NI.to(out_NO.dtype)
+        hidden_NR = _add_term(out_NO, x_NI, down_RI, up_OR, scale)
         ctx.mark_dirty(out_NO)
         ctx.save_for_backward(x_NI if ctx.needs_input_grad[2] else None, hidden_NR, down_RI, up_OR)
         ctx.scale, ctx.x_shape = scale, x_NI.shape
@@ -59,7 +59,20 @@ def add_low_rank(out_NO: Tensor, x_NI: Tensor, down_RI: Tensor, up_OR: Tensor, s
 
     Both may have more axes before the last one. `out_NO` must be a fresh result that nothing else reads.
     """
+    if not torch.is_grad_enabled():
+        _add_term(out_NO, x_NI, down_RI, up_OR, scale)
+        return out_NO
     return _LowRank.apply(out_NO, x_NI, down_RI, up_OR, scale)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _add_term(out_NO: Tensor, x_NI: Tensor, down_RI: Tensor, up_OR: Tensor, scale: float) -> Tensor:
+    """Add the term to `out_NO`; x down^T, [N, R]."""
+    kind, device = out_NO.dtype, out_NO.device.type
+    narrow = torch.is_autocast_enabled(device)
+    with torch.autocast(device, enabled=False) if narrow else nullcontext():
+        hidden_NR = x_NI.to(kind).reshape(-1, x_NI.shape[-1]) @ down_RI.to(kind).T
+        out_NO.view(-1, out_NO.shape[-1]).addmm_(hidden_NR, up_OR.to(kind).T, alpha=scale)
+    return hidden_NR
 
 
 # weight * (x.float() * rsqrt(x.float().square().mean(-1, keepdim=True) + eps)).to(x.dtype)
@@ -68,11 +81,8 @@ class _RootMeanSquare(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
-        wide_ND = x_ND if x_ND.dtype == torch.float64 else x_ND.float()
-        inverse_N1 = torch.linalg.vecdot(wide_ND, wide_ND).div_(x_ND.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+        found_ND, inverse_N1 = _normal(x_ND, weight_D, eps)
         ctx.save_for_backward(x_ND, weight_D, inverse_N1)
-        normal_ND = (wide_ND * inverse_N1).to(x_ND.dtype)
-        found_ND: Tensor = normal_ND.mul_(weight_D) if weight_D.dtype == normal_ND.dtype else weight_D * normal_ND
         return found_ND
 
     @staticmethod
@@ -93,7 +103,18 @@ class _RootMeanSquare(torch.autograd.Function):
 
 def normalised(x_ND: Tensor, weight_D: Tensor, eps: float) -> Tensor:
     """RMSNorm: x over its root mean square in float32, times the weight."""
+    if not torch.is_grad_enabled():
+        return _normal(x_ND, weight_D, eps)[0]
     return _RootMeanSquare.apply(x_ND, weight_D, eps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _normal(x_ND: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """RMSNorm's result, and one over the root mean square of every token, [N, 1]."""
+    wide_ND = x_ND if x_ND.dtype == torch.float64 else x_ND.float()
+    inverse_N1 = torch.linalg.vecdot(wide_ND, wide_ND).div_(x_ND.shape[-1]).add_(eps).rsqrt_().unsqueeze(-1)
+    normal_ND = (wide_ND * inverse_N1).to(x_ND.dtype)
+    found_ND = normal_ND.mul_(weight_D) if weight_D.dtype == normal_ND.dtype else weight_D * normal_ND
+    return found_ND, inverse_N1
 
 
 # silu(gate) * up
@@ -103,7 +124,7 @@ class _Gated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_NF: Tensor, up_NF: Tensor) -> Tensor:
         ctx.save_for_backward(gate_NF, up_NF)
-        return F.silu(gate_NF).mul_(up_NF)
+        return _product(gate_NF, up_NF)
 
     @staticmethod
     @once_differentiable
@@ -115,7 +136,13 @@ class _Gated(torch.autograd.Function):
 
 def gated(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
     """SwiGLU's product silu(gate) up."""
+    if not torch.is_grad_enabled():
+        return _product(gate_NF, up_NF)
     return _Gated.apply(gate_NF, up_NF)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _product(gate_NF: Tensor, up_NF: Tensor) -> Tensor:
+    return F.silu(gate_NF).mul_(up_NF)
 
 
 # -cross_entropy(linear(hidden, weight, bias).float() * scale, targets, reduction="none")

@@ -174,6 +174,11 @@ def release_trunk(tree: PreTrainedModel) -> None:
     vars(tree).pop(_TRUNK, None)
 
 
+def has_trunk(tree: PreTrainedModel) -> bool:
+    """Whether a cache keeps what the tree's trunk gives for a row: it knows a row that comes as it came before."""
+    return _TRUNK in vars(tree)
+
+
 def forget_rows(tree: PreTrainedModel) -> None:
     """Drop what is kept of rows, for all trees that share the cache: they will not be read again."""
     if (trunk := vars(tree).get(_TRUNK)) is not None:

@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor
 from align.functional import kl_k3, policy_loss, value_loss
 from align.inference.scoring import ResponseBatch, pack_responses
 from align.models.forward import packed_hidden
+from align.models.trunk import has_trunk
 from align.roles import Role, chosen_logprobs
 from align.training.objectives import Objective
 
@@ -66,8 +67,9 @@ class ActorCritic(Objective):
         """Whether only the critic learns: the policy is not computed, and the value's change is not clipped."""
 
     def collate(self, rows: Sequence[ExperienceRow]) -> ResponseBatch:
-        """Pack experience rows; per-token numbers are laid out as the reply tokens are."""
-        batch = pack_responses([(row.prompt, row.reply) for row in rows], [row.id for row in rows])
+        """Pack experience rows, replies to one prompt behind it; per-token numbers are laid out as their tokens are."""
+        pairs, apart = [(row.prompt, row.reply) for row in rows], has_trunk(self.policy.tree)
+        batch = pack_responses(pairs, [row.id for row in rows], apart)
         for name in ("logprobs", "values", "advantages", "returns"):
             batch.numbers[name] = torch.tensor([x for row in rows for x in getattr(row, name)], dtype=torch.float32)
         return batch

@@ -27,7 +27,8 @@ from align.functional import (
     masked_mean,
 )
 from align.inference.generation import Reply
-from align.inference.scoring import pack_responses
+from align.inference.scoring import ResponseBatch, pack_responses
+from align.models.trunk import has_trunk
 from align.rl.actor_critic import ExperienceRow
 from align.rl.options import Estimator
 from align.rl.signals.weighed import Signals
@@ -253,9 +254,14 @@ def statistics(
     }
 
 
+def _batch(policy: Role, pairs: Pairs) -> ResponseBatch:
+    """Rows as all roles read them; a trunk cache knows them one by one."""
+    return pack_responses(pairs, apart=has_trunk(policy.tree)).to(policy.tree.device)
+
+
 def _pass(roles: PPORoles, temperature: float, pairs: Pairs) -> list[Tensor]:
     """The reference's log-probabilities, values [M], and scores [B, K] of the K reward models."""
-    batch = pack_responses(pairs).to(roles.policy.tree.device)
+    batch = _batch(roles.policy, pairs)
     hidden_MD = roles.reference.hidden(batch.packed)[batch.source_M]
     reference_M = chosen_logprobs(roles.reference, hidden_MD, batch.targets_M, temperature)
     if roles.value is None:
@@ -268,14 +274,14 @@ def _pass(roles: PPORoles, temperature: float, pairs: Pairs) -> list[Tensor]:
 
 def _logprobs(policy: Role, temperature: float, pairs: Pairs) -> list[Tensor]:
     """The policy's log-probabilities [M] of the reply tokens, as training computes them."""
-    batch = pack_responses(pairs).to(policy.tree.device)
+    batch = _batch(policy, pairs)
     hidden_MD = policy.hidden(batch.packed)[batch.source_M]
     return [chosen_logprobs(policy, hidden_MD, batch.targets_M, temperature)]
 
 
 def _measured(policy: Role, temperature: float, pairs: Pairs) -> list[Tensor]:
     """The same, and the entropies [M] of the distributions that the tokens were drawn from."""
-    batch = pack_responses(pairs).to(policy.tree.device)
+    batch = _batch(policy, pairs)
     hidden_MD = policy.hidden(batch.packed)[batch.source_M]
     return list(chosen_statistics(policy, hidden_MD, batch.targets_M, temperature))
 

@@ -176,6 +176,8 @@ def passes(
     for number in range(options.ppo_epochs):
         drawn = np.random.default_rng([context.seed, update, number, 0])
         for part in np.array_split(drawn.permutation(len(rows)), min(options.minibatches, len(rows))):
+            if options.replies_per_prompt > 1:
+                part = np.sort(part)  # replies to one prompt stand together: a pass computes it once for them
             own = part
             if process.num_processes > 1:
                 own = part[shares(lengths[part], options, process.num_processes)[process.process_index]]

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -180,16 +181,19 @@ def _stands_on_more(context: StageContext) -> bool:
 
 
 def longest_replies(prompts: Sequence[PromptTokens], options: PPOOptions, seed: int) -> list[ExperienceRow]:
-    """The update with most prompt tokens among those of the first epoch, as if every reply had its full length."""
+    """The update with most prompt tokens among those of the first epoch, as if every reply had its full length.
+
+    Replies to one prompt stand together, unless there are several minibatches: then they may be in several, where none
+    shares the prompt.
+    """
     from align.rl.actor_critic import ExperienceRow
 
     every = batches(len(prompts), options.prompts_per_update, seed, 0)[: options.updates]
     index = max(every, key=lambda one: sum(len(prompts[i].ids) for i in one))[: options.prompts_per_update]
-    full = [0.0] * options.max_new_tokens
+    full, group = [0.0] * options.max_new_tokens, options.replies_per_prompt
+    places = np.tile(index, group) if options.minibatches > 1 else np.repeat(index, group)
     return [
-        ExperienceRow(prompts[i].ids, [0] * len(full), full, full, full, full, prompts[i].id)
-        for i in index
-        for _ in range(options.replies_per_prompt)
+        ExperienceRow(prompts[i].ids, [0] * len(full), full, full, full, full, prompts[i].id) for i in places.tolist()
     ]
 
 

@@ -10,10 +10,11 @@ import torch
 
 from align.config.schema import Load
 from align.inference.generation import RolloutEngine, Sampling
+from align.models.packing import pack
 from align.roles import Role
 from data_prep.core.errors import TrainingStopped
 from tests.tiny import save_tiny_llama
-from tests.tiny_chain import bases, fresh, logits, sentences
+from tests.tiny_chain import bases, fresh, logits, sentences, stirred
 
 END = 1
 
@@ -117,6 +118,21 @@ def test_a_row_draws_the_same_whoever_stands_beside_it():
     end = apart[0].ids[2]  # now rows that draw it leave
     for early, late in zip(drawn(prompts, end=end), apart, strict=True):
         assert early.ids == (late.ids[: late.ids.index(end) + 1] if end in late.ids else late.ids)
+
+
+@pytest.mark.parametrize("method", ["lora", "prefix", "prompt", "lora_features"])
+def test_a_prompt_that_several_rows_have_is_read_once(method, monkeypatch):
+    from align.inference import generation
+
+    role, read = stirred(fresh(method, Load.fp32)), []
+    one, two, three = sentences(3)
+    prompts = [one, two, one, three, one]
+    monkeypatch.setattr(generation, "pack", lambda rows: read.append(rows) or pack(rows))
+    replies = RolloutEngine(role, 1).generate(prompts, Sampling(6), draws=range(5))
+    assert read == [[one, two, three]]
+    for row, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
+        alone = RolloutEngine(role, 1).generate([prompt], Sampling(6), draws=[row])[0]
+        assert reply.ids == alone.ids and reply.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
 
 
 def test_the_cache_grows_by_blocks_of_any_size(monkeypatch):

@@ -9,9 +9,11 @@ import torch
 
 from align.config.registries import adapters
 from align.config.schema import Load
+from align.inference import generation
 from align.inference.generation import RolloutEngine, Sampling, streams_of
 from align.inference.mixed_batch import Mixed
 from align.inference.open_batch import OpenBatch, Row, RowSampling
+from align.models.packing import pack
 from align.roles import Role
 from data_prep.core.errors import TrainingStopped
 from tests.tiny_chain import bases, fresh, sentences
@@ -62,6 +64,14 @@ def test_rows_that_come_late_and_leave_early_change_no_others(names):
     for each, (expected,) in zip(rows, alone, strict=True):
         assert each.reply.ids == expected.ids[: len(each.reply.ids)]
     assert [len(each.reply.ids) for each in rows] == [8, 3, 8, 2, 8, 8, 8]
+
+
+def test_a_prompt_is_read_once_for_the_rows_of_each_adapter(monkeypatch):
+    mixed, read = mixed_of("lora")[0], []
+    batch, prompt = OpenBatch.of(mixed, "lora"), sentences(1)[0]
+    monkeypatch.setattr(generation, "pack", lambda rows: read.append(rows) or pack(rows))
+    batch.admit([row(prompt, adapter) for adapter in ("lora", None, "lora")])
+    assert read == [[prompt, prompt]]
 
 
 def test_a_row_that_leaves_frees_its_columns():

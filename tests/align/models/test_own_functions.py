@@ -51,6 +51,20 @@ def test_values_and_gradients_are_those_of_the_plain_form(name):
     assert gradcheck(ours, given)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_without_gradients_no_function_is_made_and_the_bits_are_the_same(name, narrow, monkeypatch):
+    """Sampling makes millions of such calls of one token each."""
+    ours, _, sizes = CASES[name]
+    given = [tensor.float().detach().requires_grad_() for tensor in drawn(*sizes)]
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=narrow):
+        whole = ours(*given)
+        monkeypatch.setattr(torch.autograd.Function, "apply", None)
+        with torch.no_grad():
+            alone = ours(*given)
+    assert torch.equal(alone, whole) and alone.dtype == whole.dtype
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_each_input_may_be_frozen(name):
     ours, plain, sizes = CASES[name]

@@ -17,9 +17,11 @@ from align.rl import invariants as ppo_checks
 from align.rl.actor_critic import ActorCritic, ExperienceRow, PPOLoss
 from align.rl.advantages import estimate
 from align.rl.experience import PPORoles, RewardRule, Rollout, experience, judge, reward, statistics
+from align.rl.options import Estimator, PPOOptions
+from align.rl.rollouts import longest_replies
 from align.roles import Role
 from align.training.options import TrainingOptions
-from data_prep.types import PromptTokens
+from data_prep.types import FeaturedIds, PromptTokens
 from reward.head import ScalarHead
 from tests.tiny import save_tiny_llama
 from tests.tiny_chain import (
@@ -271,6 +273,52 @@ def test_a_score_is_read_at_the_replies_last_token():
     batch = pack_responses([(prompt, reply)])
     assert batch.targets_M.tolist() == reply
     assert batch.packed.ids_1N[0, batch.source_M].tolist() == [prompt[-1], *reply[:-1]]
+
+
+def test_replies_to_one_prompt_share_its_tokens():
+    """Wherever they stand in the batch; the loss and its gradients are those of rows computed alone."""
+    roles = troupe()
+    objective = ActorCritic(stirred(roles.policy), stirred(roles.value), PPOLoss())
+    one, other = sentences(2)
+    draw = torch.Generator().manual_seed(2)
+    rows = [
+        ExperienceRow(prompt, list(range(9, 9 + size)), *torch.randn(4, size, generator=draw).tolist())
+        for prompt, size in ((one, 3), (other, 2), (one, 5), (one, 1))
+    ]
+    batch = objective.collate(rows)
+    assert batch.packed.tokens == len(one) + len(other) + 11
+    assert batch.targets_M.tolist() == [token for row in rows for token in row.reply]
+    assert batch.packed.ids_1N[0, batch.last_B].tolist() == [row.reply[-1] for row in rows]
+    learned = [p for role in roles.trained().values() for p in role.parameters() if p.requires_grad]
+    together = torch.autograd.grad(objective(batch)[0], learned)
+    alone = torch.autograd.grad(sum(objective(objective.collate([row]))[0] for row in rows), learned)
+    for found, wanted in zip(together, alone, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_prompts_of_other_features_are_not_shared():
+    plain = [5, 6, 7]
+    prompts = [plain, FeaturedIds(plain, "x"), FeaturedIds(plain, "y"), FeaturedIds(plain, "x")]
+    pairs = [(prompt, [8]) for prompt in prompts]
+    batch = pack_responses(pairs)
+    assert batch.packed.tokens == 3 * 3 + 4
+    assert batch.packed.features is not None
+    row_M = batch.packed.features.row_N[batch.source_M]
+    assert [batch.packed.features.values[row] for row in row_M.tolist()] == [None, "x", "y", "x"]
+    assert pack_responses(pairs, apart=True).packed.tokens == 4 * 4
+
+
+def test_a_plan_shares_prompts_where_every_update_does():
+    """Several minibatches are drawn from all replies: the largest pass has each prompt for itself."""
+    prompts = [PromptTokens([5] * size, "", str(size)) for size in (2, 9, 4, 3)]
+    found = []
+    for minibatches in (1, 2):
+        options = PPOOptions(
+            advantage=Estimator.rloo, batch_size=8, group_size=2, minibatches=minibatches, max_new_tokens=3, updates=1
+        )
+        found.append([row.id for row in longest_replies(prompts, options, seed=0)])
+    together, apart = found
+    assert together[::2] == together[1::2] == apart[:4] == apart[4:] and sorted(apart[:4]) == ["2", "3", "4", "9"]
 
 
 def test_frozen_roles_do_not_change_and_a_change_is_found():
