@@ -144,10 +144,11 @@ def cells(found: dict[str, Measured], unit: float = 1.0) -> list[list[str]]:
     for name, measured in found.items():
         ratios = sorted(b / a for a, b in zip(measured.seconds, found[reference].seconds, strict=True))
         memory = max(measured.added_bytes) / 2**20 if measured.added_bytes else None
+        rate = unit / measured.middle()
         rows.append(
             [
                 name,
-                f"{unit / measured.middle():.0f}",
+                f"{rate:.0f}" if rate >= 100 else f"{rate:.2f}",
                 f"{measured.middle():.3f}",
                 f"{min(measured.seconds):.3f}-{max(measured.seconds):.3f}",
                 f"{statistics.median(ratios):.2f} ({ratios[0]:.2f}-{ratios[-1]:.2f})",
@@ -204,5 +205,6 @@ def finish(subject: str, options: argparse.Namespace, rows: list[list[str]], wha
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print(note)
     if options.document:
-        name = " ".join([subject, options.size, *([options.setting] if "setting" in options else [])])
+        how = [str(getattr(options, option)) for option in ("setting", "prompt") if option in options]
+        name = " ".join([subject, options.size, *how])
         write_part(name, head, rows, note)

@@ -45,6 +45,7 @@ OBJECTIVES = {
     "grpo": [*PPO, "stages.ppo.advantage=grpo"],
     "reinforce_pp": [*PPO, "stages.ppo.advantage=reinforce_pp"],
     "dpo": ["pipeline=dpo", "stages.dpo.init={sft}"],
+    "dpo_plain": ["pipeline=dpo", "stages.dpo.init={sft}", "stages.dpo.sft_weight=0"],
     "kto": ["pipeline=kto", "stages.kto.init={sft}"],
     "orpo": ["pipeline=orpo"],
 }
