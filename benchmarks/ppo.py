@@ -34,6 +34,20 @@ OWN = {
 """Our sides, with their overrides."""
 SIDES = {"all": ["align", "TRL"], "top": list(OWN), "rloo": ["align", "TRL"]}
 """Which take turns where the LoRA is in all blocks, in the top quarter of them, or where there is no critic."""
+PEER: dict[str, Any] = {
+    "output_dir": str(WORK / "trl_out"),
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": BATCH // 8,
+    "learning_rate": 1e-5,
+    "seed": 0,
+    "use_cpu": True,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "report_to": "none",
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+"""Settings of both of TRL's trainers: those of our sides, in float32, with activations kept."""
 TEMPLATE = (
     "{%- for m in messages -%}{%- if m['role'] == 'assistant' -%}{{ 't3 ' + m['content'] + ' </s> ' }}"
     "{%- else -%}{{ 't2 ' + m['content'] + ' ' }}{%- endif -%}{%- endfor -%}"
@@ -216,25 +230,15 @@ def trl_side(options: Any) -> Measured:
     found, clocks = Measured(), list[Clock]()
     words, prompts, model = told(options.size)
     config = PPOConfig(
-        output_dir=str(WORK / "trl_out"),
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=BATCH // 8,
         num_mini_batches=1,
         total_episodes=BATCH * (options.updates + 1),
         num_ppo_epochs=options.epochs,
         response_length=REPLY,
         local_rollout_forward_batch_size=BATCH,
         num_sample_generations=0,
-        report_to="none",
-        save_strategy="no",
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        learning_rate=1e-5,
         stop_token="eos",
         temperature=1.0,
-        seed=0,
+        **PEER,
     )
 
     PPOTrainer(
@@ -260,21 +264,11 @@ def rloo_side(options: Any) -> Measured:
     found, clocks = Measured(), list[Clock]()
     words, prompts, model = told(options.size)
     config = RLOOConfig(
-        output_dir=str(WORK / "trl_out"),
-        per_device_train_batch_size=8,
-        gradient_accumulation_steps=BATCH // 8,
         num_generations=GROUP,
         num_iterations=options.epochs,
         max_steps=options.epochs * (options.updates + 1),
         max_completion_length=REPLY,
-        report_to="none",
-        save_strategy="no",
-        bf16=False,
-        use_cpu=True,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-        learning_rate=1e-5,
-        seed=0,
+        **PEER,
     )
     RLOOTrainer(
         model=model,
