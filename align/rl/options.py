@@ -113,7 +113,7 @@ class PPOOptions(TrainingOptions):
     ema_decay: float = option(
         0.0,
         "decay of an update in a moving average of the policy's weights, which held-out prompts are answered with and "
-        "the stage hands over (0: off; usual 0.9)",
+        "the stage hands over (0: off; such as 0.9)",
         below=1,
     )
     critic: Critic = option(
@@ -298,7 +298,7 @@ def doubts(options: PPOOptions, where: str) -> Iterator[UserError]:
         yield doubt(
             "ema_decay",
             f"averages over more updates than the {moving} that train the policy: much of its start would be left",
-            "usual: 0.9",
+            "such as 0.9",
         )
     if not 0.3 <= options.temperature <= 2:
         yield doubt("temperature", "samples replies far from what the model says", "usual: 0.7 to 1")

@@ -101,7 +101,10 @@ class Rollouts:
         assert served is not None
         with as_one(self._context.accelerator):
             if self._context.is_main:
-                served.renew(self._engine.role) if handed is None else served.hand_over(handed)
+                if handed is None:
+                    served.renew(self._engine.role)
+                else:
+                    served.hand_over(handed)
                 self._handed = served.handed() if self.options.rollout_ahead else {}
         prompts, seeds = self._drawn(update)
         ids = [row.ids for row in prompts]

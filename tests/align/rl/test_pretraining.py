@@ -88,5 +88,6 @@ def test_without_conversations_it_is_refused_in_a_line():
     prompts = f"data.prompts.path={rows_folder() / 'conversations.jsonl'}"
     words = pipeline_words("ppo", "data.conversations.path=null", prompts, "stages.ppo.ptx_coef=0.1")
     (problem,) = [problem for _, problem in source_problems(compose(words))]
-    assert problem.message == "data 'files' has no conversations" and "data.conversations.path=" in problem.hint
+    assert problem.message == "data 'files' has no conversations"
+    assert f"data.conversations.path={rows_folder() / 'preferences.jsonl'} reads its rows as such" in problem.hint
     assert not list(source_problems(compose(words[:-1])))
