@@ -31,13 +31,15 @@ class Text(Format):
 
     @classmethod
     def doubt(cls, rows: Sequence[Mapping[str, Any]], kind: str, options: Mapping[str, Any]) -> UserError | None:
-        """Text beside a question, or beside an answer, is a part of a dialogue, not a document."""
+        """`content` beside a question or an answer is a part of a dialogue; `text` is a document by its name."""
+        own = next((name for name in _NAMES if any(name in row for row in rows)), None)
+        if own in (None, "text"):
+            return None
         held = {name for row in rows for name, value in row.items() if isinstance(value, str) and value.strip()}
         roles = {name: role_of(str(name)) for name in sorted(held.difference(_NAMES))}
         parts = [name for name, role in roles.items() if role in (QUESTION, ANSWER, BETTER, WORSE)]
         if not parts:
             return None
-        own = next(name for name in _NAMES if any(name in row for row in rows))
         asked = next((name for name in parts if roles[name] == QUESTION), own)
         said = next((name for name in parts if roles[name] in (ANSWER, BETTER)), own)
         return UserError(

@@ -25,6 +25,7 @@ from data_prep.formats.column_roles import (
     OTHER,
     QUESTION,
     THOUGHT,
+    WORSE,
     role_of,
 )
 from data_prep.formats.detection import detect_format
@@ -39,6 +40,8 @@ _PLAIN = 20
 """Characters from which a text that stands in another does so on purpose."""
 _NOTHING = frozenset(("", "none", "null", "nan", "n/a", "na", "-", "<noinput>", "no input", "[]", "{}"))
 _ANSWERS = (ANSWER, BETTER)
+_DIALOGUE = (QUESTION, ANSWER, BETTER, WORSE)
+"""What makes a text beside it a part of a dialogue: a document leaves it out at any length, not without a word."""
 JOINT = ", "
 """What stands between the columns that a complaint names."""
 _STOPS: Mapping[str, tuple[str, ...]] = {
@@ -53,7 +56,7 @@ _SAID: Mapping[str, tuple[str, ...]] = {
     CONVERSATION: (GRADE, THOUGHT, OTHER),
     PREFERENCE: (GRADE, OTHER),
     UNPAIRED: (GRADE, OTHER),
-    DOCUMENT: (GRADE, OTHER),
+    DOCUMENT: (GRADE, OTHER, *_DIALOGUE),
 }
 """Kind of record -> the roles of columns whose leaving out is only said."""
 
@@ -112,9 +115,9 @@ class LeftOut:
                 self.said[name] += said
                 if said and name not in self._grades:
                     self._grades[name] = data[name]
-            elif role == OTHER:
-                if not self.said[name] and _characters(data[name]) >= _LONG:
-                    self.said[name] += not _is_said(data[name], data, used, role)
+            elif role == OTHER or self._kind == DOCUMENT:
+                if not self.said[name] and _characters(data[name]) >= (_LONG if role == OTHER else 1):
+                    self.said[name] += not _is_said(data[name], data, used, OTHER)
             elif not _is_nothing(data[name]) and not (role == LONG_CONTEXT and _characters(data[name]) < _LONG):
                 lost = not _is_said(data[name], data, used, role)
                 self.stops[name] += lost
@@ -200,7 +203,7 @@ class LeftOut:
     def warnings(self, file: str) -> list[UserError]:
         """What is only said: grades and thoughts that are not used, long texts under names that say nothing."""
         said = [name for name, count in self.said.items() if count]
-        others = [name for name in said if role_of(name) == OTHER]
+        others = [name for name in said if role_of(name) in (OTHER, *_DIALOGUE)]
         names = [name for name in said if name not in others]
         return [
             *([self._unused_grades(file, names)] if names else []),
@@ -220,10 +223,11 @@ class LeftOut:
 
     def _unread(self, file: str, names: Sequence[str]) -> UserError:
         hold, them = ("hold", "them") if len(names) > 1 else ("holds", "it")
+        place = "text" if self._kind == DOCUMENT else "prompt"
         return UserError(
-            f"{hold} long text that is not read",
+            f"{hold} {'long ' * all(role_of(name) == OTHER for name in names)}text that is not read",
             code="texts_unread",
-            hint=f"{self._columns} can put {them} into the prompt; {self._unused}=[{','.join(names)}] says that no "
+            hint=f"{self._columns} can put {them} into the {place}; {self._unused}=[{','.join(names)}] says that no "
             f"answer depends on {them}",
             file=file,
             field=JOINT.join(names),

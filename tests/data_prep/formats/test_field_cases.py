@@ -364,6 +364,19 @@ def test_text_beside_a_question_or_an_answer_is_no_document(tmp_path: Path) -> N
     assert grades.startswith("f:score: is not used") and unread.startswith("f:summary: holds long text")
 
 
+def test_text_is_a_document_by_its_name_and_what_stands_beside_it_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", rows(lambda q, a, w: {"source": "s", "prompt": q, "text": a}))
+    found, stream = read(path, DOCUMENT)
+    assert found[0].text == A
+    (said,) = map(str, stream.left_out.warnings("f"))
+    assert said.startswith("f:prompt: holds text that is not read")
+    advised = {"text": "{prompt}\n\n{text}"}
+    found, stream = read(path, DOCUMENT, columns=advised)
+    assert found[0].text == f"{Q}\n\n{A}" and not stream.left_out.warnings("f")
+    whole = write(tmp_path / "b.jsonl", rows(lambda q, a, w: {"prompt": q, "completion": a, "text": f"{q}\n{a}"}))
+    assert not read(whole, DOCUMENT)[1].left_out.warnings("f"), "a rendered text leaves nothing out"
+
+
 def test_the_better_dialogues_can_be_imitated(tmp_path: Path) -> None:
     sides: tuple[Callable[[str, str], Any], ...] = (
         lambda q, a: f"\n\nHuman: {q}\n\nAssistant: {a}",
