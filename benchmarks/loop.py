@@ -120,7 +120,7 @@ def main(words: Sequence[str]) -> int:
     sft = given or before / "sft"
     if code := align(["run", "name=loop-0", f"out={out}", *(on(given) if given else []), *words]):
         return code
-    labelled(before, labels, gold_judge(), f"pairs={PAIRS}")
+    labelled(before, labels, gold_judge(), f"pairs={PAIRS}", "stages=[ppo,ppo]")
     mixed = ["data=smalltalk_labelled", f"data.preferences.mix.labels.path={labels}"]
     after = again(before, "loop-1", sft, labels, [*mixed, *words])
     first, second = golds(before), golds(after)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -51,16 +52,19 @@ BUDGET = {
     "backward, 1 group": (145, 150),
     "forward, 4 groups": (85, 88),
     "backward, 4 groups": (178, 185),
+    "forward, one kernel": (68, 70),
+    "backward, one kernel": (137, 141),
     "token of a layer": (70, 73),
     "waits of a token": (1, 1),
     "copies of a token": (1, 1),
     "waits of an sft step": (1, 1),
-    "copies of an sft step": (10, 11),
+    "copies of an sft step": (7, 8),
     "waits of a ppo step": (1, 1),
-    "copies of a ppo step": (11, 12),
+    "copies of a ppo step": (12, 12),
 }
 """(today's number, ceiling). Kernels are those of one decoder layer with LoRA on every linear layer, in bfloat16: for a
-packed pass of rows in so many groups, or for one more token of each row. A step is one of one micro-batch."""
+packed pass of rows with attention in so many groups or as one kernel, or for one more token of each row. A step is one
+of one micro-batch."""
 ROWS = {"1 group": [20] * 4, "4 groups": [60, 42, 29, 20]}
 BF16 = [f"stages.{name}.autocast=bf16" for name in ("sft", "reward_model", "ppo")]
 
@@ -85,14 +89,14 @@ def role(layers: int = 2, seed: int = 0, head: bool = False, load: Load = Load.b
     return Role("policy", adapter.attach(base.tree(), True), adapter, ScalarHead(32).to(GPU) if head else None)
 
 
-def layer_cost(rows: list[int]) -> tuple[int, int]:
-    """Kernels (forward, backward) that one more layer takes for rows of these lengths."""
+def layer_cost(rows: list[int], groups: bool = True) -> tuple[int, int]:
+    """Kernels (forward, backward) that one more layer takes for rows of these lengths, attention in groups or not."""
     found = []
     for layers in (2, 3):
         objective = LanguageModeling(role(layers))
         batch = objective.collate([row for row in token_rows(1) for _ in rows])
         packed = packing.pack([[5 + i % 90 for i in range(length)] for length in rows])
-        batch.packed = packed.to(GPU)
+        batch.packed = replace(packed, layout=replace(packed.layout, runs=None)) if groups else packed
         batch = batch.to(GPU)
         with counted() as forward:
             loss, _ = objective(batch)
@@ -194,6 +198,12 @@ def test_it_computes_what_the_cpu_does():
 def test_kernels_of_a_layer(groups: str):
     forward, backward = layer_cost(ROWS[groups])
     require({f"forward, {groups}": forward, f"backward, {groups}": backward})
+
+
+@pytest.mark.parametrize("groups", ROWS)
+def test_kernels_of_a_layer_whose_attention_is_one(groups: str):
+    forward, backward = layer_cost(ROWS[groups], groups=False)
+    require({"forward, one kernel": forward, "backward, one kernel": backward})
 
 
 def test_a_second_kernel_for_each_group_is_found(monkeypatch: pytest.MonkeyPatch):

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import bitsandbytes  # noqa: F401  registers operators of its own while torch is still what it was
@@ -25,6 +26,8 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
+
+from align.models import varlen
 
 NAME = "simgpu"
 OURS = ("/align/", "/reward/", "/data_prep/")
@@ -302,10 +305,10 @@ class Attention(torch.autograd.Function):
     """One kernel forward and two backward, exact on the host."""
 
     @staticmethod
-    def forward(ctx: Any, query: Any, key: Any, value: Any, mask: Any, settings: dict[str, Any]) -> torch.Tensor:
+    def forward(ctx: Any, compute: Any, query: Any, key: Any, value: Any, *more: Any) -> torch.Tensor:
         ctx.given = [x.host.detach().requires_grad_(True) for x in (query, key, value)]
         with torch.enable_grad(), _disable_current_modes():
-            ctx.found = _attention(*ctx.given, to_host(mask), **settings)
+            ctx.found = compute(*ctx.given, *map(to_host, more))
         COUNTS.kernels["attention"] += 1
         return OnDevice(ctx.found.detach())
 
@@ -314,7 +317,7 @@ class Attention(torch.autograd.Function):
         with torch.enable_grad(), _disable_current_modes():
             found = torch.autograd.grad(ctx.found, ctx.given, gradient.host)
         COUNTS.kernels["attention backward"] += 2
-        return (*(OnDevice(each) for each in found), None, None)
+        return (None, *(OnDevice(each) for each in found), *[None] * (len(ctx.needs_input_grad) - 4))
 
 
 _attention = F.scaled_dot_product_attention
@@ -330,7 +333,19 @@ def attention(query: Any, key: Any, value: Any, attn_mask: Any = None, *args: An
     if torch.is_autocast_enabled(NAME):
         with torch.autocast(NAME, enabled=False):
             query, key, value = narrowed((query, key, value))
-    return Attention.apply(query, key, value, attn_mask, settings)  # type: ignore[no-untyped-call]
+    compute = partial(_attention, **settings)
+    return Attention.apply(compute, query, key, value, attn_mask)  # type: ignore[no-untyped-call,no-any-return]
+
+
+def rows_of_any_length(query: Any, key: Any, value: Any, *more: Any, **settings: Any) -> torch.Tensor:
+    """`varlen_attn` of tensors of the device."""
+    given = [x for x in (query, key, value, *more) if isinstance(x, torch.Tensor)]
+    refuse_mixed("varlen_attn", given, [x for x in given if not isinstance(x, OnDevice)])
+    kinds = {x.dtype for x in given}
+    if kinds != {torch.bfloat16, torch.int32}:
+        raise RuntimeError(f"varlen_attn is given {sorted(map(str, kinds))} (expected bfloat16 and int32)")
+    compute = partial(varlen.plain, **settings)
+    return Attention.apply(compute, query, key, value, *more)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def narrowed(tree: Any, to: torch.dtype = torch.bfloat16) -> Any:
@@ -369,6 +384,9 @@ def install() -> None:
     for name in DRAWS:
         setattr(torch, name, drawing(getattr(torch, name)))
     F.scaled_dot_product_attention = attention
+    varlen.kernel_for = lambda device, dtype, *_: (  # type: ignore[assignment]
+        rows_of_any_length if device.type == NAME and dtype is torch.bfloat16 else None
+    )
     torch._C._set_only_lift_cpu_tensors(True)
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     moved = torch.nn.Module.to

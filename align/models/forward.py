@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +35,8 @@ def packed_hidden(tree: PreTrainedModel, packed: Packed, cache: Cache | None = N
         inputs["features"] = packed.features
     keeping: dict[str, Any] = {"use_cache": False} if cache is None else {"use_cache": True, "past_key_values": cache}
     with told_of(packed.tokens), above_trunk(tree, packed) if cache is None else nullcontext():
-        out = backbone(**inputs, position_ids=packed.positions_1N, layout=packed.layout, **keeping)
+        layout = replace(packed.layout, runs=None) if is_plain(tree) else packed.layout
+        out = backbone(**inputs, position_ids=packed.positions_1N, layout=layout, **keeping)
     return out.last_hidden_state[0, first:]  # type: ignore[no-any-return]
 
 

@@ -2,7 +2,8 @@
 
 Linear layers see the packed tokens once. Attention runs per group of sequences of similar length: a group gathers its
 rows (right-padded with any token: a causal row never looks right), so no mask is ever built. Sequences that share a
-prefix store its tokens once; each of them still attends to it.
+prefix store its tokens once; each of them still attends to it. Where a kernel takes rows of any length (`varlen`), one
+call of it does for all groups.
 
 `benchmarks/attention.py` measures it against padded and dense block masks.
 
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface
 
+from align.models import varlen
 from align.models.row_features import RowFeatures
 
 ATTENTION = "align"
@@ -37,9 +39,17 @@ class Layout:
     scatter_N: Tensor
     """For every packed token, the place of its result in the groups' concatenated outputs."""
     memory: Memory = ()
+    runs: varlen.Runs | None = None
+    """The same rows for a kernel of rows of any length; none behind virtual tokens."""
 
     def to(self, device: torch.device) -> Layout:
-        return Layout(tuple(rows.to(device) for rows in self.rows_RL), self.scatter_N.to(device), self.memory)
+        """The layout on `device`, in one copy and one for the runs."""
+        if self.scatter_N.device == device:
+            return self
+        parts = [*self.rows_RL, self.scatter_N]
+        flat = torch.cat([part.reshape(-1) for part in parts]).to(device)
+        moved = [own.view(part.shape) for own, part in zip(flat.split([p.numel() for p in parts]), parts, strict=True)]
+        return Layout(tuple(moved[:-1]), moved[-1], self.memory, None if self.runs is None else self.runs.to(device))
 
     def lengths_N(self) -> Tensor:
         """Length of every packed token's row, int64; a shared prefix counts with the first of its rows."""
@@ -86,12 +96,14 @@ class Packed:
             offset += rows_RL.numel()
         positions = torch.cat([shared, self.positions_1N[0] + count])[None]
         return Packed(
-            ids, positions, replace(self.layout, rows_RL=tuple(rows), scatter_N=torch.cat([shared, scatter_N]))
+            ids,
+            positions,
+            replace(self.layout, rows_RL=tuple(rows), scatter_N=torch.cat([shared, scatter_N]), runs=None),
         )
 
     def remembering(self, count: int, memory: Memory) -> Packed:
         """The same tokens, `count` positions later, with keys and values of that many virtual tokens before them."""
-        return Packed(self.ids_1N, self.positions_1N + count, replace(self.layout, memory=memory))
+        return Packed(self.ids_1N, self.positions_1N + count, replace(self.layout, memory=memory, runs=None))
 
 
 def pack(sequences: Sequence[Sequence[int]]) -> Packed:
@@ -151,7 +163,7 @@ def _packed(ids: np.ndarray, positions: np.ndarray, rows: list[np.ndarray], owne
         groups.append(torch.from_numpy(block))
         offset += block.size
         start = stop
-    layout = Layout(tuple(groups), torch.from_numpy(scatter))
+    layout = Layout(tuple(groups), torch.from_numpy(scatter), runs=varlen.Runs.of(rows, owned_from))
     return Packed(torch.from_numpy(ids)[None], torch.from_numpy(positions.astype(np.int64))[None], layout)
 
 
@@ -178,6 +190,10 @@ def attend(
     how = _Scoring(scaling, dropout, softcap, s_aux)
     if layout is None:
         return _unpacked(how, query, key, value, attention_mask, sliding_window), None
+    if layout.runs is not None and how.is_plain:
+        out = varlen.attend(layout.runs, query, key, value, scaling, sliding_window)
+        if out is not None:
+            return out, None
     q_NHD, k_NHD, v_NHD = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     outputs = []
     for rows_RL in layout.rows_RL:
@@ -229,6 +245,11 @@ class _Scoring:
     dropout: float
     softcap: float | None
     sink_H: Tensor | None
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether scores become weights by a softmax alone."""
+        return not self.dropout and self.softcap is None and self.sink_H is None
 
 
 def _product(how: _Scoring, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
