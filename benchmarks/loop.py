@@ -4,8 +4,9 @@
 
 The quickstart is run; `align label` serves pairs of its SFT's and its PPO's replies; a judge who knows the generator's
 answers chooses between them through the page's own requests; the reward model is trained again on the same pairs with
-the labels among them, and PPO against it from the same SFT. Gold scores of both runs are compared on the held-out
-prompts, none of which is labelled. With `init` the first run begins with a reward model on that checkpoint.
+the labels among them, and PPO goes on against it from the policy that was labelled. Gold scores of both policies are
+compared on the held-out prompts, none of which is labelled. With `init` the first run begins with a reward model on
+that checkpoint.
 """
 
 from __future__ import annotations
@@ -85,18 +86,20 @@ def labelled(run: Path, out: Path, judge: Judge, *options: str) -> None:
             server.send_signal(signal.SIGINT)
 
 
-def on(sft: Path) -> list[str]:
-    """Overrides of a run of the whole chain that begins above an SFT."""
-    return ["~stages.sft", f"stages.reward_model.init={sft}", f"stages.ppo.init={sft}"]
+def on(sft: Path, policy: Path) -> list[str]:
+    """Overrides of a run of the whole chain whose reward model stands on an SFT, and whose PPO on a policy."""
+    return ["~stages.sft", f"stages.reward_model.init={sft}", f"stages.ppo.init={policy}"]
 
 
 def again(run: Path, name: str, sft: Path, labels: Path, words: Sequence[str]) -> Path:
-    """The run's reward model, PPO and evaluation once more, with labels among the pairs; checks that lineage says so.
+    """A reward model with labels among its pairs, PPO that goes on from the run's, and an evaluation of both.
+
+    Checks that the lineage says so.
 
     Args:
         words: overrides that put the labels among the pairs, and whatever else the run is to be.
     """
-    if code := align(["run", f"name={name}", f"out={run.parent}", *on(sft), *words]):
+    if code := align(["run", f"name={name}", f"out={run.parent}", *on(sft, run / "ppo"), *words]):
         raise SystemExit(code)
     found = [node.get("labels", {}) for node in lineage(run.parent / name / "ppo")["nodes"]]
     if {str(labels): file_sha256(labels)} not in found:
@@ -104,11 +107,11 @@ def again(run: Path, name: str, sft: Path, labels: Path, words: Sequence[str]) -
     return run.parent / name
 
 
-def golds(run: Path) -> dict[str, float]:
-    """Prompt -> gold score of PPO's reply."""
+def golds(run: Path) -> list[list[float]]:
+    """Gold scores of the replies of a run's last two policies, prompt by prompt."""
     lines = (run / "evaluate" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    return {row["id"]: row["replies"]["ppo"]["gold"] for row in rows}
+    replies = [list(json.loads(line)["replies"].values())[-2:] for line in lines]
+    return [[own[place]["gold"] for own in replies] for place in (0, 1)]
 
 
 def main(words: Sequence[str]) -> int:
@@ -118,14 +121,14 @@ def main(words: Sequence[str]) -> int:
     words = [word for word in words if not word.startswith(("out=", "init="))]
     before, labels = out / "loop-0", out / "loop-labels.jsonl"
     sft = given or before / "sft"
-    if code := align(["run", "name=loop-0", f"out={out}", *(on(given) if given else []), *words]):
+    if code := align(["run", "name=loop-0", f"out={out}", *(on(given, given) if given else []), *words]):
         return code
-    labelled(before, labels, gold_judge(), f"pairs={PAIRS}", "stages=[ppo,ppo]")
+    labelled(before, labels, gold_judge(), f"pairs={PAIRS}")
     mixed = ["data=smalltalk_labelled", f"data.preferences.mix.labels.path={labels}"]
     after = again(before, "loop-1", sft, labels, [*mixed, *words])
-    first, second = golds(before), golds(after)
-    change, error = paired_difference([second[name] for name in first], list(first.values()))
-    means = [sum(own.values()) / len(own) for own in (first, second)]
+    first, second = golds(after)
+    change, error = paired_difference(second, first)
+    means = [sum(own) / len(own) for own in (first, second)]
     print(f"gold {means[0]:.3f} before, {means[1]:.3f} after: changed by {change:+.3f} (standard error {error:.3f})")
     return int(change < -1.96 * error)
 

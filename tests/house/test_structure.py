@@ -18,7 +18,10 @@ TORCH_FREE = re.compile(
     r"|align\.(cli|config|report|runs|sweeps|tracking)(\..*)?|align\.planning(\.[a-z_]+)?"
     r"|align\.(rl|serving|weights)\.options|align\.rl\.(gold|signals(\..*)?)"
 )
-FOREIGN = {"align.models.packing.attend": "transformers' AttentionInterface"}
+FOREIGN = {
+    "align.models.packing.attend": "transformers' AttentionInterface",
+    "align.models.varlen.plain": "torch's varlen_attn",
+}
 """Signatures that another library dictates, and which."""
 MOST_LINES, MEDIAN_LINES = 500, 150
 BANNED = re.compile(r"(^|_)(manager|helper|utils?|handler)s?(_|$)")
