@@ -223,12 +223,13 @@ class LeftOut:
 
     def _unread(self, file: str, names: Sequence[str]) -> UserError:
         hold, them = ("hold", "them") if len(names) > 1 else ("holds", "it")
-        place = "text" if self._kind == DOCUMENT else "prompt"
+        place, effect = ("prompt", f"says that no answer depends on {them}")
+        if self._kind == DOCUMENT:
+            place, effect = ("text", f"leaves {them} out")
         return UserError(
             f"{hold} {'long ' * all(role_of(name) == OTHER for name in names)}text that is not read",
             code="texts_unread",
-            hint=f"{self._columns} can put {them} into the {place}; {self._unused}=[{','.join(names)}] says that no "
-            f"answer depends on {them}",
+            hint=f"{self._columns} can put {them} into the {place}; {self._unused}=[{','.join(names)}] {effect}",
             file=file,
             field=JOINT.join(names),
         )
