@@ -7,7 +7,6 @@ before the first is trained, and begins with the plan that it got then.
 from __future__ import annotations
 
 import gc
-import shutil
 import sys
 import time
 from contextlib import nullcontext
@@ -35,8 +34,9 @@ from align.runs.folder import (
 )
 from align.runs.launcher import check_launcher
 from align.runs.processes import join_processes, launched, together
-from align.runs.record import Run, done_entry, inputs_digest_of
+from align.runs.record import Run, done_entry, inputs_of
 from align.stages.base import TrainingStage
+from align.training.inputs import Inputs
 from data_prep.core.files import publish, write_json
 from data_prep.core.hashing import file_sha256
 from data_prep.core.interrupts import interrupts
@@ -95,15 +95,15 @@ def _stage(work: Run, planned: StagePlan[Input]) -> None:
     plan = planned.begin(work.config, work.made, work.base_folder)
     if plan.init is not None and plan.init.foreign and work.is_main:
         print(unknown_of(plan.init.record, plan.init.folder), file=sys.stderr)
-    digest = inputs_digest_of(work, plan)
-    home = home_of(work.folder, plan.spec.name, digest, work.shared)
+    inputs = inputs_of(work, plan)
+    home = home_of(work.folder, plan.spec.name, inputs.digest, work.shared)
     with home.held():
         work.accelerator.wait_for_everyone()  # one process holds the lock for all
-        entry = finished(home, digest)
+        entry = finished(home, inputs.digest)
         work.announce()
         if entry is None:
             work.begin(home)
-            entry = _train(work, plan, digest, home)
+            entry = _train(work, plan, inputs, home)
     interrupts.defer()  # a stage that is there is recorded first, and with the last one the run
     work.finish(home, entry)
     if work.stage == work.config.stages[-1].name:
@@ -113,12 +113,12 @@ def _stage(work: Run, planned: StagePlan[Input]) -> None:
         raise KeyboardInterrupt(f"{work.stage} is done: the same command goes on behind it")
 
 
-def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolder) -> StageEntry:
+def _train(work: Run, plan: StagePlan[Checkpoint], inputs: Inputs, home: StageFolder) -> StageEntry:
     """Run a stage in its staging folder and publish the result; returns its entry for run.json."""
     from align.training.processes import as_one
 
     started = time.monotonic()
-    context = _context(work, plan, digest, home.staging)
+    context = _context(work, plan, inputs, home.staging)
     device = str(context.accelerator.device)
     reset_peak_rss()
     reset_peak_gpu(device)
@@ -129,7 +129,7 @@ def _train(work: Run, plan: StagePlan[Checkpoint], digest: str, home: StageFolde
     work.accelerator.wait_for_everyone()  # every process has read the staging folder back before it is renamed
     with as_one(work.accelerator):
         if work.is_main:
-            _publish(home, saved, digest)
+            _publish(home, saved, inputs.digest)
     own = file_sha256(home.final / ("checkpoint.json" if saved is not None else "result.json"))
     peaks = {"peak_rss_bytes": peak_rss(), "peak_gpu_bytes": peak_gpu(device)}
     numbers = {**peaks, **context.measured(), "seconds": round(time.monotonic() - started, 3)}
@@ -162,7 +162,7 @@ def _within_memory(spec: StageSpec, context: StageContext) -> Checkpoint | None:
     return made
 
 
-def _context(work: Run, plan: StagePlan[Checkpoint], digest: str, staging: Path) -> StageContext:
+def _context(work: Run, plan: StagePlan[Checkpoint], inputs: Inputs, staging: Path) -> StageContext:
     """What a stage works with, in a staging folder that holds no more than the state of an earlier run."""
     from align.roles import Bases
     from align.tracking.metrics import Metrics
@@ -171,10 +171,11 @@ def _context(work: Run, plan: StagePlan[Checkpoint], digest: str, staging: Path)
 
     name, stage = plan.spec.name, plan.spec.stage
     minutes = stage.save_minutes if isinstance(stage, TrainingStage) else 0.0
-    if work.is_main and (step := prepare(staging, digest, minutes)):
-        print(f"{name}: goes on after step {step}, where it was stopped", file=sys.stderr)
+    kept = prepare(staging, inputs, minutes) if work.is_main else None
+    if kept is not None and (said := kept.said()):
+        print(f"{name}: {said}", file=sys.stderr)
     work.accelerator.wait_for_everyone()
-    return StageContext(
+    context = StageContext(
         config=work.config,
         plan=plan,
         accelerator=work.accelerator,
@@ -188,16 +189,20 @@ def _context(work: Run, plan: StagePlan[Checkpoint], digest: str, staging: Path)
         renderer=open_renderer(work.base_folder),
         staging=staging,
         metrics=Metrics(staging / "metrics.jsonl", name, work.tracks.row),
-        inputs_digest=digest,
-        saver=StateSaver(staging, digest, minutes, work.is_main),
+        inputs_digest=inputs.digest,
+        saver=StateSaver(staging, inputs, minutes, work.is_main),
     )
+    if kept is not None and kept.step and kept.changed:
+        message = f"from step {kept.step} on computed with {', '.join(kept.changed)}"
+        context.warn("other_passes", message, "the result is that of either, up to rounding")
+    return context
 
 
 def _publish(home: StageFolder, saved: Checkpoint | None, digest: str) -> None:
     """Give a stage's folder its name: what lies there is finished."""
-    from align.training.resume import FOLDER
+    from align.training.resume import forget
 
     if saved is None:
         write_json(home.staging / "inputs.json", {"inputs_digest": digest})
-    shutil.rmtree(home.staging / FOLDER, ignore_errors=True)
+    forget(home.staging)
     publish(home.staging, home.final)

@@ -20,8 +20,8 @@ from align.runs.environment import facts, versions
 from align.runs.folder import SharedStages, StageFolder
 from align.stages.base import TrainingStage
 from align.tracking.processes import TrackerPool
+from align.training.inputs import Inputs
 from data_prep.core.errors import TrainingStopped, UserError
-from data_prep.core.hashing import sha256_json
 from data_prep.core.interrupts import interrupts
 from data_prep.core.options import plain
 from data_prep.prepare.content_digest import data_digest, source_digest
@@ -188,8 +188,8 @@ def done_entry(plan: StagePlan[Checkpoint], digest: str, numbers: dict[str, Any]
     )
 
 
-def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
-    """Hash of everything that decides the stage's result."""
+def inputs_of(run: Run, plan: StagePlan[Checkpoint]) -> Inputs:
+    """Everything that decides the stage's result."""
     spec, mode = plan.spec, plan.require()
     options = {k: v for k, v in plain(spec.stage).items() if k not in _NOT_INPUTS | spec.stage.idle}
     signals = spec.stage.reward if not isinstance(spec.stage.reward, str | None) else None
@@ -206,7 +206,7 @@ def inputs_digest_of(run: Run, plan: StagePlan[Checkpoint]) -> str:
     judged = [hash for each in spec.stage.judged_by(spec.data) for hash in each.source.contents(spec.data)]
     beside = spec.stage.reads_beside()
     rows_of_gold = source_digest(Given(spec.data, gold.source), None) if gold else None
-    return sha256_json(
+    return Inputs(
         {
             "code": _CODE_VERSION,
             "stage": spec.name,

@@ -267,7 +267,7 @@ class TrainingStage(LengthOptions, TrainingOptions, Stage):
         half = max(1, (tokens or self.micro_tokens or 2 * self.max_length) // 2)
         return (
             f"set {where}.micro_tokens={half}; where one row is too long, {where}.gradient_checkpointing=true or "
-            "model.load=bf16. The same command with it goes on after the last finished stage"
+            "model.load=bf16. The same command with it goes on after the last kept state"
         )
 
     def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:

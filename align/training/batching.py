@@ -126,12 +126,16 @@ class Windows:
         """Steps of an epoch."""
         return self.options.steps_in_epoch(len(self.lengths))
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[Window]:
-        """The steps of an epoch from step `first`. With a token budget the first epoch begins with the largest pass."""
+    def begins_with(self) -> int:
+        """The batch that the first epoch begins with: the first, or with a token budget that of the largest pass."""
+        found = batches(len(self.lengths), self.options.batch_size, self.seed, 0)
+        return self._largest(found) if self.options.micro_tokens else 0
+
+    def epoch(self, number: int, first: int, begins_with: int) -> Iterator[Window]:
+        """The steps of an epoch from step `first`; the first epoch has changed batch `begins_with` with the first."""
         found = batches(len(self.lengths), self.options.batch_size, self.seed, number)
-        if number == 0 and self.options.micro_tokens:
-            largest = self._largest(found)
-            found[0], found[largest] = found[largest], found[0]
+        if number == 0:
+            found[0], found[begins_with] = found[begins_with], found[0]
         return map(self._window, found[first:])
 
     def _window(self, index: npt.NDArray[np.int64]) -> Window:
@@ -164,7 +168,7 @@ def largest_pass(lengths: Lengths, options: TrainingOptions, seed: int) -> tuple
     steps = min(windows.steps, options.max_steps or windows.steps, LOOKED_AT)
     found: tuple[Places, int] = [], 0
     most = -1
-    for window in islice(windows.epoch(0), steps):
+    for window in islice(windows.epoch(0, 0, windows.begins_with()), steps):
         for one in window.passes[0]:
             if (tokens := int(lengths[one].sum())) > most:
                 most, found = tokens, (one, len(window.passes[0]))

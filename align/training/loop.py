@@ -67,9 +67,11 @@ def fit(
     objective.train()
     held = _held_out(updater, held_out)
     windows = Windows(lengths_of(train), options, seed, process.num_processes)
+    begins_with = int(kept.get("begins_with", -1))  # other passes than those that it was begun with have another
+    begins_with = windows.begins_with() if begins_with < 0 else begins_with
     epoch, first = divmod(updater.step_number, windows.steps)
     while updater.step_number < updater.steps:
-        for window in windows.epoch(epoch, first):
+        for window in windows.epoch(epoch, first, begins_with):
             if not all(window.passes):
                 raise UserError(f"{len(train)} training rows cannot be spread over {process.num_processes} processes")
             own = rows_at(train, window.passes[process.process_index])
@@ -88,7 +90,7 @@ def fit(
             if done or (options.patience and best.misses >= options.patience):
                 return _finish(updater, best, final, held.evaluate)
             if saver is not None:
-                saver.offer(updater, updater.step_number, {"best": vars(best)})
+                saver.offer(updater, updater.step_number, {"best": vars(best), "begins_with": begins_with})
         epoch, first = epoch + 1, 0
     return final
 

@@ -9,7 +9,8 @@
 
 The order of rows, the prompts of an update, sampled replies and dropout are functions of the seed and the step
 (`align/training/batching.py`, `align/rl/ppo.py`, `align/training/loop.py`), so nothing else needs keeping. The newest
-state alone stays, and none once the stage is finished.
+state alone stays, and none once the stage is finished. One of other inputs is set aside as `resume-DIGEST`, where the
+stage with those inputs finds it again.
 """
 
 from __future__ import annotations
@@ -32,9 +33,10 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from align.models.sharding import held, part_like
+from align.training.inputs import Inputs
 from align.training.processes import as_one
 from data_prep.core.errors import TrainingStopped, UserError, said_by
-from data_prep.core.files import clear_staging, sync, write_json
+from data_prep.core.files import sync, write_json
 from data_prep.core.interrupts import interrupts
 
 if TYPE_CHECKING:
@@ -44,24 +46,71 @@ FOLDER, STATE, RECORD = "resume", "state.safetensors", "state.json"
 METRICS, WARNINGS, SAMPLES = "metrics.jsonl", "warnings.jsonl", "samples.jsonl"
 SAMPLED = "sampled.jsonl"
 """Rows that a stage made before it trained: a judge might answer otherwise if it were asked again."""
-_FORMAT = 1
+_FORMAT = 2
 _SHARE = 50  # times as long as a state took to keep, no other is kept
 
 
-def prepare(staging: Path, inputs_digest: str, minutes: float) -> int:
-    """A staging folder that is empty but for a kept state of these inputs, with the metrics that belong to it.
+@dataclass(frozen=True)
+class Kept:
+    """What a stage finds of earlier attempts as it begins."""
 
-    Returns how many steps that state has seen; 0 where there is none, or none is to be taken up (`minutes` is 0).
+    step: int = 0
+    """Steps that the state has seen which it goes on from; 0: it begins anew."""
+    changed: tuple[str, ...] = ()
+    """What is not as it was when that state was kept, or, without one, the state that was set aside."""
+    aside: int = 0
+    """Steps of the state that was set aside."""
+
+    def said(self) -> str:
+        """In words; nothing where there was nothing."""
+        if self.step:
+            return f"goes on after step {self.step}, where it was stopped"
+        if not self.aside:
+            return ""
+        changed = ", ".join(self.changed[:4]) + ", ..." * (len(self.changed) > 4)
+        return f"begins anew with {changed}; without, the state after step {self.aside} is still there to go on from"
+
+
+def prepare(staging: Path, inputs: Inputs, minutes: float) -> Kept:
+    """A staging folder that is empty but for kept states, with the metrics that belong to that of these inputs.
+
+    Where none is to be taken up (`minutes` is 0), nothing stays.
     """
-    kept = newest(staging, inputs_digest) if minutes else None
+    own, aside, changed = staging / FOLDER, 0, list[str]()
+    if minutes and (earlier := _newest(own)) and earlier.inputs.work_digest != inputs.work_digest:
+        aside, changed = earlier.step, inputs.changed_from(earlier.inputs)
+        own.rename(_cleared(staging / f"{FOLDER}-{earlier.inputs.work_digest[:8]}"))
+    there = staging / f"{FOLDER}-{inputs.work_digest[:8]}"
+    if minutes and there.is_dir() and not own.exists():
+        there.rename(own)
+    kept = newest(staging, inputs) if minutes else None
     if kept is None:
-        clear_staging(staging)
-        return 0
-    for path in (*staging.iterdir(), *kept.parent.iterdir()):
-        if path not in (kept, kept.parent):
+        _clear(staging, [path for path in staging.glob(f"{FOLDER}-*") if minutes])
+        return Kept(0, tuple(changed), aside)
+    _clear(staging, [own, *staging.glob(f"{FOLDER}-*")])
+    _clear(own, [kept.folder])
+    _copy_told(kept.folder, staging)
+    return Kept(kept.step, tuple(inputs.changed_from(kept.inputs)))
+
+
+def forget(staging: Path) -> None:
+    """Remove every state: the stage is finished."""
+    for path in staging.glob(f"{FOLDER}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _clear(folder: Path, stays: list[Path]) -> None:
+    """Remove what a folder holds, but for some of it; the folder is there then."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.iterdir():
+        if path not in stays:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    _copy_told(kept, staging)
-    return _step(kept)
+
+
+def _cleared(folder: Path) -> Path:
+    """A place where nothing is."""
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
 
 
 def _copy_told(source: Path, target: Path) -> None:
@@ -71,14 +120,28 @@ def _copy_told(source: Path, target: Path) -> None:
             shutil.copyfile(source / name, target / name)
 
 
-def newest(staging: Path, inputs_digest: str) -> Path | None:
-    """The folder of the newest whole state, if it is one of these inputs."""
-    found = [path for path in (staging / FOLDER).glob("step-*") if (path / RECORD).is_file()]
+@dataclass(frozen=True)
+class State:
+    """A whole state on disk."""
+
+    folder: Path
+    step: int
+    inputs: Inputs
+
+
+def newest(staging: Path, inputs: Inputs) -> State | None:
+    """The newest whole state, if these inputs can go on from it."""
+    last = _newest(staging / FOLDER)
+    return last if last is not None and last.inputs.work_digest == inputs.work_digest else None
+
+
+def _newest(folder: Path) -> State | None:
+    found = [path for path in folder.glob("step-*") if (path / RECORD).is_file()]
     last = max(found, key=_step, default=None)
     if last is None:
         return None
     record = json.loads((last / RECORD).read_text(encoding="utf-8"))
-    return last if (record["format"], record["inputs_digest"]) == (_FORMAT, inputs_digest) else None
+    return State(last, _step(last), Inputs(record["inputs"])) if record["format"] == _FORMAT else None
 
 
 def _step(folder: Path) -> int:
@@ -91,14 +154,14 @@ class StateSaver:
 
     Args:
         staging: the stage's staging folder, prepared.
-        inputs_digest: of everything that decides the stage's result.
+        inputs: what decides the stage's result.
         minutes: least time between two states; 0: none is kept. Large states are kept less often, so that they take
             no more than a fiftieth of the time.
         writes: whether this process writes (one of several does, where all hold the same).
     """
 
     staging: Path
-    inputs_digest: str
+    inputs: Inputs
     minutes: float
     writes: bool = True
     _next: float = 0.0
@@ -111,10 +174,10 @@ class StateSaver:
     def step(self) -> int:
         """Steps that the kept state has seen; 0 where there is none."""
         kept = self._kept()
-        return _step(kept) if kept is not None else 0
+        return kept.step if kept is not None else 0
 
-    def _kept(self) -> Path | None:
-        return newest(self.staging, self.inputs_digest) if self.minutes else None
+    def _kept(self) -> State | None:
+        return newest(self.staging, self.inputs) if self.minutes else None
 
     def restore(self, updater: Updater) -> dict[str, Any]:
         """Put trained tensors, optimiser and position back; returns what the loop kept beside them, {} for nothing.
@@ -126,9 +189,10 @@ class StateSaver:
         """
         if self.minutes:
             interrupts.defer()
-        kept = self._kept()
-        if kept is None:
+        found = self._kept()
+        if found is None:
             return {}
+        kept = found.folder
         try:
             record = json.loads((kept / RECORD).read_text(encoding="utf-8"))
             files = [load_file(kept / _state_file(number)) for number in range(record.get("files", 1))]
@@ -216,7 +280,7 @@ class StateSaver:
     def _finish(self, writing: Path, done: Path, record: dict[str, Any]) -> None:
         """Write what else belongs to a state, give it its name, and let older ones go."""
         _copy_told(self.staging, writing)
-        write_json(writing / RECORD, {"format": _FORMAT, "inputs_digest": self.inputs_digest, **record})
+        write_json(writing / RECORD, {"format": _FORMAT, "inputs": self.inputs.values, **record})
         older = [path for path in writing.parent.iterdir() if path != writing]
         writing.rename(done)
         sync(done.parent)

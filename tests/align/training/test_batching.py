@@ -73,8 +73,8 @@ def test_the_largest_pass_is_the_first_of_all(budget):
         chosen = options(batch_size=20, micro_tokens=budget)
         windows = Windows(lengths, chosen, 5, processes)
         for epoch in (0, 1):
-            plan = plans[processes, epoch] = list(windows.epoch(epoch))
-            assert [w.passes for w in plan] == [w.passes for w in windows.epoch(epoch)]
+            plan = plans[processes, epoch] = list(windows.epoch(epoch, 0, windows.begins_with()))
+            assert [w.passes for w in plan] == [w.passes for w in windows.epoch(epoch, 0, windows.begins_with())]
             rows = [sorted(row for own in w.passes for one in own for row in one) for w in plan]
             assert sorted(row for step in rows for row in step) == list(range(203))
             assert rows == [sorted(row for own in w.passes for one in own for row in one) for w in plans[1, epoch]], (
@@ -87,7 +87,7 @@ def test_the_largest_pass_is_the_first_of_all(budget):
 
 def test_without_a_budget_the_order_is_that_of_the_batches():
     windows = Windows(np.ones(50, dtype=np.int64), options(batch_size=8, micro_batch_size=3), 1, 2)
-    for window, index in zip(windows.epoch(0), batches(50, 8, 1, 0), strict=True):
+    for window, index in zip(windows.epoch(0, 0, 0), batches(50, 8, 1, 0), strict=True):
         assert [list(chain(*own)) for own in window.passes] == [index[0::2].tolist(), index[1::2].tolist()]
         assert all(len(one) <= 3 for own in window.passes for one in own)
 

@@ -54,6 +54,26 @@ def test_a_step_that_does_not_fit_names_half_of_its_tokens_to_try(tmp_path, capf
     assert code == 0, err
 
 
+def test_the_smaller_passes_go_on_where_memory_ran_out(tmp_path, capfd, monkeypatch):
+    """The line that is printed, taken at its word: what was trained until then is not trained again."""
+    monkeypatch.setattr("align.training.resume._SHARE", 0)
+    step, taken = Updater.step, []
+
+    def scarce(self: Updater, window: object) -> object:
+        if len(taken) == 2:
+            raise ERRORS["cuda"]
+        taken.append(1)
+        return step(self, window)
+
+    words = sft(tmp_path, "stages.sft.max_steps=4", "stages.sft.save_minutes=1e-9")
+    with mock.patch.object(Updater, "step", scarce):
+        line = refused(*run(capfd, *words))
+    assert line.endswith("The same command with it goes on after the last kept state")
+    code, err = run(capfd, *words, re.search(r"stages\.sft\.micro_tokens=\d+", line)[0])
+    assert code == 0 and "sft: goes on after step 2, where it was stopped" in err
+    assert "from step 2 on computed with micro_" in err and "the result is that of either, up to rounding" in err
+
+
 def test_what_was_finished_before_is_kept(tmp_path):
     config = compose([*pipeline_words("rlhf", "name=n"), f"out={tmp_path}"])
     config = replace(config, stages=config.stages[:2])

@@ -14,6 +14,7 @@ from torch import Tensor
 from align.config.registries import adapters
 from align.tracking.metrics import read_metrics
 from align.training import resume
+from align.training.inputs import Inputs
 from align.training.loop import HeldOut
 from align.training.resume import FOLDER, RECORD, STATE, StateSaver
 from data_prep.core.errors import UserError
@@ -182,6 +183,73 @@ def test_without_minutes_nothing_is_kept_or_taken_up(tmp_path: Path, monkeypatch
     assert seen == [1, 2, 3, 4, 5, 6] and not (run / "sft" / FOLDER).exists()
 
 
+OTHER_PASSES = {
+    "smaller passes": ["stages.sft.micro_tokens=48"],
+    "a budget for the first time": ["stages.sft.micro_batch_size=0", "stages.sft.micro_tokens=64"],
+    "recomputed activations": ["stages.sft.gradient_checkpointing=true"],
+}
+
+
+@pytest.mark.parametrize("case", OTHER_PASSES)
+def test_a_stage_goes_on_in_other_passes(
+    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As one is told to where memory runs out. Rows, their order and every update stay; they round otherwise."""
+    words = sft_words("adapter=lora", "stages.sft.batch_size=4", "stages.sft.max_steps=8")
+    words += ["stages.sft.micro_tokens=96"] if case == "smaller passes" else []
+    whole = made("sft", *words, out=tmp_path / "whole")
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 1)
+        made("sft", *words, out=tmp_path)
+    capfd.readouterr()
+    run = made("sft", *words, *OTHER_PASSES[case], out=tmp_path)
+    told = capfd.readouterr().err
+    changed = OTHER_PASSES[case][-1].removeprefix("stages.sft.")
+    assert "sft: goes on after step 1, where it was stopped" in told
+    assert f"warning: from step 1 on computed with {changed} (" in told.replace("micro_batch_size=0 (3 before), ", "")
+    rows = [read_metrics(each / "sft" / "metrics.jsonl") for each in (whole, run)]
+    losses = [[row["loss"] for row in each if row["split"] == "train"] for each in rows]
+    tokens = [[row["tokens"] for row in each if row["split"] == "train"] for each in rows]
+    assert losses[1][:1] == losses[0][:1] and tokens[1] == tokens[0], "no batch twice, none left out"
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_a_state_of_other_options_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A rate that was tried beside does not cost the week before it."""
+    words = sft_words("adapter=lora")
+    whole = made("sft", *words, out=tmp_path / "whole")
+    for step, more in ((5, []), (2, ["stages.sft.lr=0.5"])):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, step)
+            made("sft", *words, *more, out=tmp_path)
+    told = capfd.readouterr().err
+    assert "sft: begins anew with lr=0.5 (" in told
+    assert "without, the state after step 5 is still there to go on from" in told
+    run = made("sft", *words, out=tmp_path)
+    assert "sft: goes on after step 5, where it was stopped" in capfd.readouterr().err
+    assert contents(run / "sft") == contents(whole / "sft")
+    assert not [path for path in run.rglob(f"{FOLDER}*")], "a finished stage keeps none"
+
+
+def test_what_has_changed_is_named() -> None:
+    before = Inputs(
+        {"options": {"lr": 1.0, "micro_tokens": 0}, "adapter": {"rank": 8}, "data": {"rows": "a"}, "seed": 0}
+    )
+    after = Inputs(
+        {"options": {"lr": 2.0, "micro_tokens": 9}, "adapter": {"rank": 4}, "data": {"rows": "b"}, "seed": 0}
+    )
+    assert after.changed_from(before) == [
+        "adapter.rank=4 (8 before)",
+        "data",
+        "lr=2.0 (1.0 before)",
+        "micro_tokens=9 (0 before)",
+    ]
+    passes = Inputs({**before.values, "options": {"lr": 1.0, "micro_tokens": 9}})
+    assert passes.work_digest == before.work_digest != after.work_digest and passes.digest != before.digest
+
+
 def test_a_state_that_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         stop_after(patch, 4)
@@ -219,7 +287,10 @@ def test_states_are_kept_no_more_often_than_asked(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(StateSaver, "_keep", keep)
     quiet: Any = SimpleNamespace(ends=False, trains_parts=False)
-    saver, idle = StateSaver(tmp_path, "x", minutes=10.0), StateSaver(tmp_path, "x", minutes=10.0, writes=False)
+    saver, idle = (
+        StateSaver(tmp_path, Inputs({}), minutes=10.0),
+        StateSaver(tmp_path, Inputs({}), minutes=10.0, writes=False),
+    )
     for step in range(1, 61):
         now[0] += 60.0
         saver.offer(quiet, step, {})
