@@ -194,7 +194,7 @@ def _context(work: Run, plan: StagePlan[Checkpoint], inputs: Inputs, staging: Pa
     )
     if kept is not None and kept.step and kept.changed:
         message = f"from step {kept.step} on computed with {', '.join(kept.changed)}"
-        context.warn("other_passes", message, "the result is that of either, up to rounding")
+        context.warn("other_passes", message, "the result is that of neither to the bit, and as good as either")
     return context
 
 

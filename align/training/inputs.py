@@ -11,7 +11,8 @@ from typing import Any
 from data_prep.core.hashing import sha256_json
 
 PASSES = ("micro_batch_size", "micro_tokens", "gradient_checkpointing")
-"""Options that say how a step is computed, not what it computes: they change a result by rounding alone."""
+"""Options that say how a step is computed, not what it computes. They change a result by rounding alone, as does the
+number of processes, but for what each of them draws: dropout, and the replies of PPO."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +28,9 @@ class Inputs:
 
     @cached_property
     def work_digest(self) -> str:
-        """Of all but how steps are computed: what a kept state must agree on for its work to go on."""
+        """Of all but how steps are computed, and by how many: what a kept state must agree on for its work to go on."""
         options = {name: value for name, value in self.values.get("options", {}).items() if name not in PASSES}
-        return sha256_json({**self.values, "options": options})
+        return sha256_json({**self.values, "options": options, "processes": None})
 
     def changed_from(self, earlier: Inputs) -> list[str]:
         """What is not as it was: `lr=0.002 (0.001 before)` for options, names for the rest, such as `data`."""
@@ -44,6 +45,8 @@ class Inputs:
                     for key in sorted({*now, *then})
                     if now.get(key) != then.get(key)
                 ]
+            elif name in ("processes", "seed"):
+                told.append(f"{name}={now} ({then} before)")
             else:
                 told.append(name.replace("_", " "))
         return told

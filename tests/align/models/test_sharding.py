@@ -22,9 +22,8 @@ from align.config.schema import Load, Shard
 from align.models.fingerprint import read_model_config
 from align.models.sharding import finish_passes, layers_of, whole
 from align.planning.preflight import require_plans
-from align.training import resume
 from data_prep.core.errors import UserError
-from tests.align.training.test_resume import contents
+from tests.align.training.test_resume import contents, stop_after
 from tests.launching import ROOT, launched
 from tests.parts_worker import CASES, in_float64
 from tests.tiny_chain import HOME, base, execute, parts_of, pipeline_words, read
@@ -59,6 +58,10 @@ def out(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     words = pipeline_words("rlhf", *UNEVEN, "stages.sft.adapter.dropout=0.1", *MIXED, f"out={folder}")
     runs = [[*words, "name=none"], [*words, "name=base", "distributed.shard=base"]]
     runs += [full_words(pipeline, method, folder, "distributed.shard=full", name) for pipeline, method, name in FULL]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 1)
+        execute(compose(full_words("sft", "full", folder, "name=grown")))
+    runs.append(full_words("sft", "full", folder, "distributed.shard=full", "name=grown"))
     launched("-m", "tests.parts_worker", json.dumps(runs), json.dumps(cases), str(folder))
     return folder
 
@@ -179,13 +182,22 @@ def test_what_is_stopped_in_parts_ends_in_the_same_bits(out: Path) -> None:
     assert contents(out / "again" / "sft") == contents(out / "full" / "sft")
 
 
-def test_a_state_in_parts_goes_on_in_one_process(out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the number of processes is no input of the stage: the parts are put together."""
+def test_a_state_in_parts_goes_on_in_one_process(out: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """As after the loss of a machine: the parts are put together."""
     shutil.copytree(out / "stopped", tmp_path / "stopped")
-    monkeypatch.setattr(resume, "newest", lambda staging, digest: next(staging.glob("resume/step-*"), None))
+    capfd.readouterr()
     execute(compose(full_words("sft", "full", tmp_path, "name=stopped")))
+    told = capfd.readouterr().err
+    assert "sft: goes on after step 1" in told and "computed with processes=1 (2 before)" in told
     both, alone = (load_file(run / "sft" / "model.safetensors") for run in (out / "full", tmp_path / "stopped"))
     assert gap(alone, both) <= 1e-6
+
+
+def test_a_state_of_one_process_goes_on_in_parts(out: Path) -> None:
+    (said,) = (row for row in read(out / "grown" / "run.json")["warnings"] if row["code"] == "other_passes")
+    assert said["message"] == "from step 1 on computed with processes=2 (1 before)"
+    parts, grown = (load_file(out / run / "sft" / "model.safetensors") for run in ("full", "grown"))
+    assert gap(grown, parts) <= 1e-6
 
 
 def test_ppo_trains_policy_and_critic_in_parts_beside_a_frozen_reference(out: Path) -> None:

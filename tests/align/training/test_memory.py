@@ -71,7 +71,7 @@ def test_the_smaller_passes_go_on_where_memory_ran_out(tmp_path, capfd, monkeypa
     assert line.endswith("The same command with it goes on after the last kept state")
     code, err = run(capfd, *words, re.search(r"stages\.sft\.micro_tokens=\d+", line)[0])
     assert code == 0 and "sft: goes on after step 2, where it was stopped" in err
-    assert "from step 2 on computed with micro_" in err and "the result is that of either, up to rounding" in err
+    assert "from step 2 on computed with micro_" in err and "the result is that of neither to the bit" in err
 
 
 def test_what_was_finished_before_is_kept(tmp_path):
