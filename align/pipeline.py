@@ -10,17 +10,18 @@ import gc
 import sys
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.checkpoints.compatibility import Input, StagePlan
 from align.checkpoints.peft_adapter import unknown_of
-from align.config.schema import Load, RunConfig, Shard, StageSpec
+from align.config.schema import Load, RunConfig, Shard
 from align.models.resolve import base_identity, find_base, open_renderer
 from align.planning.preflight import require_plans
 from align.run_record import StageEntry
-from align.runs.environment import kernels, peak_gpu, peak_rss, quieten, reset_peak_gpu, reset_peak_rss
+from align.runs.environment import free_gpu, kernels, peak_gpu, peak_rss, quieten, reset_peak_gpu, reset_peak_rss
 from align.runs.folder import (
     SharedStages,
     StageFolder,
@@ -35,14 +36,18 @@ from align.runs.folder import (
 from align.runs.launcher import check_launcher
 from align.runs.processes import join_processes, launched, together
 from align.runs.record import Run, done_entry, inputs_of
-from align.stages.base import TrainingStage
+from align.stages.base import Stage, TrainingStage
 from align.training.inputs import Inputs
+from align.training.options import OnMemory
 from data_prep.core.files import publish, write_json
 from data_prep.core.hashing import file_sha256
 from data_prep.core.interrupts import interrupts
 
 if TYPE_CHECKING:
     from align.training.context import StageContext
+
+_LEAST_TOKENS = 16
+"""A pass of fewer is not tried where memory runs out."""
 
 
 def run(config: RunConfig, shared: SharedStages | None = None) -> dict[str, Any]:
@@ -117,14 +122,10 @@ def _train(work: Run, plan: StagePlan[Checkpoint], inputs: Inputs, home: StageFo
     """Run a stage in its staging folder and publish the result; returns its entry for run.json."""
     from align.training.processes import as_one
 
-    started = time.monotonic()
-    context = _context(work, plan, inputs, home.staging)
-    device = str(context.accelerator.device)
+    started, device = time.monotonic(), str(work.accelerator.device)
     reset_peak_rss()
     reset_peak_gpu(device)
-    (home.staging / "recipe.yaml").write_text(yaml_text(work.config.resolved["stages"][work.stage]), encoding="utf-8")
-    _doubt_base(context, device)
-    saved = _within_memory(plan.spec, context)
+    context, saved = _within_memory(work, plan, inputs, home.staging)
     interrupts.defer()  # what is done is published first
     work.accelerator.wait_for_everyone()  # every process has read the staging folder back before it is renamed
     with as_one(work.accelerator):
@@ -149,20 +150,49 @@ def _doubt_base(context: StageContext, device: str) -> None:
         context.warn("float32_base", "the frozen base is held in float32 on a GPU, twice what bf16 takes", hint)
 
 
-def _within_memory(spec: StageSpec, context: StageContext) -> Checkpoint | None:
-    """Run the stage; where memory runs out, say what makes its passes smaller."""
+def _within_memory(
+    work: Run, plan: StagePlan[Checkpoint], inputs: Inputs, staging: Path
+) -> tuple[StageContext, Checkpoint | None]:
+    """Run the stage. Where memory runs out, say what makes its passes smaller, or make them so and go on."""
     from align.models.memory import OutOfMemory, told_of
 
-    try:
-        with told_of():
-            made: Checkpoint | None = spec.stage.run(context)
-    except OutOfMemory as error:
-        where = f"stages.{spec.name}"
-        raise OutOfMemory(error.tokens, where, spec.stage.smaller_passes(where, error.tokens)) from None
-    return made
+    passes, told = inputs, ""
+    while True:
+        context = _context(work, plan, inputs.digest, passes, staging)
+        (staging / "recipe.yaml").write_text(yaml_text(work.config.resolved["stages"][work.stage]), encoding="utf-8")
+        _doubt_base(context, str(work.accelerator.device))
+        if told:
+            context.warn("smaller_passes", told, "set it, and no pass is tried in vain")
+        try:
+            with told_of():
+                return context, plan.spec.stage.run(context)
+        except OutOfMemory as error:
+            where, stage, tokens = f"stages.{plan.spec.name}", plan.spec.stage, error.tokens
+            lighter = _lighter(work, stage, tokens)
+            if lighter is None:
+                raise OutOfMemory(tokens, where, stage.smaller_passes(where, tokens)) from None
+            told = f"{error.message}; computed with {where}.micro_tokens={lighter.micro_tokens} from there on"
+        del context
+        gc.collect()
+        free_gpu(str(work.accelerator.device))
+        plan = replace(plan, spec=replace(plan.spec, stage=lighter))
+        passes = inputs.with_options(micro_tokens=lighter.micro_tokens)
 
 
-def _context(work: Run, plan: StagePlan[Checkpoint], inputs: Inputs, staging: Path) -> StageContext:
+def _lighter(work: Run, stage: Stage, tokens: int | None) -> TrainingStage | None:
+    """The stage with half the tokens of a pass that did not fit, where that is asked for and can help.
+
+    It cannot where one row is longer than a pass may be; and of several processes the others would wait.
+    """
+    if not isinstance(stage, TrainingStage) or stage.on_out_of_memory is OnMemory.stop:
+        return None
+    fewer, is_row = stage.half_of(tokens), bool(stage.micro_tokens and tokens and tokens > stage.micro_tokens)
+    if is_row or fewer < _LEAST_TOKENS or work.accelerator.num_processes > 1:
+        return None
+    return replace(stage, micro_tokens=fewer)
+
+
+def _context(work: Run, plan: StagePlan[Checkpoint], digest: str, inputs: Inputs, staging: Path) -> StageContext:
     """What a stage works with, in a staging folder that holds no more than the state of an earlier run."""
     from align.roles import Bases
     from align.tracking.metrics import Metrics
@@ -189,7 +219,7 @@ def _context(work: Run, plan: StagePlan[Checkpoint], inputs: Inputs, staging: Pa
         renderer=open_renderer(work.base_folder),
         staging=staging,
         metrics=Metrics(staging / "metrics.jsonl", name, work.tracks.row),
-        inputs_digest=inputs.digest,
+        inputs_digest=digest,
         saver=StateSaver(staging, inputs, minutes, work.is_main),
     )
     if kept is not None and kept.step and kept.changed:

@@ -42,6 +42,14 @@ def reset_peak_gpu(device: str) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def free_gpu(device: str) -> None:
+    """Give what a CUDA device holds for no tensor back to it; elsewhere nothing."""
+    if device.startswith("cuda"):
+        import torch
+
+        torch.cuda.empty_cache()
+
+
 def peak_gpu(device: str) -> int | None:
     """Most bytes that tensors took on a CUDA device since `reset_peak_gpu`; None elsewhere."""
     if not device.startswith("cuda"):

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 _CODE_VERSION = 3  # raised when a change makes equal inputs give another result
-_NOT_INPUTS = {"init", "reward", "data", "adapter", "save_minutes", "trunk_cache"}
+_NOT_INPUTS = {"init", "reward", "data", "adapter", "save_minutes", "on_out_of_memory", "trunk_cache"}
 
 
 @dataclass

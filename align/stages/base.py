@@ -262,12 +262,17 @@ class TrainingStage(LengthOptions, TrainingOptions, Stage):
         """What `align check` says of the work over so many training rows."""
         return {"steps": self.steps_over(rows), "rows_per_step": min(self.batch_size, rows), "epochs": self.epochs}
 
+    def half_of(self, tokens: int | None) -> int:
+        """Half of what a pass held that did not fit; the gradient of a step does not depend on how it is cut."""
+        held = min(filter(None, (tokens, self.micro_tokens)), default=2 * self.max_length)
+        return max(1, held // 2)
+
     def smaller_passes(self, where: str, tokens: int | None) -> str:
-        """Half of what the pass held; the gradient of a step does not depend on how it is cut."""
-        half = max(1, (tokens or self.micro_tokens or 2 * self.max_length) // 2)
+        """What to set where a pass of so many tokens does not fit."""
         return (
-            f"set {where}.micro_tokens={half}; where one row is too long, {where}.gradient_checkpointing=true or "
-            "model.load=bf16. The same command with it goes on after the last kept state"
+            f"set {where}.micro_tokens={self.half_of(tokens)}; where one row is too long, "
+            f"{where}.gradient_checkpointing=true or model.load=bf16. "
+            "The same command with it goes on after the last kept state"
         )
 
     def refusals(self, where: str, adapter: Adapter, reward: ParentInfo | None) -> Iterator[UserError]:

@@ -32,6 +32,10 @@ class Inputs:
         options = {name: value for name, value in self.values.get("options", {}).items() if name not in PASSES}
         return sha256_json({**self.values, "options": options, "processes": None})
 
+    def with_options(self, **options: Any) -> Inputs:
+        """These with other options of the stage."""
+        return Inputs({**self.values, "options": {**self.values["options"], **options}})
+
     def changed_from(self, earlier: Inputs) -> list[str]:
         """What is not as it was: `lr=0.002 (0.001 before)` for options, names for the rest, such as `data`."""
         told = []

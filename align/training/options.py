@@ -39,6 +39,13 @@ class Autocast(Enum):
     bf16 = "bf16"
 
 
+class OnMemory(Enum):
+    """What becomes of a stage whose pass does not fit into memory."""
+
+    stop = "stop"
+    halve = "halve"
+
+
 @dataclass
 class TrainingOptions:
     """What can be set of the optimisation loop (`align/training/loop.py`)."""
@@ -69,6 +76,10 @@ class TrainingOptions:
     autocast: Autocast = option(
         Autocast.auto,
         "auto|off|bf16: precision of matrix products in every pass of the stage (auto: bf16 on CUDA, else off)",
+    )
+    on_out_of_memory: OnMemory = option(
+        OnMemory.stop,
+        "stop with the micro_tokens to set|halve them, and go on from the last kept state (one process)",
     )
     gradient_checkpointing: bool = option(False, "recompute activations in backward to save memory")
     trunk_cache: float | None = option(

@@ -74,6 +74,45 @@ def test_the_smaller_passes_go_on_where_memory_ran_out(tmp_path, capfd, monkeypa
     assert "from step 2 on computed with micro_" in err and "the result is that of neither to the bit" in err
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_passes_are_halved_until_they_fit(tmp_path, capfd, monkeypatch, late):
+    """From the last kept state on, where there is one; the result is found done under the options that were given."""
+    monkeypatch.setattr("align.training.resume._SHARE", 0)
+    forward, step, held, done = LanguageModeling.forward, Updater.step, list[int](), list[int]()
+
+    def scarce(self: LanguageModeling, batch: object) -> object:
+        held.append(batch.packed.tokens)
+        if batch.packed.tokens > 60 and self.training and (not late or len(done) == 2):
+            raise ERRORS["cuda"]
+        return forward(self, batch)
+
+    def counted(self: Updater, window: object) -> object:
+        found = step(self, window)
+        done.append(1)
+        return found
+
+    words = sft(tmp_path, "stages.sft.max_steps=4", "stages.sft.save_minutes=1e-9", "stages.sft.micro_tokens=200")
+    words.append("stages.sft.on_out_of_memory=halve")
+    with mock.patch.object(LanguageModeling, "forward", scarce), mock.patch.object(Updater, "step", counted):
+        code, err = run(capfd, *words)
+    assert code == 0 and len(done) == 4, err
+    tried = [
+        int(size)
+        for size in re.findall(r"warning: out of memory in a pass over \d+ tokens; computed with .*=(\d+) from", err)
+    ]
+    assert tried and tried[-1] <= 60 and max(held[-4:]) <= 60
+    assert ("sft: goes on after step 2, where it was stopped" in err) == late
+    code, err = run(capfd, *words)
+    assert code == 0 and "sft: finished before, skipped" in err
+
+
+def test_a_row_that_does_not_fit_alone_is_not_halved(tmp_path, capfd):
+    words = sft(tmp_path, "stages.sft.micro_tokens=16", "stages.sft.on_out_of_memory=halve")
+    with no_backward(ERRORS["cuda"]):
+        line = refused(*run(capfd, *words))
+    assert "stages.sft: out of memory in a pass over" in line and "gradient_checkpointing=true" in line
+
+
 def test_what_was_finished_before_is_kept(tmp_path):
     config = compose([*pipeline_words("rlhf", "name=n"), f"out={tmp_path}"])
     config = replace(config, stages=config.stages[:2])
