@@ -29,6 +29,7 @@ from align.inference import loaded
 from align.inference.generation import RolloutEngine, Sampling
 from align.models import packing
 from align.models.forward import packed_hidden
+from align.models.own_functions import NarrowCopies
 from align.models.own_modules import put_in
 from align.models.shared_base import BaseIdentity, SharedBase
 from align.rl.actor_critic import ActorCritic, PPOLoss
@@ -54,7 +55,7 @@ BUDGET = {
     "backward, 4 groups": (178, 185),
     "forward, one kernel": (68, 70),
     "backward, one kernel": (137, 141),
-    "token of a layer": (70, 73),
+    "token of a layer": (56, 58),
     "waits of a token": (1, 1),
     "copies of a token": (1, 1),
     "waits of an sft step": (1, 1),
@@ -108,11 +109,11 @@ def layer_cost(rows: list[int], groups: bool = True) -> tuple[int, int]:
 
 def token_cost(layers: int) -> dict[str, float]:
     """What one more token of each of four rows takes, all in all."""
-    engine, found = RolloutEngine(role(layers), 9999), []
+    policy, found = role(layers), []
     prompts = [[5, 6, 7, 8][: 2 + i % 3] for i in range(4)]
     for tokens in (4, 8):
         with counted() as counts:
-            engine.generate(prompts, Sampling(tokens), torch.Generator(device=GPU))
+            RolloutEngine(policy, 9999).generate(prompts, Sampling(tokens), torch.Generator(device=GPU))
         found.append(counts.taken())
     return {name: (found[1][name] - found[0][name]) / 4 for name in found[0]}
 
@@ -218,6 +219,12 @@ def test_a_decoded_token():
     found, more = token_cost(2), token_cost(3)
     layer = more["kernels"] - found["kernels"]
     require({"token of a layer": layer, "waits of a token": found["waits"], "copies of a token": found["copies"]})
+
+
+def test_factors_made_narrow_for_every_token_are_found(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(NarrowCopies, "of", lambda _, weight, kind: weight.to(kind))
+    with pytest.raises(AssertionError, match="above the ceiling"):
+        require({"token of a layer": token_cost(3)["kernels"] - token_cost(2)["kernels"]})
 
 
 @pytest.mark.parametrize(("name", "step"), [("an sft", sft_step), ("a ppo", ppo_step)])

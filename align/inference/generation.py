@@ -23,6 +23,7 @@ from torch import Tensor
 
 from align.inference.cache import BLOCK, BlockCache
 from align.models.forward import packed_hidden
+from align.models.own_functions import NarrowCopies
 from align.models.packing import pack
 from align.models.row_features import RowFeatures, reader_of
 from align.models.virtual_tokens import lead_of
@@ -59,6 +60,7 @@ class Decoder:
 
     def __init__(self, role: Role) -> None:
         self.role = role
+        self._copies = NarrowCopies()
 
     def _read(self, prompts: Sequence[Sequence[int]], cache: BlockCache) -> tuple[Tensor, Tensor | None, Tensor]:
         """Read the prompts in one packed pass, one that several rows have once.
@@ -88,14 +90,15 @@ class Decoder:
         """Logits [B, V] of what follows one more token of each row; `alive` are the rows."""
         tree = self.role.tree
         self._entering(alive, packed=False)
-        out = getattr(tree, tree.base_model_prefix)(
-            input_ids=token_B[:, None],
-            position_ids=position_B[:, None],
-            attention_mask=None if visible_BC is None else visible_BC[:, None, None, :],
-            past_key_values=cache,
-            use_cache=True,
-            **({} if reader_of(tree) is None else {"features": self._features(alive)}),
-        )
+        with self._copies:
+            out = getattr(tree, tree.base_model_prefix)(
+                input_ids=token_B[:, None],
+                position_ids=position_B[:, None],
+                attention_mask=None if visible_BC is None else visible_BC[:, None, None, :],
+                past_key_values=cache,
+                use_cache=True,
+                **({} if reader_of(tree) is None else {"features": self._features(alive)}),
+            )
         return self.role.logits(out.last_hidden_state[:, -1]).float()
 
     def _entering(self, rows: Sequence[int], packed: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -136,3 +138,26 @@ def test_types_are_those_of_the_plain_forms(autocast):
     for a, b in zip(*(torch.autograd.grad(y.float().sum(), (x, down, up)) for y in (ours, plain)), strict=True):
         assert a.dtype == b.dtype
         torch.testing.assert_close(a, b, rtol=3e-2, atol=3e-2)
+
+
+def test_a_factor_is_made_narrow_once_until_it_changes():
+    factors = [torch.nn.Parameter(torch.randn(3, 5)), torch.randn(4, 3)]
+    x, copies = torch.randn(7, 5).bfloat16(), own.NarrowCopies()
+
+    def term():
+        return own.add_low_rank(torch.zeros(7, 4, dtype=torch.bfloat16), x, *factors, 0.5)
+
+    with torch.no_grad():
+        plain = term()
+        with copies:
+            assert torch.equal(term(), plain) and torch.equal(term(), plain)
+            assert copies.of(factors[0], torch.bfloat16) is copies.of(factors[0], torch.bfloat16)
+            factors[0].mul_(3)
+            changed = term()
+        assert not torch.equal(changed, plain) and torch.equal(changed, term())
+    with copies:
+        assert term().requires_grad, "what learns is made narrow every time"
+    assert len(copies._held) == 2
+    factors.clear()
+    gc.collect()
+    assert not copies._held, "a factor that is no more is let go"
