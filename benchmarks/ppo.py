@@ -1,12 +1,12 @@
 """PPO against the last TRL with a PPOTrainer (1.12): LoRA on a random Llama, 16 replies an update of 64 tokens each.
 
-    OMP_NUM_THREADS=1 python benchmarks/ppo.py [--size T] [--setting all|top|rloo] [--epochs 4] [--updates 3]
+    OMP_NUM_THREADS=1 python benchmarks/ppo.py [--size T] [--setting all|top|rloo|estimators] [--epochs 4] [--updates 3]
         [--rounds 2] [--document]
 
 Sides take turns in processes of their own, each over the same prompts; the first update of a process is not counted.
 With `--setting top` the LoRA of every role is in the top quarter of the blocks alone, and the sides are ours with and
 without the trunk cache. With `--setting rloo` there is no critic: four replies to each of four prompts, against the
-RLOOTrainer of the TRL that is installed.
+RLOOTrainer of the TRL that is installed. With `--setting estimators` the sides are our four estimators.
 TRL's critic is trained in full, as TRL is used: another number of trained tensors than ours, whose critic is a LoRA. So
 losses are not comparable; work is. Our looks at held-out prompts are off: TRL has none. TRL 1.12 is installed beside
 the model that is made, in runs/benchmarks, at the first call; $ALIGN_BENCHMARKS names another folder.
@@ -30,10 +30,14 @@ WORK = Path(os.environ.get("ALIGN_BENCHMARKS", "runs/benchmarks")).resolve()
 OWN = {
     "align": [],
     "align, trunk_cache=0": ["stages.ppo.trunk_cache=0"],
+    "rloo": ["stages.ppo.advantage=rloo", f"stages.ppo.group_size={GROUP}"],
+    "grpo": ["stages.ppo.advantage=grpo", f"stages.ppo.group_size={GROUP}"],
+    "reinforce_pp": ["stages.ppo.advantage=reinforce_pp"],
+    "gae": [],
 }
 """Our sides, with their overrides."""
-SIDES = {"all": ["align", "TRL"], "top": list(OWN), "rloo": ["align", "TRL"]}
-"""Which take turns where the LoRA is in all blocks, in the top quarter of them, or where there is no critic."""
+SIDES = {"all": ["align", "TRL"], "top": list(OWN)[:2], "rloo": ["align", "TRL"], "estimators": list(OWN)[2:]}
+"""Which take turns: with the LoRA in all blocks, in the top quarter of them, without a critic, or our estimators."""
 PEER: dict[str, Any] = {
     "output_dir": str(WORK / "trl_out"),
     "per_device_train_batch_size": 8,
