@@ -77,9 +77,12 @@ def prepare(staging: Path, inputs: Inputs, minutes: float) -> Kept:
     Where none is to be taken up (`minutes` is 0), nothing stays.
     """
     own, aside, changed = staging / FOLDER, 0, list[str]()
-    if minutes and (earlier := _newest(own)) and earlier.inputs.work_digest != inputs.work_digest:
+    earlier = _newest(own) if minutes else None
+    if earlier is None:  # what was being written when it was cut off is no state
+        shutil.rmtree(own, ignore_errors=True)
+    elif earlier.inputs.work_digest != inputs.work_digest:
         aside, changed = earlier.step, inputs.changed_from(earlier.inputs)
-        own.rename(_cleared(staging / f"{FOLDER}-{earlier.inputs.work_digest[:8]}"))
+        own.rename(staging / f"{FOLDER}-{earlier.inputs.work_digest[:8]}")
     there = staging / f"{FOLDER}-{inputs.work_digest[:8]}"
     if minutes and there.is_dir() and not own.exists():
         there.rename(own)
@@ -105,12 +108,6 @@ def _clear(folder: Path, stays: list[Path]) -> None:
     for path in folder.iterdir():
         if path not in stays:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def _cleared(folder: Path) -> Path:
-    """A place where nothing is."""
-    shutil.rmtree(folder, ignore_errors=True)
-    return folder
 
 
 def _copy_told(source: Path, target: Path) -> None:

@@ -233,6 +233,24 @@ def test_a_state_of_other_options_is_set_aside(
     assert not [path for path in run.rglob(f"{FOLDER}*")], "a finished stage keeps none"
 
 
+def test_a_state_set_aside_is_found_behind_one_that_was_cut_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run with other options was killed while it wrote its first state."""
+    words = sft_words("adapter=lora")
+    for step, more in ((5, []), (2, ["stages.sft.lr=0.5"])):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stop_after(patch, step)
+            made("sft", *words, *more, out=tmp_path)
+    own = tmp_path / "n" / ".staging-sft" / FOLDER
+    (own / "step-2").rename(own / ".writing")
+    (own / ".writing" / RECORD).unlink()
+    inputs = next(own.parent.glob(f"{FOLDER}-*/step-5/{RECORD}"))
+    found = resume.prepare(own.parent, Inputs(json.loads(inputs.read_text())["inputs"]), 10.0)
+    assert (found.step, found.changed, found.aside) == (5, (), 0)
+    assert [path.name for path in own.iterdir()] == ["step-5"]
+
+
 def test_what_has_changed_is_named() -> None:
     before = Inputs(
         {"options": {"lr": 1.0, "micro_tokens": 0}, "adapter": {"rank": 8}, "data": {"rows": "a"}, "seed": 0}
