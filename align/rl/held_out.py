@@ -40,6 +40,8 @@ SHOWN = (
 )
 """What a look logs of what an update logs, beside signals, under the same names; `gold/...` and `response/distinct` are
 its own."""
+LEAST, LEFT = 0.2, 0.75
+"""A part of the measure that was there at all at the start, and the share of it below which it is given up."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,9 @@ class Course:
     best_look: Look | None = None
     fooled: int = 0
     """Looks in a row at which the measure was below its best while the reward was above what it was there."""
+    given_up: dict[str, int] = field(default_factory=dict)
+    """By part of the measure (`gold/...`): looks in a row at which too little was left of what there was at the start;
+    a measure may rise as a whole while one of its parts goes."""
 
     def take(self, look: Look, update: int, updater: Updater | Average) -> bool:
         """Take a look after an update in; whether the stage should stop, since only the reward still rises."""
@@ -139,10 +144,19 @@ class Course:
             self.fooled += 1
         else:
             self.fooled = 0
+        for part, begun in self.parts():
+            lost = look.numbers[part] < LEFT * begun
+            self.given_up[part] = self.given_up.get(part, 0) + 1 if lost else 0
         if -look.measure < self.best.loss:
             self.best_look = look
         self.best.offer(-look.measure, update, lambda: {n: p.to("cpu", copy=True) for n, p in updater.held().items()})
         return 0 < self.patience <= self.fooled
+
+    def parts(self) -> list[tuple[str, float]]:
+        """The parts of the measure with what they were at the start, where there was something to lose."""
+        begun = self.begun.numbers if self.begun is not None else {}
+        named = [part for part in begun if part.startswith("gold/") and part != "gold/score"]
+        return [(part, begun[part]) for part in named if begun[part] >= LEAST]
 
     def finish(self, updater: Updater) -> dict[str, Any]:
         """Put the weights of the best look back; what run.json says of it."""
@@ -157,12 +171,14 @@ class Course:
         return {
             "best": vars(self.best),
             "fooled": self.fooled,
+            "given_up": dict(self.given_up),
             **{name: asdict(look) if look is not None else None for name, look in looks.items()},
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what an earlier run kept."""
         self.best, self.fooled = Best(**state["best"]), state["fooled"]
+        self.given_up = dict(state["given_up"])
         looks = (state["begun"], state["best_look"])
         self.begun, self.best_look = (Look(**look) if look is not None else None for look in looks)
 

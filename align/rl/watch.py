@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from align.training.optimizer import Updater
 
 FOOLED = 2
-"""Looks in a row at which only the reward rose, before it is told."""
+"""Looks in a row at which only the reward rose, or a part of the measure was gone, before it is told."""
 SAME = 0.25
 """Different held-out replies, as a share of those at the start, below which the policy says the same to everyone."""
 
@@ -131,6 +131,18 @@ class Watch:
                     f"the policy says the same to most prompts: {100 * look.numbers[distinct]:.0f} % of its held-out "
                     f"replies differ, {100 * course.begun.numbers[distinct]:.0f} % did at the start",
                     "add replies to other questions to the rejected ones of the reward model's pairs",
+                )
+            )
+        lost = [part for part, looks in course.given_up.items() if looks == FOOLED]
+        if lost and course.begun is not None:
+            (part, *_), begun = lost, course.begun.numbers
+            name = part.removeprefix("gold/")
+            found.append(
+                Alarm(
+                    "part_given_up",
+                    f"replies give one good up for another: held out, {name} fell from {begun[part]:.3g} at the start "
+                    f"to {look.numbers[part]:.3g}, whatever the measure says as a whole",
+                    f"give the reward model pairs whose rejected reply lacks it, or raise {self._where}.kl_coef",
                 )
             )
         new = [alarm for alarm in found if alarm.code not in self._alarms.raised]

@@ -168,3 +168,18 @@ def test_a_reward_that_rises_while_replies_get_worse_ends_the_stage(
     assert any(not torch.equal(kept[name], tensor) for name, tensor in last.items())
     named(found, "reward_hacked", "update 3 is kept", "kl_coef")
     assert found.warned["reward_hacked"][0].startswith("at update 5, "), "at the second look of the fall"
+
+
+def test_a_part_that_is_given_up_for_another_is_named(tmp_path: Path) -> None:
+    """The measure as a whole rises throughout, so that nothing is fooled by it; its topic falls from 0.8 to 0.5."""
+    topic = iter([0.8, 0.7, 0.65, 0.59, 0.61, 0.59, 0.55, 0.5, 0.5, 0.5, 0.5])
+    whole = iter(range(11))
+
+    def measure(prompts: Any, texts: Any, replies: Any) -> list[dict[str, float]]:
+        found = {"score": next(whole) / 10, "topic": next(topic), "persona": 0.1}
+        return [found for _ in prompts]
+
+    found = went(tmp_path, has_word, gold=measure, updates=10, eval_every=1, missing_eos_penalty=1.0, kl_coef=0.05)
+    assert list(found.warned) == ["part_given_up"] and found.result["best_update"] == 10
+    named(found, "part_given_up", "topic fell from 0.8 at the start to 0.55", "pairs whose rejected reply lacks it")
+    assert found.warned["part_given_up"][0].startswith("at update 6, "), "at the second look in a row below 0.6"

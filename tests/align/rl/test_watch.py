@@ -61,6 +61,23 @@ def test_the_best_weights_come_back_and_a_fooled_reward_ends_it():
     assert course.finish(weights)["best_update"] == 2 and weights.now.tolist() == [2.0]
 
 
+def test_a_part_of_the_measure_that_is_given_up_is_counted():
+    """Less than three quarters of what it was, look after look; the whole, and what there never was, are no parts."""
+    course = Course(patience=0)
+    tenths = [(8, 1, 10), (7, 5, 10), (5, 5, 10), (5, 6, 10), (7, 6, 0), (5, 6, 0)]
+    rows = [{"gold/topic": t / 10, "gold/persona": p / 10, "gold/score": s / 10} for t, p, s in tenths]
+    looks = [Look({"objective/score_shaped": 0.0, "response/distinct": 1.0, **row}, [0.5, 0.5]) for row in rows]
+    course.begun = looks[0]
+    seen = []
+    for update, found in enumerate(looks[1:], 1):
+        course.take(found, update, Weights())
+        seen.append(course.given_up["gold/topic"])
+        again = Course(patience=0)
+        again.restore(course.state())
+        assert again.state() == course.state()
+    assert seen == [0, 1, 2, 0, 1] and list(course.given_up) == ["gold/topic"]
+
+
 def test_noise_is_no_fall():
     assert not fell(Look({}, [0.0, 1.0, 0.0, 1.0]), Look({}, [1.0, 0.0, 1.0, 0.2]))
     assert fell(Look({}, [0.0, 0.9, 0.1, 0.5]), Look({}, [0.4, 1.3, 0.6, 0.9]))
