@@ -30,16 +30,20 @@ Judge = Callable[[list[dict[str, str]], str, str], str]
 """(prompt, reply a, reply b) -> a, b, tie or bad."""
 
 
-def gold_parts() -> Callable[[str, str, bool], dict[str, float]]:
-    """The parts of the gold score of (question, reply, whether it ended) by the generator's own answers."""
+def gold_parts(words: Sequence[str] = ()) -> Callable[[str, str, bool], dict[str, float]]:
+    """The parts of the gold score of (question, reply, whether it ended) by the known answers.
+
+    Args:
+        words: choose the data; by default the quickstart's.
+    """
     from align.config.compose import compose
     from data_prep.records.stream import source_rows
     from reward.rules import build_rule
 
-    data = compose(["pipeline=evaluate"]).stages[0].data
+    data = compose(["pipeline=evaluate", *words]).stages[0].data
     rows = source_rows(data, data.gold.source)
     rule: Any = build_rule(str(data.gold.rule), data.gold.options, lambda: rows)
-    topics = {row["prompt"]: row["topic"] for row in rows}
+    topics = {row["prompt"]: str(row[data.gold.options["topic"]]) for row in rows}
     return lambda asked, reply, ended: rule.score(asked, topics[asked], reply, ended)
 
 

@@ -103,7 +103,8 @@ def measured(folder: Path, objectives: Sequence[str], words: Sequence[str]) -> d
     found = {"sft": gold_of(folder, "sft") | {"KL": 0.0}}
     for name in objectives:
         if name == "best":
-            found[f"best of {DRAWN}"] = best_of(parent, below["reward_model"], asked)
+            shared = [word for word in words if not word.startswith("stages.")]
+            found[f"best of {DRAWN}"] = best_of(parent, below["reward_model"], asked, shared)
             continue
         own = f"{folder.name}-{name}"
         align("run", *(word.format(**below) for word in OBJECTIVES[name]), *words, f"out={out}", f"name={own}")
@@ -175,10 +176,12 @@ def distance(policy: Opened, parent: Opened, asked: list[list[dict[str, str]]]) 
     return total / min(PROMPTS, len(asked))
 
 
-def best_of(policy: Opened, reward_model: str, asked: list[list[dict[str, str]]]) -> dict[str, float]:
-    """The reply that the reward model prefers, of several of the policy's to each prompt."""
+def best_of(
+    policy: Opened, reward_model: str, asked: list[list[dict[str, str]]], words: Sequence[str]
+) -> dict[str, float]:
+    """The reply that the reward model prefers, of several of the policy's to each prompt; `words` choose the data."""
     started = time.perf_counter()
-    judge, parts_of = Opened.target(reward_model, ""), gold_parts()
+    judge, parts_of = Opened.target(reward_model, ""), gold_parts(words)
     pairs = drawn(policy, asked, DRAWN)
     scores = score_replies(judge.role, [(prompt, reply.ids) for prompt, reply in pairs], 64)
     found = []
