@@ -177,6 +177,15 @@ def evaluate_words() -> list[str]:
     return ["evaluate", *inputs, "stages.evaluate.batch_size=2", "stages.evaluate.prompts=7", pairs]
 
 
+def refresh_words() -> list[str]:
+    """A round on the policy's own replies: 24 prompts, an uneven share of each process in every pass."""
+    chain = finished()
+    inputs = [f"stages.refresh.init={chain / 'ppo'}", f"stages.refresh.reward={chain / 'reward_model'}"]
+    plain = [word.replace("stages.sft", "stages.refresh") for word in PLAIN]
+    asked = ["stages.refresh.judge={rule: length, target: 3}", "stages.refresh.prompts=24", "stages.refresh.batch_size=7"]
+    return ["refresh", *inputs, *plain, *asked]
+
+
 def pretrain_words(out: Path) -> list[str]:
     """On a fresh base, which one of them writes; as much of it is kept as of any."""
     short = ["stages.pretrain.max_steps=4", "stages.pretrain.batch_size=4", "stages.pretrain.eval_every=2"]
@@ -198,7 +207,7 @@ def started(tmp_path_factory, stopped):
     """What two processes said of every case, then of the run that was stopped and its like, then of one that fails."""
     base()
     out = tmp_path_factory.mktemp("processes")
-    cases = {**CASES, "ppo": ppo_words(), "evaluate": evaluate_words()}
+    cases = {**CASES, "ppo": ppo_words(), "evaluate": evaluate_words(), "refresh": refresh_words()}
     (out / "two.py").write_text(SCRIPT, encoding="utf-8")
     commands = [[*words_of(case, out / "two"), f"name={name}"] for name, case in cases.items()]
     commands += [[*pretrain_words(stopped[0].parent), "name=n"], [*pretrain_words(out / "two"), "name=n"]]
@@ -288,6 +297,16 @@ def test_an_evaluation_by_two_processes_has_the_bytes_of_one(both):
     one, two = (folder / "evaluate" for folder in both["evaluate"][:2])
     for name in ("result.json", "samples.jsonl", "data_card.json"):
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
+
+
+def test_a_round_by_two_processes_has_the_pairs_and_the_update_of_one(both):
+    one, two = (folder / "refresh" for folder in both["refresh"][:2])
+    assert (one / "sampled.jsonl").read_bytes() == (two / "sampled.jsonl").read_bytes()
+    assert len((one / "sampled.jsonl").read_text(encoding="utf-8").splitlines()) > 8
+    before = load_file(finished() / "reward_model" / "adapter_model.safetensors")
+    ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (one, two))
+    moved = max(float((value - before[key]).abs().max()) for key, value in ours.items())
+    assert moved > 1e-3 and all((theirs[key] - value).abs().max() <= CLOSE * moved for key, value in ours.items())
 
 
 def test_a_reward_model_is_measured_by_two_processes_over_all_rows(both):
