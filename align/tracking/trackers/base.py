@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from align.config.registries import trackers
-from data_prep.core.errors import UserError, unknown
+from data_prep.core.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -99,18 +99,6 @@ class Tracker:
 def keyed(stage: str, split: str, values: dict[str, float]) -> dict[str, float]:
     """The keys of one row as every tracker shows them: `sft/train/loss`."""
     return {f"{stage}/{split}/{key}": value for key, value in values.items()}
-
-
-def check_trackers(names: Sequence[str]) -> None:
-    """Every named tracker exists.
-
-    Raises:
-        UserError: an unknown name; the nearest is offered.
-    """
-    for name in names:
-        if name not in trackers.names():
-            problem = unknown(trackers.kind, name, trackers.names())
-            raise UserError(problem.message, field="tracking.to", code=problem.code)
 
 
 def check_packages(names: Sequence[str]) -> None:

@@ -182,8 +182,8 @@ def refresh_words() -> list[str]:
     chain = finished()
     inputs = [f"stages.refresh.init={chain / 'ppo'}", f"stages.refresh.reward={chain / 'reward_model'}"]
     plain = [word.replace("stages.sft", "stages.refresh") for word in PLAIN]
-    asked = ["stages.refresh.judge={rule: length, target: 3}", "stages.refresh.prompts=24", "stages.refresh.batch_size=7"]
-    return ["refresh", *inputs, *plain, *asked]
+    asked = ["judge={rule: length, target: 3}", "prompts=24", "batch_size=7"]
+    return ["refresh", *inputs, *plain, *(f"stages.refresh.{word}" for word in asked)]
 
 
 def pretrain_words(out: Path) -> list[str]:
