@@ -2,7 +2,7 @@
 
 A lead is a submodule of its tree. Virtual tokens see no real one, so a packed batch computes them once for all rows.
 
-Shape suffixes: B rows, P virtual tokens, T tokens, D width, K key-value heads, H head width, N packed tokens.
+Shape suffixes: P virtual tokens, D width, K key-value heads, H head width, N packed tokens.
 """
 
 from __future__ import annotations
@@ -29,10 +29,6 @@ class Lead(nn.Module):
         """Inputs and packed batch of a forward, and how many outputs at its start are not of real tokens."""
         raise NotImplementedError
 
-    def embeds(self, tree: Any, ids_BT: Tensor, starts_B: Tensor) -> Tensor:
-        """Embeddings [B, T, D] of a padded batch whose row b keeps P places free from `starts_B[b]`; without memory."""
-        raise NotImplementedError
-
     def memory(self) -> Memory:
         """Keys and values [K, P, H] that every layer sees before its own, layer by layer; may be empty."""
         return ()
@@ -51,14 +47,6 @@ class LeadingEmbeddings(Lead):
         own_ND = tree.get_input_embeddings()(packed.ids_1N)[0]
         together = torch.cat([self.prompt_embeddings.to(own_ND.dtype), own_ND])
         return {"inputs_embeds": together[None]}, packed.after(self.tokens), self.tokens
-
-    def embeds(self, tree: Any, ids_BT: Tensor, starts_B: Tensor) -> Tensor:
-        """The tokens' embeddings, with the P trained ones in the free places."""
-        found_BTD: Tensor = tree.get_input_embeddings()(ids_BT)
-        rows = torch.arange(len(ids_BT), device=ids_BT.device)[:, None]
-        places = starts_B[:, None] + torch.arange(self.tokens, device=ids_BT.device)
-        found_BTD[rows, places] = self.prompt_embeddings.to(found_BTD.dtype)
-        return found_BTD
 
 
 class LeadingMemory(Lead):

@@ -86,17 +86,15 @@ def word_pairs(text: str) -> Hashes:
     return np.sort(pairs + repeated * _TIMES)
 
 
-def word_pairs_of(texts: Sequence[str]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
+def pairs_of_hashes(hashed: Hashes, lengths: npt.NDArray[np.int64]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
     """`word_pairs` of many texts at once, in the order of the words: (those of all, how many each has).
 
     The n-th of equal pairs has its own hash here too, counted from the front: the first pairs of a text are those of
     its beginning.
+
+    Args:
+        hashed: of all words, `lengths` of each text: `word_hashes` of the texts.
     """
-    return pairs_of_hashes(*word_hashes(texts))
-
-
-def pairs_of_hashes(hashed: Hashes, lengths: npt.NDArray[np.int64]) -> tuple[Hashes, npt.NDArray[np.uint32]]:
-    """`word_pairs_of` texts of which the `word_hashes` are known, and how many words each has."""
     ends = np.cumsum(lengths)
     last, alone = np.zeros(len(hashed), dtype=bool), np.zeros(len(hashed), dtype=bool)
     last[ends[lengths > 1] - 1] = True  # words that begin no pair

@@ -23,7 +23,7 @@ from data_prep.prepare.arrow_rows import Joined, Rows, lengths_of
 from data_prep.prepare.assemble import load
 from data_prep.prepare.prepare import Prepared, Renderer, prepare
 from data_prep.prepare.render_chunk import Chunks
-from data_prep.quality.minhash import word_pairs, word_pairs_of
+from data_prep.quality.minhash import pairs_of_hashes, word_hashes, word_pairs
 from data_prep.types import RowKind, Tokens, features_of
 from tests.tiny import tiny_tokenizer
 
@@ -351,10 +351,10 @@ def test_code_digest_covers_this_package(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- word pairs
 def test_word_pairs_of_many_texts_are_those_of_each() -> None:
     texts = ["", "one", "a b a b a b", "One two", "x", "", "the end . the end . the end"]
-    flat, counts = word_pairs_of(texts)
+    flat, counts = pairs_of_hashes(*word_hashes(texts))
     for text, part in zip(texts, np.split(flat, np.cumsum(counts)[:-1]), strict=True):
         assert sorted(part.tolist()) == word_pairs(text).tolist()
-    front = word_pairs_of([texts[-1][:13]])[0]
+    front = pairs_of_hashes(*word_hashes([texts[-1][:13]]))[0]
     assert flat[-int(counts[-1]) :][: len(front)].tolist() == front.tolist()
 
 
