@@ -118,7 +118,9 @@ def odds_ratio() -> tuple[Objective, list]:
 
 def kahneman_tversky(seed: int = 2) -> tuple[Objective, list]:
     """With this seed the estimate of the KL is above 0."""
-    return KahnemanTversky(*policy_and_reference(seed), beta=0.5, undesirable_weight=2.0), labelled_rows()
+    objective = KahnemanTversky(*policy_and_reference(seed), beta=0.5, undesirable_weight=2.0)
+    objective.sft_weight = 0.3
+    return objective, labelled_rows()
 
 
 OBJECTIVES = [supervised, pairwise, direct_preference, odds_ratio, kahneman_tversky, actor_critic]

@@ -41,6 +41,7 @@ class KTO(PreferenceStage):
     beta: float = option(0.1, "how strongly the policy is held near its reference", above=0)
     desirable_weight: float = option(1.0, "weight of good replies", above=0)
     undesirable_weight: float = option(1.0, "weight of bad replies", above=0)
+    sft_weight: float = option(0.0, "weight of good replies' negative log-likelihood by token", low=0)
 
     def objective(self, context: StageContext, role: Role) -> Objective:
         """The loss of labelled replies, against the function that the policy starts from."""
@@ -48,7 +49,9 @@ class KTO(PreferenceStage):
 
         reference = context.start_role("reference").silence_dropout()
         weights = (self.desirable_weight, self.undesirable_weight)
-        return KahnemanTversky(role, reference, self.loss_type.value, self.beta, *weights)
+        objective = KahnemanTversky(role, reference, self.loss_type.value, self.beta, *weights)
+        objective.sft_weight = self.sft_weight
+        return objective
 
     def rows(self, context: StageContext) -> Prepared[Any]:
         """Every reply beside one to another prompt."""

@@ -134,6 +134,8 @@ class KahnemanTversky(Referenced):
         self.loss_type = loss_type
         self.beta = beta
         self.weights = (desirable_weight, undesirable_weight)
+        self.sft_weight = 0.0
+        """Weight of good replies' negative log-likelihood by token, as in `DirectPreference`."""
         self.point = 0.0
         """z of the rows at hand."""
         self.shares = (0.0, 0.0)
@@ -169,7 +171,7 @@ class KahnemanTversky(Referenced):
         ratio_B = logprobs_B - replies_under(self.reference, batch)
         loss_B = unpaired_loss(self.loss_type, ratio_B, good_B, self.point, self.beta)
         loss = (loss_B * torch.where(good_B, *self.weights)).sum()
-        rewards_B, logprobs_B = self.beta * ratio_B.detach(), logprobs_B.detach()
+        rewards_B = self.beta * ratio_B.detach()
         right_B = torch.where(good_B, ratio_B > self.point, ratio_B < self.point)
         numbers = {
             "kl": torch.full((), self.point * batch.weight, dtype=torch.float64, device=loss.device),
@@ -179,7 +181,11 @@ class KahnemanTversky(Referenced):
         for side, own_B, share in zip(("chosen", "rejected"), (good_B, ~good_B), self.shares, strict=True):
             if share:
                 numbers[f"rewards/{side}"] = masked_sum(rewards_B, own_B) / share
-                numbers[f"logps/{side}"] = masked_sum(logprobs_B, own_B) / share
+                numbers[f"logps/{side}"] = masked_sum(logprobs_B.detach(), own_B) / share
+        if self.sft_weight and self.shares[0]:
+            likelihood = -masked_sum(logprobs_B / batch.lengths_R, good_B)
+            loss = loss + self.sft_weight * likelihood
+            numbers["nll"] = likelihood.detach() / self.shares[0]
         if all(self.shares):
             numbers["rewards/margins"] = numbers["rewards/chosen"] - numbers["rewards/rejected"]
         return loss, numbers

@@ -161,7 +161,8 @@ def kto_alone(rows: list[UnpairedRow], objective: KahnemanTversky) -> Tensor:
         weight * (1 - s(objective.beta * sign * (own - point)))
         for own, sign, weight in zip(ratio, signs, weights, strict=True)
     ]
-    return torch.stack(losses).mean()
+    likely = [plain_logprob(objective.role, row.prompt, row.reply) / len(row.reply) for row in rows if row.good]
+    return torch.stack(losses).mean() - objective.sft_weight * torch.stack(likely).sum() / len(rows)
 
 
 @pytest.mark.parametrize(("seed", "above"), [(2, True), (1, False)])
@@ -194,6 +195,8 @@ def test_means_over_good_and_over_bad_replies():
     for side, own in (("chosen", good), ("rejected", ~good)):
         assert numbers[f"rewards/{side}"] == pytest.approx(0.5 * float(ratio[own].mean()), rel=1e-4)
         assert numbers[f"logps/{side}"] == pytest.approx(float(logprobs[own].mean()), rel=1e-5)
+    lengths = torch.tensor([float(len(row.reply)) for row in rows])
+    assert numbers["nll"] == pytest.approx(-float((logprobs / lengths)[good].mean()), rel=1e-5)
     assert numbers["rewards/margins"] == pytest.approx(numbers["rewards/chosen"] - numbers["rewards/rejected"])
 
 
