@@ -1,11 +1,11 @@
 """What each objective makes of one SFT: PPO with each estimator, DPO, KTO, ORPO, and the best of 16 replies of SFT.
 
-    python benchmarks/objectives.py RUN [RUN ...] [--out runs] [--only rloo,dpo] [OVERRIDES of every run]
+    python benchmarks/objectives.py RUN [RUN ...] [--out runs] [--only rloo,dpo] [OVERRIDES]
 
 RUN is a finished run of the whole chain, such as the quickstart; its SFT, reward model and seed are taken, and ORPO
 begins at the base in the place of SFT. Each objective is a run of its own beside RUN, which the same command skips
 once it is there. Of several RUNs, which differ in their seeds, the table has the median of each number, and the lowest
-and highest gold.
+and highest gold. Of OVERRIDES a run leaves out the options of stages that it has not.
 
 Gold and topic are those of greedy replies to the held-out prompts; KL is that of replies drawn at `TEMPERATURE` to as
 many of them as `PROMPTS`, in nats per reply, from SFT (of the best of n: log n - (n - 1) / n). Replies are those that
@@ -103,14 +103,15 @@ def measured(folder: Path, objectives: Sequence[str], words: Sequence[str]) -> d
     found = {"sft": gold_of(folder, "sft") | {"KL": 0.0}}
     for name in objectives:
         if name == "best":
-            shared = [word for word in words if not word.startswith("stages.")]
-            found[f"best of {DRAWN}"] = best_of(parent, below["reward_model"], asked, shared)
+            found[f"best of {DRAWN}"] = best_of(parent, below["reward_model"], asked, of_stage("evaluate", words))
             continue
-        own = f"{folder.name}-{name}"
-        align("run", *(word.format(**below) for word in OBJECTIVES[name]), *words, f"out={out}", f"name={own}")
+        own, pipeline = f"{folder.name}-{name}", OBJECTIVES[name][0].removeprefix("pipeline=")
+        given = [*(word.format(**below) for word in OBJECTIVES[name]), *of_stage(pipeline, words)]
+        align("run", *given, f"out={out}", f"name={own}")
         entry = read(out / own / "run.json")["stages"][0]
         target = (out / own / entry["dir"]).resolve()
-        align("run", "pipeline=evaluate", f"stages.evaluate.init={target}", *words, f"out={out}", f"name={own}-eval")
+        given = ["pipeline=evaluate", f"stages.evaluate.init={target}", *of_stage("evaluate", words)]
+        align("run", *given, f"out={out}", f"name={own}-eval")
         found[name] = {
             **gold_of(out / f"{own}-eval", entry["name"]),
             "KL": distance(Opened.target(str(target), str(out)), parent, asked),
@@ -120,6 +121,11 @@ def measured(folder: Path, objectives: Sequence[str], words: Sequence[str]) -> d
             "trained": entry["trainable"],
         }
     return found
+
+
+def of_stage(name: str, words: Sequence[str]) -> list[str]:
+    """The words of a run whose only stage is `name`: those of other stages are left out."""
+    return [word for word in words if not word.startswith("stages.") or word.startswith(f"stages.{name}.")]
 
 
 def sampled(stage: Path) -> float:
