@@ -47,6 +47,7 @@ OBJECTIVES = {
     "dpo": ["pipeline=dpo", "stages.dpo.init={sft}"],
     "dpo_plain": ["pipeline=dpo", "stages.dpo.init={sft}", "stages.dpo.sft_weight=0"],
     "kto": ["pipeline=kto", "stages.kto.init={sft}"],
+    "kto_plain": ["pipeline=kto", "stages.kto.init={sft}", "stages.kto.sft_weight=0"],
     "orpo": ["pipeline=orpo"],
 }
 """Objective -> the words of its run."""
