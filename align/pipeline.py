@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -86,16 +87,20 @@ def _run(config: RunConfig, shared: SharedStages | None) -> dict[str, Any]:
             base_folder = base_folder or find_base(config, folder)
         work = Run(config, folder, base_folder, process, is_new, shared)
         with work.recorded(), together(process):
-            for plan in require_plans(config, base_folder) if is_fresh else plans:
-                _stage(work, plan)
+            plans = require_plans(config, base_folder) if is_fresh else plans
+            for place, plan in enumerate(plans):
+                _stage(work, plan, plans[place + 1 :])
     interrupts.settle()
     if interrupts.wanted:
         raise KeyboardInterrupt("all stages are done")
     return work.record.as_dict()
 
 
-def _stage(work: Run, planned: StagePlan[Input]) -> None:
-    """One stage: found done with equal inputs, else trained; recorded either way."""
+def _stage(work: Run, planned: StagePlan[Input], later: Sequence[StagePlan[Input]]) -> None:
+    """One stage: found done with equal inputs, else trained; recorded either way.
+
+    Before the first that is trained, the rows of those after it are read: they may not be good for anything.
+    """
     work.stage = planned.spec.name
     plan = planned.begin(work.config, work.made, work.base_folder)
     if plan.init is not None and plan.init.foreign and work.is_main:
@@ -108,6 +113,8 @@ def _stage(work: Run, planned: StagePlan[Input]) -> None:
         work.announce()
         if entry is None:
             work.begin(home)
+            if not work.read_ahead:
+                _read_ahead(work, later)
             entry = _train(work, plan, inputs, home)
     interrupts.defer()  # a stage that is there is recorded first, and with the last one the run
     work.finish(home, entry)
@@ -116,6 +123,17 @@ def _stage(work: Run, planned: StagePlan[Input]) -> None:
     interrupts.settle()
     if work.asked_to_end():
         raise KeyboardInterrupt(f"{work.stage} is done: the same command goes on behind it")
+
+
+def _read_ahead(work: Run, plans: Sequence[StagePlan[Input]]) -> None:
+    """Stop at the rows of a later stage before an earlier one has been trained; one process reads them."""
+    from align.planning.rows import require_rows
+    from align.training.processes import as_one
+
+    work.read_ahead = True
+    with as_one(work.accelerator):
+        if work.is_main:
+            require_rows(work.config, plans, work.base_folder)
 
 
 def _train(work: Run, plan: StagePlan[Checkpoint], inputs: Inputs, home: StageFolder) -> StageEntry:

@@ -18,9 +18,8 @@ from align.models.fingerprint import context_length, read_model_config
 from align.planning.findings import Findings
 from align.planning.preflight import base_notes, plan_stages, source_problems, unfit, unknown_tokens
 from align.stages.base import TrainingStage
-from align.training.data import Reading, context_of
+from align.training.data import reading_of
 from data_prep.core.errors import UserError, said_by
-from data_prep.records.stream import has_source
 
 if TYPE_CHECKING:
     from align.planning.rows import Shelf
@@ -122,14 +121,12 @@ def _read(
     say: Callable[[str], None],
 ) -> int | None:
     """Read all data of a stage; returns its number of training rows, if it could be read."""
-    spec = plan.spec
-    below = (plan.init, *plan.judges)
-    context = context_of(model_config, spec.adapter, below)
-    reading = Reading(spec, renderer, model_config, context, config.seed, below)
-    kinds = [*spec.stage.reads, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
+    from align.planning.rows import kinds_of
+
+    reading = reading_of(plan, model_config, renderer, config.seed)
     counts = []
-    for kind in kinds:
-        say(f"reading {kind} of {spec.name}")
+    for kind in kinds_of(plan.spec):
+        say(f"reading {kind} of {plan.spec.name}")
         counts.append(shelf.read(reading, kind))
     return counts[0] if counts else None
 

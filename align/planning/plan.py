@@ -23,7 +23,7 @@ from align.planning.findings import Findings
 from align.planning.pace import Minutes, minutes_of
 from align.planning.preflight import require_plans
 from align.planning.rows import Shelf
-from align.training.data import Reading, context_of
+from align.training.data import reading_of
 from data_prep.core.errors import UserError, said_by
 from data_prep.prepare.arrow_rows import lengths_of
 
@@ -72,9 +72,7 @@ def plan(
         for each in require_plans(config, None if config.model.init else folder):
             spec = each.spec
             say(f"reading the rows of {spec.name}")
-            below = (each.init, *each.judges)
-            context = context_of(model_config, spec.adapter, below)
-            reading = Reading(spec, renderer, model_config, context, config.seed, below)
+            reading = reading_of(each, model_config, renderer, config.seed)
             prepared = {kind: shelf.rows(reading, kind) for kind in spec.stage.reads}
             say(f"planning {spec.name}")
             yield spec.name, _needs(Rehearsed(config, each, folder, model_config, prepared), device)

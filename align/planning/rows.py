@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from align.training.data import Reading, ids_of, remarks_of
+from align.models.fingerprint import read_model_config
+from align.models.resolve import open_renderer
+from align.planning.findings import Findings
+from align.training.data import Reading, ids_of, reading_of, remarks_of
 from data_prep.core.errors import UserError
 from data_prep.options import DataOptions, OnBadRow, OnLong
 from data_prep.prepare.arrow_rows import lengths_of
 from data_prep.quality.card_warnings import card_warnings
 from data_prep.records.left_out import JOINT
+from data_prep.records.stream import has_source
 from data_prep.types import LabelledTokens, PairTokens, RowKind, Tokens
 
 if TYPE_CHECKING:
-    from align.config.schema import StageSpec
-    from align.planning.findings import Findings
+    from pathlib import Path
+
+    from align.checkpoints.compatibility import StagePlan
+    from align.config.schema import RunConfig, StageSpec
     from data_prep.prepare.prepare import Prepared
 
 SHOWN_ROWS = 2
@@ -60,10 +65,7 @@ class Shelf:
         if known.prepared is None:
             return None
         try:
-            reading.spec.stage.check_rows(f"stages.{stage}", kind, len(known.prepared.train))
-            both = chain(known.prepared.train, known.prepared.eval)
-            reading.spec.stage.check_contents(kind, both, reading.spec.data)
-            reading.check_features(known.prepared)
+            reading.require_fit(kind, known.prepared)
         except UserError as problem:
             self.found.add(stage, [problem])
         if kind in reading.spec.stage.reads:
@@ -104,6 +106,29 @@ class Shelf:
         ]
         entry = {"kind": kind, "stages": [], **prepared.card, "end_supervised_share": ends}
         return prepared, entry
+
+
+def kinds_of(spec: StageSpec) -> list[str]:
+    """The kinds of data that a stage reads: those that it needs, and of those that it may read what there is."""
+    return [*spec.stage.reads, *(kind for kind in spec.stage.may_read if has_source(spec.data, kind))]
+
+
+def require_rows(config: RunConfig, plans: Sequence[StagePlan[Any]], folder: Path) -> None:
+    """Read all rows of these stages: what is wrong with them is said before an earlier stage has been trained.
+
+    Where there are many, they are kept on disk as they are made, and the stages map what was read here.
+
+    Args:
+        folder: the base.
+
+    Raises:
+        UserError: a stage would stop at its rows.
+    """
+    renderer, model_config, shelf = open_renderer(folder), read_model_config(folder), Shelf(Findings())
+    for plan in plans:
+        reading = reading_of(plan, model_config, renderer, config.seed)
+        for kind in kinds_of(plan.spec):
+            reading.require_fit(kind, shelf.rows(reading, kind))
 
 
 def read_on(reading: Reading, kind: str) -> tuple[Prepared[Any] | None, list[UserError]]:

@@ -51,6 +51,8 @@ class Run:
     """Checkpoints of this run by stage name, in order."""
     announced: bool = False
     """Whether the run has begun to do something."""
+    read_ahead: bool = False
+    """Whether the rows of later stages have been looked at."""
     stage: str | None = None
     """The stage at work."""
     record: RunRecord = field(init=False)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +105,7 @@ class StageContext:
         below = (self.init, *self.judges)
         reading = Reading(self.spec, self.renderer, config, self.context, self.config.seed, below)
         prepared = self._prepared(reading, kind)
-        self.spec.stage.check_rows(f"stages.{self.spec.name}", kind, len(prepared.train))
-        self.spec.stage.check_contents(kind, chain(prepared.train, prepared.eval), self.spec.data)
-        reading.check_features(prepared)
+        reading.require_fit(kind, prepared)
         for remark in remarks_of(prepared.card):
             self.warn(remark.code, f"{remark.file}:{remark.field}: {remark.message}", remark.hint)
         return prepared

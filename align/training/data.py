@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from align.checkpoints.compatibility import ParentInfo, adapter_of
+from align.checkpoints.compatibility import ParentInfo, StagePlan, adapter_of
 from align.config.schema import StageSpec
 from align.models.fingerprint import context_length
 from data_prep.core.errors import UserError, at_row
@@ -93,6 +93,17 @@ class Reading:
         limit = f", at most {self.context} (the model's context)" if self.context else ""
         return f"raise {where}max_length (now {self.spec.stage.max_length}{limit}), {problem.ways(where)}"
 
+    def require_fit(self, kind: str, prepared: Prepared[Any]) -> None:
+        """The stage can take these rows of a kind: enough of them, with what its options and adapters read of a row.
+
+        Raises:
+            UserError: it cannot.
+        """
+        stage = self.spec.stage
+        stage.check_rows(f"stages.{self.spec.name}", kind, len(prepared.train))
+        stage.check_contents(kind, chain(prepared.train, prepared.eval), self.spec.data)
+        self._check_features(prepared)
+
     def _check_vocabulary(self, prepared: Prepared[Any]) -> None:
         """Every token id has a row in the model's embedding."""
         size = (self.model_config.get("text_config") or self.model_config).get("vocab_size")
@@ -103,7 +114,7 @@ class Reading:
                 hint="use the tokenizer that belongs to this model",
             )
 
-    def check_features(self, prepared: Prepared[Any]) -> None:
+    def _check_features(self, prepared: Prepared[Any]) -> None:
         """Every row has the features that the adapters of the stage's roles read.
 
         Raises:
@@ -117,6 +128,12 @@ class Reading:
                 if problem := reader.against_features(row.features):
                     hint = "a column of another name: data.conversations.columns={features: COLUMN}"
                     raise at_row(row.id, UserError(problem, field="features", code="bad_features", hint=hint))
+
+
+def reading_of(plan: StagePlan[Any], model_config: dict[str, Any], renderer: Renderer, seed: int) -> Reading:
+    """How a planned stage reads its rows."""
+    below = (plan.init, *plan.judges)
+    return Reading(plan.spec, renderer, model_config, context_of(model_config, plan.spec.adapter, below), seed, below)
 
 
 def context_of(

@@ -9,9 +9,9 @@ import pytest
 
 from align.checkpoints.checkpoint import Checkpoint
 from align.config.compose import compose
-from align.planning import preflight
+from align.planning import preflight, rows
 from data_prep.core.errors import UserError
-from tests.tiny_chain import base, copied, data_words, execute, finished, made, pipeline_words, read
+from tests.tiny_chain import base, copied, data_words, execute, finished, made, pipeline_words, read, rows_folder
 
 
 def test_a_run_is_planned_once(tmp_path, monkeypatch):
@@ -90,13 +90,54 @@ def test_a_new_run_that_its_first_stage_refuses_leaves_no_trace(pipeline, word, 
     assert not list((tmp_path / "runs").iterdir())
 
 
+LATE = {"prompt": "say one", "chosen": "the owl"}
+"""A row without a rejected reply."""
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("stages.ppo.batch_size=64", "fewer than one batch of 64"),
+        ("stages.evaluate.max_new_tokens=300", "no room for a prompt"),
+        ("data.preferences.path={bad}", "bad.jsonl:33:rejected"),
+    ],
+    ids=["rows", "room", "row"],
+)
+def test_rows_of_a_later_stage_are_read_before_the_first_is_trained(word, said, tmp_path):
+    good = (rows_folder() / "preferences.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [*good[:32], json.dumps(LATE), *good[32:]]
+    (tmp_path / "bad.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+    words = [*pipeline_words("rlhf", "name=n"), word.format(bad=tmp_path / "bad.jsonl"), f"out={tmp_path / 'runs'}"]
+    with pytest.raises(UserError) as caught:
+        execute(compose(words))
+    assert said in str(caught.value) and not list((tmp_path / "runs").iterdir())
+
+
+def test_rows_are_read_ahead_once_and_never_where_all_is_done(tmp_path, monkeypatch):
+    read_ahead = []
+    require = rows.require_rows
+    monkeypatch.setattr(rows, "require_rows", lambda config, plans, folder: read_ahead.append(len(plans)))
+    run = made("rlhf", "name=n", out=tmp_path)
+    made("rlhf", "name=n", out=tmp_path)
+    assert read_ahead == [3]
+    monkeypatch.setattr(rows, "require_rows", lambda *given: (read_ahead.append(len(given[1])), require(*given)))
+    made("rlhf", "name=n", "stages.ppo.lr=1e-3", out=tmp_path)
+    assert read_ahead == [3, 1] and read(run / "run.json")["status"] == "done"
+
+
 def test_a_run_that_a_later_stage_refuses_keeps_what_is_done(tmp_path):
-    config = compose([*pipeline_words("rlhf", "name=n", "stages.evaluate.max_new_tokens=300"), f"out={tmp_path}"])
+    (tmp_path / "bad.jsonl").write_text(json.dumps({**LATE, "rejected": "no " * 300}) + "\n", encoding="utf-8")
+    words = [
+        "name=n",
+        f"stages.evaluate.pairs={tmp_path / 'bad.jsonl'}",
+        f"stages.evaluate.reward={finished()}/reward_model",
+    ]
+    config = compose([*pipeline_words("rlhf", *words), f"out={tmp_path}"])
     config = replace(config, stages=[config.stages[0], config.stages[-1]])
-    with pytest.raises(UserError, match="no room for a prompt"):
+    with pytest.raises(UserError, match="fits into 256 tokens"):
         execute(config)
     record = read(tmp_path / "n" / "run.json")
     assert record["status"] == "failed" and (tmp_path / "n" / "sft" / "checkpoint.json").is_file()
-    with pytest.raises(UserError, match="no room for a prompt"):
+    with pytest.raises(UserError, match="fits into 256 tokens"):
         execute(replace(config, stages=config.stages[1:]))
     assert (tmp_path / "n" / "run.json").is_file(), "it was there before"
