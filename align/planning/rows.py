@@ -69,7 +69,8 @@ class Shelf:
         except UserError as problem:
             self.found.add(stage, [problem])
         if kind in reading.spec.stage.reads:
-            self.found.add(stage, _over_budget(reading.spec, known.prepared.train), "warning")
+            doubts = reading.spec.stage.doubts_of_rows(known.prepared.train)
+            self.found.add(stage, [*doubts, *_over_budget(reading.spec, known.prepared.train)], "warning")
         return len(known.prepared.train)
 
     def rows(self, reading: Reading, kind: str) -> Prepared[Any]:

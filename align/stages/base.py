@@ -6,7 +6,7 @@ and registers itself with `@stage("name")`. Importing a stage must not import to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
@@ -170,6 +170,10 @@ class Stage:
             kind: of the rows, one of `needs_data` and `may_read`.
             rows: all that were read.
         """
+
+    def doubts_of_rows(self, rows: Sequence[Any]) -> Iterator[UserError]:
+        """What training rows that can be taken are hardly meant to be: said by `align check` and by the stage."""
+        yield from ()
 
     def doubts(self, where: str, adapter: Adapter, lr_scale: float) -> Iterator[UserError]:
         """Settings that work but are hardly meant: `align check` warns of them, `align run` takes them."""

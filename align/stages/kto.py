@@ -8,12 +8,14 @@ the policy, two more forwards of it and of the reference over prompt + reply per
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from align.stages.base import stage
 from align.stages.preference import PreferenceStage
+from data_prep.core.errors import UserError
 from data_prep.core.options import option
 
 if TYPE_CHECKING:
@@ -58,14 +60,20 @@ class KTO(PreferenceStage):
         from align.training.kto import Mismatched
 
         prepared = super().rows(context)
-        first = prepared.train[0].good
-        if all(row.good is first for row in prepared.train):
-            said = f"all {len(prepared.train):,} training rows are labelled {'good' if first else 'bad'}"
-            context.warn("one_label", said, "add rows of the other label: nothing says what replies should differ in")
+        for doubt in self.doubts_of_rows(prepared.train):
+            context.warn(doubt.code, doubt.message, doubt.hint)
         if self.loss_type is not LabelLoss.kto:
             return prepared
         train, held = (Mismatched(rows, prepared.train) for rows in (prepared.train, prepared.eval))
         return replace(prepared, train=train, eval=held)
+
+    def doubts_of_rows(self, rows: Sequence[Any]) -> Iterator[UserError]:
+        """One label alone."""
+        first = rows[0].good
+        if all(row.good is first for row in rows):
+            said = f"all {len(rows):,} training rows are labelled {'good' if first else 'bad'}"
+            hint = "add rows of the other label: nothing says what replies should differ in"
+            yield UserError(said, code="one_label", hint=hint)
 
     def reply(self, row: Any) -> list[int]:
         """The labelled reply."""

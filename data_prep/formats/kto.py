@@ -7,6 +7,7 @@ bad reply to the same prompt, where both exist.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from itertools import product
 from typing import Any
@@ -18,7 +19,7 @@ from data_prep.formats.chat_format import ChatFormat
 from data_prep.formats.column_checks import find_key, meta_of
 from data_prep.formats.message_lists import SHAREGPT_ROLES, TOOLS, asked_columns, more_columns
 from data_prep.formats.turns import need_question, reply_of
-from data_prep.sources.rows import Row, Skip, kind_of, short
+from data_prep.sources.rows import RATING, Row, Skip, kind_of, short
 from data_prep.types import (
     CONVERSATION,
     PREFERENCE,
@@ -36,7 +37,10 @@ _PROMPTS = ("prompt", "instruction")
 _REPLIES = ("completion", "response", "output")
 _COLUMNS = (("messages",), ("conversations",), ("prompt", "completion"), ("prompt", "response"))
 _LABELS = ("label", "kto_tag")
-_WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_GOOD = ("true", "1", "1.0", "yes", "good", "desirable", "chosen", "positive", "up")
+_BAD = ("false", "0", "0.0", "-1", "-1.0", "no", "bad", "undesirable", "rejected", "negative", "down")
+_RATING = re.compile(r"[+-]?\d+(\.\d*)?")
+_WORDS = {**dict.fromkeys(_GOOD, True), **dict.fromkeys(_BAD, False)}
 
 
 @FORMATS.register("kto")
@@ -131,4 +135,8 @@ class Kto(ChatFormat):
         if isinstance(value, (int, float, str)) and word in _WORDS:
             return _WORDS[word]
         got = kind_of(value) if value is None else f"{kind_of(value)} {short(str(value))}"
-        raise row.problem(field, f"wrong type (got {got}; expected true or false)")
+        if _RATING.fullmatch(word):
+            problem = row.problem(field, f"a rating is no label (got {got}; expected true or false)", RATING)
+            problem.hint = "make good replies true and bad ones false; a rating of 1 beside it would count as good"
+            raise problem
+        raise row.problem(field, f"wrong type (got {got}; expected true or false, or as yes or no, good or bad)")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from data_prep.core.errors import UserError
 from data_prep.options import LengthOptions, OnBadRow
 from data_prep.rendering.truncation import TooLong
+from data_prep.sources.rows import RATING
 
 SHOWN = 20
 
@@ -29,7 +30,8 @@ class Tally:
     option: str = "on_bad_row"
 
     def bad(self, problem: UserError) -> None:
-        """Count one row that cannot be used."""
+        """Count one row that cannot be used; a rating in the place of a label is more than one row's fault."""
+        self.fatal = self.fatal or problem.code == RATING
         self.dropped[problem.code] += 1
         self.bad_rows += 1
         self.problems.append(problem)

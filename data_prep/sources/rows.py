@@ -38,6 +38,8 @@ class Row:
 
 
 RowOrProblem = Row | UserError
+RATING = "rating_as_label"
+"""Code of a bad row that no option drops: rows beside it, whose rating is 1, would count as good replies."""
 _SIDE = re.compile(
     r"(training|train)|(?:testing|test|validation|valid|val|development|dev|evaluation|eval|held[_ -]?out)",
     re.IGNORECASE,

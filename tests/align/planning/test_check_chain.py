@@ -217,7 +217,7 @@ def needs(word: str, folder: Path) -> list[str]:
     tiny = [*few, "model=hf", f"model.path={base()}"]
     return {
         "experiment=alpaca_sft": own,
-        "experiment=scan_rules": own,
+        "experiment=scan_rules": [*own, *(f"stages.{name}.max_new_tokens=160" for name in ("ppo", "evaluate"))],
         "adapter=lora_features": [*few, "pipeline=sft", "adapter.fixed=[0]"],  # these rows have no features
         "experiment=persona_rlhf": [*own, "stages.ppo.batch_size=32"],
         "pipeline=ppo": [*tiny, "stages.ppo.max_length=240", *asked["ppo"]],

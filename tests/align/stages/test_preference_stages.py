@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 
 from align.config.compose import compose
+from align.planning.check import check
 from align.planning.preflight import require_plans
 from data_prep.core.errors import TrainingStopped, UserError
 from tests.tiny import write_jsonl
-from tests.tiny_chain import base, finished, made, read
+from tests.tiny_chain import base, finished, made, pipeline_words, read
 
 
 def refusal(*words: str) -> UserError:
@@ -55,7 +56,7 @@ def labels(path, prompts=24):
 def test_kto_learns_from_labelled_replies(loss, tmp_path):
     """Two of three are good; nothing else is read."""
     words = [f"data.preferences.path={labels(tmp_path / 'labels.jsonl')}", f"stages.kto.loss_type={loss}"]
-    words += ["stages.kto.max_steps=12", "stages.kto.lr=3e-2", "stages.kto.eval_every=12"]
+    words += ["stages.kto.max_steps=12", "stages.kto.lr=3e-2", "stages.kto.eval_every=12", "stages.kto.sft_weight=0"]
     run = made("kto", *words, "name=k", out=tmp_path)
     card = read(run / "kto" / "data_card.json")
     assert (card["format"], card["kind"], card["rows"]["kept"]) == ("kto", "unpaired", 48)
@@ -71,6 +72,8 @@ def test_replies_of_one_label_alone_are_warned_of(tmp_path, capfd):
     made("kto", *words, "name=k", out=tmp_path)
     said = capfd.readouterr().err
     assert "kto: warning: all 11 training rows are labelled bad; add rows of the other label" in said
+    found = check(compose([*pipeline_words("kto", *words), f"out={tmp_path}"])).as_dict()
+    assert "one_label" in [problem["code"] for problem in found["problems"]], "before anything is trained, too"
 
 
 def test_one_prompt_is_refused_where_others_are_needed(tmp_path):

@@ -452,7 +452,7 @@ REFUSED: list[tuple[str, Any, str, str]] = [
     ),
     ("an array of inputs", {"instruction": "i", "input": ["a"], "output": "o"}, "input", "got a list"),
     ("an old ranking", {"instruction": "i", "input": "", "output": ["a", "b"]}, "output", "got a list"),
-    ("labels in words", {"prompt": "p", "completion": "c", "label": "good"}, "label", "expected true or false"),
+    ("labels in words", {"prompt": "p", "completion": "c", "label": "fine"}, "label", "expected true or false"),
     ("HH with words before", {"chosen": f"s{HUMAN} y", "rejected": f"s{HUMAN} n"}, "chosen", "is not a dialogue"),
     ("a table on its side", {"prompt": ["q", "r"], "completion": ["a", "b"]}, "prompt", "got a list of 2 texts"),
 ]

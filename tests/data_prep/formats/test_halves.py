@@ -57,6 +57,36 @@ def test_bad_pairs_and_filters_of_pairs_are_those_of_pairs(tmp_path: Path) -> No
     assert card["dropped"]["contradictory"] == 2 and card["kept"] == 18
 
 
+LABELS = (
+    ("yes", "no"),
+    ("GOOD", "bad"),
+    ("up", "down"),
+    ("desirable", "undesirable"),
+    (1, -1),
+    ("1.0", "0.0"),
+    (True, False),
+)
+
+
+@pytest.mark.parametrize(("good", "bad"), LABELS)
+def test_labels_are_read_as_people_write_them(good: Any, bad: Any, tmp_path: Path) -> None:
+    rows = [{"prompt": f"ask {i}", "completion": f"say {i}", "label": (good, bad)[i % 2]} for i in range(8)]
+    read = prepare(UNPAIRED, data(tmp_path / "a.jsonl", rows), Renderer(tiny_tokenizer()), LengthOptions(512), 0)
+    found = {int(row.id.rpartition(":")[2]): row.good for row in (*read.train, *read.eval)}
+    assert found == {i + 1: i % 2 == 0 for i in range(8)}
+
+
+@pytest.mark.parametrize("rating", [5, 2.5, "4"])
+def test_a_rating_is_no_label_and_none_of_its_rows_can_be_dropped(rating: Any, tmp_path: Path) -> None:
+    """Of ratings from 1 to 5 the worst, 1, would be read as good and the best be dropped."""
+    rows = [{"prompt": f"ask {i}", "completion": f"say {i}", "label": (rating, 1)[i % 2]} for i in range(8)]
+    for on_bad_row in OnBadRow:
+        found = data(tmp_path / "a.jsonl", rows, on_bad_row=on_bad_row)
+        with pytest.raises(UserError, match="a rating is no label") as caught:
+            prepare(UNPAIRED, found, Renderer(tiny_tokenizer()), LengthOptions(512), 0)
+        assert caught.value.row == 1 and "drop" not in caught.value.hint
+
+
 def test_negatives_of_pairs_are_halved_too(tmp_path: Path) -> None:
     found = data(tmp_path / "a.jsonl", pairs(), negatives=["repeated"])
     prepared = prepare(UNPAIRED, found, Renderer(tiny_tokenizer()), LengthOptions(512), 0)
