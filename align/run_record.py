@@ -12,6 +12,9 @@ from data_prep.core.files import write_json
 
 FILE = "run.json"
 FORMAT_VERSION = 1
+ANEW = "the command that made the run takes its finished stages as they are, and writes it anew"
+"""What helps where it is lost."""
+_AWAY = f"move it away: {ANEW}"
 
 
 @dataclass
@@ -96,9 +99,13 @@ class RunRecord:
             known, more = _apart(cls, value)
             entries = [entry for entry in value["stages"] if isinstance(entry, dict) and entry.get("name")]
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(f"{FILE} cannot be read ({error})", file=str(folder)) from None
+            raise UserError(
+                f"{FILE} cannot be read ({error})", file=str(folder), hint=f"move it away: {ANEW}"
+            ) from None
         except (KeyError, TypeError):
-            raise UserError(f"{FILE} cannot be read (it lists no stages)", file=str(folder)) from None
+            raise UserError(
+                f"{FILE} cannot be read (it lists no stages)", file=str(folder), hint=f"move it away: {ANEW}"
+            ) from None
         more.pop("format_version", None)
         return cls(**{**known, "folder": folder, "stages": [StageEntry.of(entry) for entry in entries]}, more=more)
 

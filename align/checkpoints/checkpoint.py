@@ -29,6 +29,7 @@ from data_prep.types import with_features
 
 FORMAT_VERSION = 1
 RECORD = "checkpoint.json"
+_RESTORE = "restore the file, or move the stage's folder away: the same command trains it again"
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,13 @@ class Checkpoint:
         for name, expected in self.record["files"].items():
             path = self.folder / name
             if not path.is_file():
-                raise UserError(f"file of {self.label} is missing", code="missing_file", file=str(path))
+                raise UserError(f"file of {self.label} is missing", code="missing_file", file=str(path), hint=_RESTORE)
             if file_sha256(path) != expected:
                 raise UserError(
                     f"content changed since {self.label} was saved",
                     code="changed_file",
                     file=str(path),
-                    hint="restore the file, or move the stage's folder away: the same command trains it again",
+                    hint=_RESTORE,
                 )
 
     def _check_record(self) -> None:
@@ -202,7 +203,7 @@ class Checkpoint:
                     f"content changed since {self.stage} {entry.digest[:8]} was saved",
                     code="changed_file",
                     file=str(self.folder / RECORD),
-                    hint="restore the file, or move the stage's folder away: the same command trains it again",
+                    hint=_RESTORE,
                 )
 
     def nested(self) -> list[Checkpoint]:

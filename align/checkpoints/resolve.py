@@ -8,7 +8,7 @@ from shlex import quote
 from align.checkpoints.checkpoint import RECORD, Checkpoint, nearby_runs
 from align.checkpoints.peft_adapter import is_foreign
 from align.models.fingerprint import read_model_config
-from align.run_record import RunRecord, is_run
+from align.run_record import ANEW, RunRecord, is_run
 from data_prep.core.errors import UserError
 
 LAST = "last"
@@ -44,8 +44,9 @@ def resolve_target(target: str, out: str, foreign: bool = False) -> Path:
         stage = _stage_folder(candidate.parent, candidate.name)
         if stage is not None:
             return stage
-    if (path := Path(target).expanduser()).exists():
-        raise not_a_run(path)
+    for path in (Path(target).expanduser(), Path(out) / target):
+        if path.exists():
+            raise not_a_run(path)
     places = " and ".join(dict.fromkeys([target, str(Path(out) / target)]))
     raise UserError(
         f"no run or checkpoint '{target}' (looked for {places})",
@@ -115,7 +116,10 @@ def not_a_run(path: Path) -> UserError:
         )
     holds = ", ".join(sorted(one.name for one in path.iterdir())[:5]) or "nothing" if path.is_dir() else "a file"
     states = sorted(path.glob("checkpoint-*/")) if path.is_dir() else []
+    stages = sorted(path.glob(f"*/{RECORD}")) if path.is_dir() else []
     hint = f"is it {states[-1]}?" if states else "a run has run.json, a checkpoint has checkpoint.json"
+    if stages:
+        hint = f"run.json is missing: {ANEW}; or name a stage, such as {stages[0].parent}"
     return UserError(
         f"holds no run, checkpoint, model or adapter (it has: {holds})",
         code="unknown_target",

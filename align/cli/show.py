@@ -83,8 +83,9 @@ def _runs(out: str) -> list[dict[str, Any]]:
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             rows.append({"name": path.parent.name, **(_swept if path.stem == "sweep" else _ran)(path)})
-        except (OSError, ValueError, KeyError, TypeError, UserError) as problem:
-            rows.append({"name": path.parent.name, "summary": f"unreadable {path.name} ({type(problem).__name__})"})
+        except (OSError, ValueError, KeyError, TypeError, UserError):
+            summary = f"unreadable {path.name}: align verify {path.parent.name} says why"
+            rows.append({"name": path.parent.name, "summary": summary})
     return rows
 
 

@@ -14,7 +14,7 @@ import pytest
 import align
 from align.cli.dispatch import main
 from data_prep.core.errors import UserError
-from tests.tiny_chain import HOME, base, compose, copied, data_words, execute, made, read, refused
+from tests.tiny_chain import HOME, base, compose, copied, data_words, execute, finished, made, read, refused
 
 
 @cache
@@ -177,6 +177,20 @@ def test_a_model_named_as_a_parent_is_answered_with_what_to_set(capfd, tmp_path)
     words = ["pipeline=ppo", "model=hf", f"model.path={base()}", *data_words(), f"out={tmp_path}"]
     line = refused(*answers(capfd, "run", *words, f"stages.ppo.init={base()}", "stages.ppo.reward=x")[::2])
     assert "a plain model folder" in line and "stages.STAGE.init=base" in line
+
+
+def test_a_run_that_lost_files_says_how_they_come_back(capfd, tmp_path):
+    run, out = copied(finished(), tmp_path), f"out={tmp_path}"
+    (run / "sft" / "adapter_model.safetensors").unlink()
+    line = refused(*answers(capfd, "chat", f"{run.name}/sft", out)[::2])
+    assert "adapter_model.safetensors: file of sft" in line and "the same command trains it again" in line
+    (run / "run.json").write_text("", encoding="utf-8")
+    line = refused(*answers(capfd, "verify", run.name, out)[::2])
+    assert "run.json cannot be read" in line and "move it away: the command that made the run takes" in line
+    assert f"align verify {run.name} says why" in answers(capfd, "ls", "runs", out)[1]
+    (run / "run.json").unlink()
+    line = refused(*answers(capfd, "verify", run.name, out)[::2])
+    assert "run.json is missing: the command that made the run" in line and str(run / "ppo") in line
 
 
 def test_a_folder_of_states_is_answered_with_the_newest(capfd, tmp_path):
