@@ -222,7 +222,8 @@ def _headline(stages: Sequence[StageFiles]) -> str:
             return looked
         held = series(stage.rows, "loss", "eval")
         if held:
-            moved = f"went from {held[0][1]:.3f} to {held[-1][1]:.3f}" if len(held) > 1 else f"is {held[0][1]:.3f}"
+            (step, first), (_, last) = held[0], held[-1]
+            moved = f"went from {first:.3f} at step {step:.0f} to {last:.3f}" if len(held) > 1 else f"is {first:.3f}"
             return f"Held-out loss {moved}."
     return ""
 

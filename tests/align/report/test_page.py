@@ -222,7 +222,7 @@ def test_sft_alone(tmp_path: Path) -> None:
     record = json.loads((run / "run.json").read_text())
     change(run, pipeline="sft", stages=record["stages"][:1])
     html = page(run)
-    assert re.search(r"<h1>Held-out loss went from 1\.\d+ to 1\.\d+\.</h1>", html)
+    assert re.search(r"<h1>Held-out loss went from 1\.\d+ at step \d+ to 1\.\d+\.</h1>", html)
     assert "Replies" not in re.findall(r"<h2>([^<]+)", html)
 
 
