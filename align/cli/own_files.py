@@ -10,6 +10,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from shlex import quote
 from typing import TYPE_CHECKING
 
 from data_prep.core.errors import UserError
@@ -137,18 +138,33 @@ def _pipeline(files: Mapping[RowKind, str]) -> str:
         (kind,) = kinds
         hint = _CHOICES.get(kind, hint)
         hint = (kind == PROMPT and _answers(files[kind])) or hint
+    elif PROMPT in kinds:
+        hint = _pairs(files[PROMPT]) or hint
     raise UserError(f"files of {named} do not say what is to be trained", code="which_pipeline", hint=hint)
 
 
 def _answers(file: str) -> str | None:
     """How rows that are read as prompts are made dialogues, where a column beside them may be the answer."""
+    named = _columns(file, CONVERSATION, "completion")
+    return named and f"where they are answered, {named}; {_CHOICES[PROMPT]}"
+
+
+def _pairs(file: str) -> str | None:
+    """How rows that are read as prompts beside dialogues are made pairs, where two columns may be their replies."""
+    named = _columns(file, PREFERENCE, "rejected")
+    instead = f"pipeline=rlhf data.preferences.path={quote(file)} in the place of the file"
+    return named and f"{file} is read as prompts; where two of its columns are replies, {instead}, and {named}"
+
+
+def _columns(file: str, kind: RowKind, wanted: str) -> str | None:
+    """The hint that names the columns of a file so that it is read as a kind, the column `wanted` among them."""
     from data_prep.records.stream import open_stream
 
     try:
-        open_stream(_source(file, "data.conversations."), CONVERSATION, 0)
+        open_stream(_source(file, f"data.{kind.option}."), kind, 0)
     except UserError as problem:
-        if "completion: " in (problem.hint or ""):
-            return f"where they are answered, {problem.hint}; {_CHOICES[PROMPT]}"
+        if f"{wanted}: " in (problem.hint or ""):
+            return problem.hint
     return None
 
 

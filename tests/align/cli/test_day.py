@@ -25,11 +25,12 @@ PAIRS = [{"prompt": f"q {n}", "chosen": "good", "rejected": "bad"} for n in rang
 LABELLED = [{"prompt": f"q {n}", "completion": "a", "label": n % 2 == 0} for n in range(9)]
 TEXT = [{"text": f"once upon a time {n}"} for n in range(9)]
 ASKED = [{"prompt": f"q {n}"} for n in range(9)]
+ODD = [{"question": f"q {n}", "better": "good", "worse": "bad"} for n in range(9)]
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, str]:
-    named = {"talk": TALK, "pairs": PAIRS, "labelled": LABELLED, "text": TEXT, "asked": ASKED}
+    named = {"talk": TALK, "pairs": PAIRS, "labelled": LABELLED, "text": TEXT, "asked": ASKED, "odd": ODD}
     for name, rows in named.items():
         write_jsonl(tmp_path / f"{name}.jsonl", rows)
     return {name: str(tmp_path / f"{name}.jsonl") for name in named}
@@ -70,6 +71,7 @@ def test_what_is_said_beside_files_goes_before_them(files: dict[str, str]) -> No
         (["asked"], "prompts alone"),
         (["labelled"], "labelled replies alone"),
         (["talk", "text"], "say which"),
+        (["talk", "odd"], "data.preferences.columns={chosen: better, rejected: worse}"),
     ],
 )
 def test_files_that_do_not_say_it_are_refused(files: dict[str, str], given: list[str], said: str) -> None:
