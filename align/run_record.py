@@ -99,13 +99,9 @@ class RunRecord:
             known, more = _apart(cls, value)
             entries = [entry for entry in value["stages"] if isinstance(entry, dict) and entry.get("name")]
         except (OSError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"{FILE} cannot be read ({error})", file=str(folder), hint=f"move it away: {ANEW}"
-            ) from None
+            raise UserError(f"{FILE} cannot be read ({error})", file=str(folder), hint=_AWAY) from None
         except (KeyError, TypeError):
-            raise UserError(
-                f"{FILE} cannot be read (it lists no stages)", file=str(folder), hint=f"move it away: {ANEW}"
-            ) from None
+            raise UserError(f"{FILE} cannot be read (it lists no stages)", file=str(folder), hint=_AWAY) from None
         more.pop("format_version", None)
         return cls(**{**known, "folder": folder, "stages": [StageEntry.of(entry) for entry in entries]}, more=more)
 

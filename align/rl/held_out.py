@@ -178,7 +178,7 @@ class Course:
     def restore(self, state: dict[str, Any]) -> None:
         """Take up what an earlier run kept."""
         self.best, self.fooled = Best(**state["best"]), state["fooled"]
-        self.given_up = dict(state["given_up"])
+        self.given_up = dict(state.get("given_up", {}))
         looks = (state["begun"], state["best_look"])
         self.begun, self.best_look = (Look(**look) if look is not None else None for look in looks)
 
