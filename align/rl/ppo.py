@@ -189,10 +189,11 @@ def passes(
             if first:
                 invariants.record_first_minibatch(numbers, context, step0)
             if numbers.get("policy/ratio_mean", 1.0) > options.max_ratio:
+                where = f"stages.{context.spec.name}"
                 raise TrainingStopped(
                     f"mean ratio {numbers['policy/ratio_mean']:.1f} at update {update + 1} passes max_ratio",
                     code="ratio",
-                    hint="lower stages.ppo.lr or ppo_epochs",
+                    hint=f"lower {where}.lr or {where}.ppo_epochs, or set {where}.warmup=0.1",
                 )
         if numbers.get("policy/approxkl", 0.0) > options.max_approx_kl:
             break
