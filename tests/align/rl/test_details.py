@@ -32,8 +32,9 @@ CHECKED = {"ratio_dev": 0.0}
 
 def context(**more: Any) -> Any:
     """What an updater and the passes ask of a stage's context."""
-    model = SimpleNamespace(lr_scale=1.0)
-    return SimpleNamespace(accelerator=process(), seed=3, lr=1e-3, config=SimpleNamespace(model=model), **more)
+    model, spec = SimpleNamespace(lr_scale=1.0), SimpleNamespace(name="ppo_2")
+    known = {"spec": spec, "config": SimpleNamespace(model=model), **more}
+    return SimpleNamespace(accelerator=process(), seed=3, lr=1e-3, **known)
 
 
 def updater(options: PPO) -> Updater:
@@ -179,7 +180,7 @@ def test_a_mean_ratio_past_its_bound_stops():
     rows = [replace(row, logprobs=[x - 5 for x in row.logprobs]) for row in rows_of(runner)]
     with pytest.raises(TrainingStopped, match="passes max_ratio") as caught:
         ppo.passes(context(), runner, rows, 1, CHECKED)
-    assert caught.value.code == "ratio" and "ppo_epochs" in caught.value.hint
+    assert caught.value.code == "ratio" and "stages.ppo_2.ppo_epochs" in caught.value.hint
 
 
 @pytest.mark.parametrize(("kl", "ends"), [(15.1, True), (14.9, False)])
