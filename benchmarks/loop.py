@@ -22,6 +22,7 @@ from typing import Any
 
 from align.checkpoints.lineage import lineage
 from align.cli.dispatch import main as align
+from data_prep.core.files import json_lines
 from data_prep.core.hashing import file_sha256
 from reward.metrics import paired_difference
 
@@ -113,8 +114,7 @@ def again(run: Path, name: str, sft: Path, labels: Path, words: Sequence[str]) -
 
 def golds(run: Path) -> list[list[float]]:
     """Gold scores of the replies of a run's last two policies, prompt by prompt."""
-    lines = (run / "evaluate" / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-    replies = [list(json.loads(line)["replies"].values())[-2:] for line in lines]
+    replies = [list(row["replies"].values())[-2:] for row in json_lines(run / "evaluate" / "samples.jsonl")]
     return [[own[place]["gold"] for own in replies] for place in (0, 1)]
 
 

@@ -9,7 +9,6 @@ all of them, so that the picture shows what is usual and not what is best. Colou
 
 from __future__ import annotations
 
-import json
 import sys
 import textwrap
 from pathlib import Path
@@ -21,6 +20,7 @@ from markupsafe import escape
 from align.report.formatting import MINUS, visible
 from align.report.run_files import gold_of
 from align.run_record import RunRecord
+from data_prep.core.files import json_lines
 
 PLACE = Path(__file__).parents[1] / "docs" / "answers.svg"
 COLUMNS, ADVANCE, LINE, SIDE = 88, 8.43, 22, 28
@@ -46,8 +46,8 @@ def answers(run: Path) -> list[Json]:
         SystemExit: the run has no evaluation with replies.
     """
     for entry in reversed(RunRecord.open(run).finished("samples.jsonl")):
-        lines = (run / entry.dir / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-        rows = [row for row in map(json.loads, lines) if isinstance(row.get("replies"), dict)]
+        lines = json_lines(run / entry.dir / "samples.jsonl")
+        rows = [row for row in lines if isinstance(row.get("replies"), dict)]
         if rows:
             return rows
     raise SystemExit(f"{run}: no evaluation with replies; align eval {run} makes one")

@@ -22,6 +22,7 @@ from align.rl.signals.base import Said, Signal, Site, signal_of
 from align.stages.base import StandingT, stage
 from align.stages.reward_model import RewardModel
 from data_prep.core.errors import TrainingStopped, UserError
+from data_prep.core.files import json_lines
 from data_prep.core.hashing import sha256_json
 from data_prep.core.options import convert, option
 
@@ -273,8 +274,7 @@ def _kept(context: StageContext) -> list[dict[str, Any]]:
     """The rows that a run of the stage made before it was stopped."""
     from align.training.resume import SAMPLED
 
-    lines = (context.staging / SAMPLED).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return json_lines(context.staging / SAMPLED)
 
 
 def rounds(name: str, chain: Chain) -> Chain:

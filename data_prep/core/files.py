@@ -40,6 +40,14 @@ def write_json(path: Path, value: Any) -> None:
         raise UserError(f"cannot write ({error.strerror or error})", code="cannot_write", file=str(path)) from None
 
 
+def json_lines(path: Path) -> list[Any]:
+    """The values of a file of JSON lines that this project has written.
+
+    A line ends at a line feed alone: texts in it may hold other characters at which `str.splitlines` cuts (U+2028).
+    """
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+
+
 def sync(path: Path) -> None:
     """fsync a file or a folder."""
     handle = os.open(path, os.O_RDONLY)

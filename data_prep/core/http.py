@@ -53,8 +53,9 @@ def ask(url: str, asked: dict[str, Any] | None, timeout: float, headers: Mapping
             return str(answer.read().decode())
     except HTTPError as problem:
         again = problem.code in _PASSING or problem.code >= 500
-        said = problem.read(400).decode(errors="replace")
-        raise NoAnswerError(f"answered {problem.code} {problem.reason}", again, problem.code, said) from problem
+        raise NoAnswerError(
+            f"answered {problem.code} {problem.reason}", again, problem.code, _body(problem)
+        ) from problem
     except TimeoutError as problem:
         raise NoAnswerError(f"did not answer within {timeout:g} s", True) from problem
     except (OSError, HTTPException) as problem:
@@ -63,12 +64,20 @@ def ask(url: str, asked: dict[str, Any] | None, timeout: float, headers: Mapping
         raise NoAnswerError(f"answered no text ({problem})") from problem
 
 
+def _body(problem: HTTPError) -> str:
+    """The beginning of what a server says with an error, if it comes."""
+    try:
+        return problem.read(400).decode(errors="replace")
+    except (OSError, HTTPException):
+        return ""
+
+
 def ask_json(url: str, asked: dict[str, Any] | None, timeout: float, headers: Mapping[str, str] | None = None) -> Any:
     """The same, read as JSON."""
     text = ask(url, asked, timeout, headers)
     try:
         return json.loads(text)
-    except ValueError as problem:
+    except (ValueError, RecursionError) as problem:
         raise NoAnswerError(f"answered no JSON ({problem})") from problem
 
 

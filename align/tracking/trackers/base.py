@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 
 from align.config.registries import trackers
 from data_prep.core.errors import UserError
+from data_prep.core.files import json_lines
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class StageFacts:
         path = Path(self.folder) / "samples.jsonl"
         if not path.is_file():
             return [], []
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+        rows = json_lines(path)
         columns = list(dict.fromkeys(key for row in rows for key in row))
         return columns, [[_shown(row.get(column)) for column in columns] for row in rows]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,6 +17,8 @@ from align.config.compose import compose
 from align.planning.check import check
 from align.planning.preflight import plan_stages, source_problems
 from align.rl.signals.rule import RuleSource
+from align.stages import refresh
+from align.tracking.trackers.base import StageFacts
 from align.training import resume
 from align.training.resume import StateSaver
 from data_prep.core.errors import UserError
@@ -126,6 +129,17 @@ def test_a_stopped_round_goes_on_with_the_pairs_that_it_had(tmp_path: Path, monk
     assert (run / "refresh" / "sampled.jsonl").read_bytes() == kept and len(kept) > 0
     card = read(run / "refresh" / "data_card.json")["on_policy"]
     assert card["train"] + card["eval"] == len(sampled(run / "refresh"))
+
+
+def test_pairs_of_texts_with_other_line_ends_are_read_back(tmp_path: Path) -> None:
+    """JSON leaves U+2028 and U+0085 in a text as they are, and `str.splitlines` would cut there."""
+    rows = [{"prompt": "a\u2028b", "chosen": "c\u0085d\x1ce\r\n", "rejected": "f"}, {"prompt": "g"}]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    (tmp_path / "sampled.jsonl").write_text("".join(lines), encoding="utf-8")
+    (tmp_path / "samples.jsonl").write_text("".join(lines), encoding="utf-8")
+    assert refresh._kept(SimpleNamespace(staging=tmp_path)) == rows
+    columns, shown = StageFacts("ppo", str(tmp_path), {}).samples()
+    assert columns == ["prompt", "chosen", "rejected"] and shown[0][0] == "a\u2028b" and len(shown) == 2
 
 
 def test_a_judge_that_finds_all_replies_alike_is_warned_of(tmp_path: Path) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import pytest
 
@@ -17,6 +20,7 @@ from align.cli.dispatch import main
 from align.rl.ppo import OUTSIDE
 from align.rl.signals.base import Site, signal_of
 from align.tracking.metrics import read_metrics
+from data_prep.core import http
 from data_prep.core.errors import TrainingStopped, UserError
 from data_prep.options import DataOptions
 from tests.align.rl.signals.test_classifier import WHERE, said
@@ -204,6 +208,7 @@ def test_what_may_pass_is_asked_again_and_what_does_not_is_named():
     [
         ((404, b""), r"answered 404 Not Found \(asked 1 times\)"),
         ((200, b"hello"), "answered no JSON"),
+        ((200, b"[" * 100_000), "answered no JSON"),
         ((200, b"[1, 2]"), r'answered no \{"scores": \[...\]\}'),
         ((200, b'{"scores": [1]}'), "gave 1 scores for 2 replies"),
         ((200, b'{"scores": [1, NaN]}'), r"gave no finite score to the reply to f.jsonl:2 \(got nan\)"),
@@ -224,6 +229,7 @@ def test_a_wrong_answer_is_named(answer, message):
     [
         ((404, b""), "answered 404 Not Found"),
         ((200, b"hello"), "answered no JSON"),
+        ((200, b"[" * 100_000), "answered no JSON"),
         ((200, b"[]"), r'answered no \{"scores": \[...\]\}'),
         ((200, b'{"scores": [1]}'), "gave 1 scores for no replies"),
     ],
@@ -245,6 +251,19 @@ def test_no_answer_in_time_is_named():
         with pytest.raises(UserError, match=r"did not answer within 0\.05 s"):
             at(url, timeout=0.05).check(WHERE, DataOptions())
         gone.set()
+
+
+def test_an_error_whose_text_does_not_come_is_named_all_the_same(monkeypatch):
+    class Stuck(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            raise TimeoutError("timed out")
+
+    def urlopen(request: Any, timeout: float) -> Any:
+        raise HTTPError(request.full_url, 500, "Oops", Message(), Stuck())
+
+    monkeypatch.setattr(http, "urlopen", urlopen)
+    with pytest.raises(UserError, match="answered 500 Oops"):
+        at("http://127.0.0.1:1/score", retries=0).check(WHERE, DataOptions())
 
 
 def test_a_server_that_is_down_or_none_is_refused_at_the_start(tmp_path, capfd):
