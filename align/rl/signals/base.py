@@ -222,6 +222,10 @@ def _is_stock(text: str) -> bool:
     return is_classifier(Path(text).expanduser())
 
 
+MOST = 1e18
+"""Largest score: its square is still a number of 32 bits, in which rewards are normalised."""
+
+
 def checked(who: str, scores: Iterable[Any], said: Said) -> list[Verdict]:
     """Scores from outside as verdicts, one a reply, each a finite number.
 
@@ -237,6 +241,8 @@ def checked(who: str, scores: Iterable[Any], said: Said) -> list[Verdict]:
     for score, row in zip(found, said.prompts, strict=True):
         if not math.isfinite(score):
             raise failed(who, f"gave no finite score to the reply to {row.id} (got {score})")
+        if abs(score) > MOST:
+            raise failed(who, f"gave the reply to {row.id} a score of {score:g}, and {MOST:g} is the most either way")
     return [{"score": score} for score in found]
 
 

@@ -42,6 +42,9 @@ def short(prompts, replies, fields):
 def not_a_number(prompts, replies, fields):
     return [float("nan") for reply in replies]
 
+def huge(prompts, replies, fields):
+    return [-1e19 for reply in replies]
+
 def words(prompts, replies, fields):
     return ["1.0" for reply in replies]
 
@@ -80,6 +83,7 @@ def test_a_function_is_given_messages_replies_and_fields(functions):
         ("broken", "failed with RuntimeError: out of luck"),
         ("short", "gave 1 scores for 2 replies"),
         ("not_a_number", "gave no finite score to the reply to f.jsonl:1 \\(got nan\\)"),
+        ("huge", r"gave the reply to f.jsonl:1 a score of -1e\+19, and 1e\+18 is the most either way"),
         ("words", "gave something else than a list of numbers"),
     ],
 )
